@@ -1,0 +1,1 @@
+//! GGUF -> model -> graph -> pass -> plan -> pack / codegen -> bundle. Each arrow is a module; nothing points back.
