@@ -88,7 +88,7 @@ pub enum Scale {
 }
 
 /// One quant block taken apart: integers and scale codes, no arithmetic on values.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Unpacked {
     /// Stored integers, `block_len` of them; each below 2^bits.
     pub q: [u8; 256],
