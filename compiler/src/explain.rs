@@ -132,14 +132,14 @@ fn candidates(
         .candidates(weight, rows)?
         .into_iter()
         .map(|c| {
-            let symbols: Vec<&String> = c.passes.iter().map(|(_, s)| s).collect();
+            let symbols: Vec<String> = c.batches.iter().map(|b| b.kernel.to_string()).collect();
             let used = symbols.len() == picked.stamps.len()
-                && symbols.iter().zip(&picked.stamps).all(|(s, stamp)| **s == stamp.symbol);
+                && symbols.iter().zip(&picked.stamps).all(|(s, stamp)| *s == stamp.symbol);
             CandidateNote {
-                variant: c.variant.to_string(),
+                variant: format!("{} n{}", c.variant.isa.name(), c.variant.stamp),
                 picked: used && c.verdict.is_ok(),
                 verdict: match c.verdict {
-                    Ok(cost) => Ok((cost.seconds, cost.reason)),
+                    Ok(cost) => Ok((cost.seconds, cost.text)),
                     Err(reason) => Err(reason.to_string()),
                 },
             }
