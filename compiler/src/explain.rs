@@ -3,7 +3,7 @@
 
 use crate::codegen::cpu::CpuCode;
 use crate::error::Error;
-use crate::graph::OpGraph;
+use crate::graph::{OpGraph, dump};
 use crate::plan::select::Selector;
 use crate::plan::{Form, Plan, Work};
 use coldpress_runtime::manifest::Stage;
@@ -70,7 +70,7 @@ impl Notes {
         let selector = Selector::new(&plan.target, plan.workers);
         let mut rows: Vec<(Stage, usize)> = plan.programs.iter().map(|p| (p.stage, p.rows)).collect();
         rows.sort_by_key(|r| r.1);
-        let mut notes = Notes { graph: graph.dump(), plan: plan.dump(), ..Notes::default() };
+        let mut notes = Notes { graph: dump::dump(graph), plan: plan.dump(), ..Notes::default() };
         let mut seen: Vec<((String, usize, usize, Stage), u32)> = Vec::new();
         for place in &plan.weights {
             let w = &graph.weights[place.weight.0 as usize];
