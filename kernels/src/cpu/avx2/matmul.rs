@@ -66,8 +66,8 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                 }
                 ahead = ahead.wrapping_add(ahead_per_group);
-                let halves = [0, 1].map(|h| half_scales(layout, unit, group, h));
-                let q = [unpack(layout, quants), unpack(layout, quants.add(32))];
+                let halves = [0, 1].map(|h| half_scales::<L>(unit, group, h));
+                let q = [unpack::<L>(quants), unpack::<L>(quants.add(32))];
                 quants = quants.add(group_bytes(layout));
                 each!(N, n, h => {
                     let x = x.add(n * x_stride);
@@ -76,8 +76,8 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                     let dx = float(row.d + 4 * g);
                     let [first, second] = halves[h];
                     if groups_of_16 {
-                        let a = dot::<0, 4>(layout, &q[h], words);
-                        let b = dot::<4, 8>(layout, &q[h], words);
+                        let a = dot::<L, 0, 4>(&q[h], words);
+                        let b = dot::<L, 4, 8>(&q[h], words);
                         acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(first.0, dx), acc[n][h]);
                         acc[n][h] = _mm256_fmadd_ps(b, _mm256_mul_ps(second.0, dx), acc[n][h]);
                         if has_offset {
@@ -85,7 +85,7 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                             acc[n][h] = _mm256_fnmadd_ps(second.1, float(row.s16 + 8 * g + 4), acc[n][h]);
                         }
                     } else {
-                        let a = dot::<0, 8>(layout, &q[h], words);
+                        let a = dot::<L, 0, 8>(&q[h], words);
                         acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(first.0, dx), acc[n][h]);
                         if has_offset {
                             acc[n][h] = _mm256_fnmadd_ps(first.1, float(row.s32 + 4 * g), acc[n][h]);
@@ -129,7 +129,7 @@ unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
                 _mm256_set1_ps(x.add(n * x_stride + 4 * at).cast::<f32>().read_unaligned())
             };
             let load =
-                |at: usize| [0, 1].map(|h| load_floats(layout, w.add(at * line + h * 8 * element)));
+                |at: usize| [0, 1].map(|h| load_floats::<L>(w.add(at * line + h * 8 * element)));
             for pair in 0..k / 2 {
                 let at = 2 * pair;
                 let ahead = w.wrapping_add(at * line + PREFETCH);
@@ -191,7 +191,8 @@ unsafe fn store<const N: usize>(
 /// 8 elements of the layout's float storage are readable at `at`.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn load_floats(layout: &PackedLayout, at: *const u8) -> __m256 {
+unsafe fn load_floats<const L: usize>(at: *const u8) -> __m256 {
+    let layout = const { &FORMATS[L].layout };
     // SAFETY: by the caller.
     unsafe {
         match layout.store {
@@ -229,12 +230,12 @@ const fn zero_point(layout: &PackedLayout) -> i16 {
 /// `unit` points at a unit of the scale plane.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn half_scales(
-    layout: &PackedLayout,
+unsafe fn half_scales<const L: usize>(
     unit: *const u8,
     group: usize,
     h: usize,
 ) -> [(__m256, __m256); 2] {
+    let layout = const { &FORMATS[L].layout };
     let pair = 1 + usize::from(layout.min);
     // SAFETY: 16 scales, then 16 mins where the layout has them, then the codes of 256 / group groups likewise.
     let (d, m) = unsafe {
@@ -252,9 +253,9 @@ unsafe fn half_scales(
             // SAFETY: as above.
             unsafe {
                 let codes = unit.add((2 + group * per_32 + i) * TILE_N * pair + 8 * h);
-                scale = _mm256_mul_ps(d, load_codes(layout, codes));
+                scale = _mm256_mul_ps(d, load_codes::<L>(codes));
                 if layout.min {
-                    offset = _mm256_mul_ps(m, load_codes(layout, codes.add(TILE_N)));
+                    offset = _mm256_mul_ps(m, load_codes::<L>(codes.add(TILE_N)));
                 }
             }
         }
@@ -276,7 +277,8 @@ unsafe fn half_scales(
 /// 8 codes are readable at `at`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn load_codes(layout: &PackedLayout, at: *const u8) -> __m256 {
+unsafe fn load_codes<const L: usize>(at: *const u8) -> __m256 {
+    let layout = const { &FORMATS[L].layout };
     // SAFETY: by the caller.
     let codes = unsafe { _mm_loadl_epi64(at.cast()) };
     _mm256_cvtepi32_ps(match layout.scale {
@@ -291,7 +293,8 @@ unsafe fn load_codes(layout: &PackedLayout, at: *const u8) -> __m256 {
 /// `quants` points at the lower or upper half of the first vector of the quants of 32 k.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn unpack(layout: &PackedLayout, quants: *const u8) -> [__m256i; 8] {
+unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m256i; 8] {
+    let layout = const { &FORMATS[L].layout };
     // SAFETY: vectors 0..bits of the group are inside it.
     let vector = |i: usize| unsafe { _mm256_loadu_si256(quants.add(64 * i).cast()) };
     let Some(bits) = layout.int_bits() else {
@@ -352,11 +355,11 @@ unsafe fn unpack(layout: &PackedLayout, quants: *const u8) -> [__m256i; 8] {
 /// 32 activations are readable at `words`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dot<const FROM: usize, const TO: usize>(
-    layout: &PackedLayout,
+unsafe fn dot<const L: usize, const FROM: usize, const TO: usize>(
     q: &[__m256i; 8],
     words: *const u8,
 ) -> __m256 {
+    let layout = const { &FORMATS[L].layout };
     // SAFETY: quad i is bytes 4 i..4 i + 4 of the 32.
     let word =
         |i: usize| unsafe { _mm256_set1_epi32(words.add(4 * i).cast::<i32>().read_unaligned()) };

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::symbols::{Named, matmul_symbols};
 use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
-use crate::quant::{FORMATS, PackedLayout, Scale, Store};
+use crate::quant::{FORMATS, Scale, Store};
 
 /// `matmul_<layout>_avx512_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
 pub const SYMBOLS: &[Named] =
@@ -70,19 +70,19 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
             let mut ahead = w.wrapping_add(PREFETCH);
             let mut g = 0;
             for _ in 0..k / unit_k {
-                let (d, m) = unit_halves(layout, unit);
+                let (d, m) = unit_halves::<L>(unit);
                 let mut codes = unit.add(2 * TILE_N * (1 + layout.min as usize));
                 for _ in 0..unit_k / GROUP_K {
                     for line in 0..lines {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                     }
                     ahead = ahead.wrapping_add(ahead_per_group);
-                    let (scale0, offset0) = group_scale(layout, d, m, &mut codes);
+                    let (scale0, offset0) = group_scale::<L>(d, m, &mut codes);
                     let (scale1, offset1) = match halves {
-                        2 => group_scale(layout, d, m, &mut codes),
+                        2 => group_scale::<L>(d, m, &mut codes),
                         _ => (scale0, offset0),
                     };
-                    let q = unpack(layout, quants);
+                    let q = unpack::<L>(quants);
                     quants = quants.add(group_bytes(layout));
                     each_row!(N, n => {
                         let x = x.add(n * x_stride);
@@ -158,17 +158,14 @@ unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
                 if line == 64 {
                     _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(PREFETCH + 64).cast());
                 }
-                let (w0, w1) = (
-                    load_floats(layout, here),
-                    load_floats(layout, here.add(line)),
-                );
+                let (w0, w1) = (load_floats::<L>(here), load_floats::<L>(here.add(line)));
                 each_row!(N, n => {
                     even[n] = _mm512_fmadd_ps(w0, float(n, at), even[n]);
                     odd[n] = _mm512_fmadd_ps(w1, float(n, at + 1), odd[n]);
                 });
             }
             if k % 2 == 1 {
-                let last = load_floats(layout, w.add((k - 1) * line));
+                let last = load_floats::<L>(w.add((k - 1) * line));
                 each_row!(N, n => {
                     even[n] = _mm512_fmadd_ps(last, float(n, k - 1), even[n]);
                 });
@@ -213,7 +210,8 @@ unsafe fn store<const N: usize>(
 /// 16 elements of the layout's float storage are readable at `at`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
-unsafe fn load_floats(layout: &PackedLayout, at: *const u8) -> __m512 {
+unsafe fn load_floats<const L: usize>(at: *const u8) -> __m512 {
+    let layout = const { &FORMATS[L].layout };
     // SAFETY: by the caller.
     unsafe {
         match layout.store {
@@ -242,7 +240,8 @@ unsafe fn load_halves(at: *const u8) -> __m512 {
 /// `unit` points at a unit of the scale plane.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn unit_halves(layout: &PackedLayout, unit: *const u8) -> (__m512, __m512) {
+unsafe fn unit_halves<const L: usize>(unit: *const u8) -> (__m512, __m512) {
+    let layout = const { &FORMATS[L].layout };
     // SAFETY: a unit starts with 16 scales, and 16 mins where the layout has them.
     unsafe {
         let m = if layout.min {
@@ -260,21 +259,21 @@ unsafe fn unit_halves(layout: &PackedLayout, unit: *const u8) -> (__m512, __m512
 /// `codes` points at the codes of a group, where the layout has codes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn group_scale(
-    layout: &PackedLayout,
+unsafe fn group_scale<const L: usize>(
     d: __m512,
     m: __m512,
     codes: &mut *const u8,
 ) -> (__m512, __m512) {
+    let layout = const { &FORMATS[L].layout };
     let (mut scale, mut offset) = (d, m);
     let two_levels = !matches!(layout.scale, Scale::F16);
     if two_levels {
         // SAFETY: 16 codes, then 16 min codes where the layout has mins.
         unsafe {
-            scale = _mm512_mul_ps(d, load_codes(layout, *codes));
+            scale = _mm512_mul_ps(d, load_codes::<L>(*codes));
             *codes = codes.add(TILE_N);
             if layout.min {
-                offset = _mm512_mul_ps(m, load_codes(layout, *codes));
+                offset = _mm512_mul_ps(m, load_codes::<L>(*codes));
                 *codes = codes.add(TILE_N);
             }
         }
@@ -294,7 +293,8 @@ unsafe fn group_scale(
 /// 16 codes are readable at `at`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn load_codes(layout: &PackedLayout, at: *const u8) -> __m512 {
+unsafe fn load_codes<const L: usize>(at: *const u8) -> __m512 {
+    let layout = const { &FORMATS[L].layout };
     // SAFETY: by the caller.
     let codes = unsafe { _mm_loadu_si128(at.cast()) };
     _mm512_cvtepi32_ps(match layout.scale {
@@ -309,7 +309,8 @@ unsafe fn load_codes(layout: &PackedLayout, at: *const u8) -> __m512 {
 /// `quants` points at the quants of 32 k.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn unpack(layout: &PackedLayout, quants: *const u8) -> [__m512i; 8] {
+unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m512i; 8] {
+    let layout = const { &FORMATS[L].layout };
     // SAFETY: vectors 0..bits of the group are inside it.
     let vector = |i: usize| unsafe { _mm512_loadu_si512(quants.add(64 * i).cast()) };
     let Some(bits) = layout.int_bits() else {
