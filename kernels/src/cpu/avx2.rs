@@ -1,3 +1,6 @@
 //! stub
+pub mod attention;
 pub mod matmul;
+pub mod norm;
 pub mod quantise;
+pub mod rope;
