@@ -1,6 +1,6 @@
 //! Portable quantisation of activation rows to int8, 32 per scale. The vector versions give the same bytes.
 
-use crate::cpu::abi::{ACT_GROUP, Q8Row, q8_row};
+use crate::cpu::abi::{ACT_GROUP, q8_row};
 use crate::cpu::symbols::{Named, QuantiseFn, Symbol};
 
 /// `quantise_scalar`, of type [`QuantiseFn`].
@@ -40,32 +40,29 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
         let len = ACT_GROUP.min(k - begin);
         // SAFETY: `begin + len <= k` floats are readable.
         group[..len].copy_from_slice(unsafe { std::slice::from_raw_parts(x.add(begin), len) });
-        // SAFETY: group g lies inside the row.
-        unsafe { quantise_group(&group, out, &row, g) };
-    }
-}
-
-/// Quantises group `g` of a row of layout `row`: its 32 integers, scale and sums.
-///
-/// # Safety
-/// `out` holds an int8 row of this layout, 4-byte aligned, with a group `g`.
-pub unsafe fn quantise_group(x: &[f32; ACT_GROUP], out: *mut u8, row: &Q8Row, g: usize) {
-    let (q, d, sums) = group_codes(x);
-    // SAFETY: q, d, s32 and s16 of group g lie inside the row by `q8_row`.
-    unsafe {
-        out.add(g * ACT_GROUP).cast::<[i8; ACT_GROUP]>().write(q);
-        let d_at = out.add(row.d).cast::<f32>().add(g);
-        d_at.write(d);
-        let s32 = out.add(row.s32).cast::<f32>().add(g);
-        s32.write(d * (sums[0] + sums[1]) as f32);
-        let s16 = out.add(row.s16).cast::<f32>().add(2 * g);
-        s16.write(d * sums[0] as f32);
-        s16.add(1).write(d * sums[1] as f32);
+        let (q, d, sums) = quantise_group(&group);
+        // SAFETY: q, d, s32 and s16 of group g lie inside the row by `q8_row`.
+        unsafe {
+            out.add(begin).cast::<[i8; ACT_GROUP]>().write(q);
+            out.add(row.d).cast::<f32>().add(g).write(d);
+            out.add(row.s32)
+                .cast::<f32>()
+                .add(g)
+                .write(d * (sums[0] + sums[1]) as f32);
+            out.add(row.s16)
+                .cast::<f32>()
+                .add(2 * g)
+                .write(d * sums[0] as f32);
+            out.add(row.s16)
+                .cast::<f32>()
+                .add(2 * g + 1)
+                .write(d * sums[1] as f32);
+        }
     }
 }
 
 /// Integers, scale, and the integer sums of the two halves.
-fn group_codes(x: &[f32; ACT_GROUP]) -> ([i8; ACT_GROUP], f32, [i32; 2]) {
+fn quantise_group(x: &[f32; ACT_GROUP]) -> ([i8; ACT_GROUP], f32, [i32; 2]) {
     let amax = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     if amax < AMAX_FLOOR {
         return ([0; ACT_GROUP], 0.0, [0; 2]);
