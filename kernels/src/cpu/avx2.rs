@@ -1,4 +1,5 @@
-//! stub
+//! Micro-kernels for AVX2 with FMA and F16C.
+
 pub mod attention;
 pub mod matmul;
 pub mod norm;

@@ -1,4 +1,5 @@
-//! stub
+//! Micro-kernels for AVX-512 F, BW, DQ, VL and VNNI.
+
 pub mod attention;
 pub mod matmul;
 pub mod norm;
