@@ -1,2 +1,4 @@
 //! What coldpress can stamp: quant formats, kernel families with their variants, legality, cost and naive
 //! reference, and the CPU micro-kernels. No IO, no GPU, no knowledge of models or bundles.
+
+pub mod cpu;
