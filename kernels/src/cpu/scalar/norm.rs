@@ -93,7 +93,10 @@ impl PartRow {
         ];
         for (from, to, bytes) in planes {
             // SAFETY: by `q8_row` each plane of the part lies inside the plane of the row.
-            unsafe { out.add(to).copy_from_nonoverlapping(self.0[from..].as_ptr(), bytes) };
+            unsafe {
+                out.add(to)
+                    .copy_from_nonoverlapping(self.0[from..].as_ptr(), bytes)
+            };
         }
     }
 }
