@@ -2,3 +2,4 @@
 //! no model name, no quant name, no compiler pass.
 
 pub mod manifest;
+pub mod sampler;
