@@ -1,1 +1,3 @@
 //! GGUF -> model -> graph -> pass -> plan -> pack / codegen -> bundle. Each arrow is a module; nothing points back.
+
+pub mod gguf;

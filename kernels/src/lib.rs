@@ -2,3 +2,4 @@
 //! reference, and the CPU micro-kernels. No IO, no GPU, no knowledge of models or bundles.
 
 pub mod cpu;
+pub mod tensor_type;
