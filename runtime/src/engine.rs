@@ -20,11 +20,11 @@ pub use request::{Prompt, Request, RequestError, RequestId};
 use sequence::Sequence;
 pub use steps::Steps;
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, SectionKind};
 use crate::error::Error;
 use crate::executor::{Executor, Row};
 use crate::manifest::Limits;
-use crate::tokenizer::{EncodeOptions, Tokenizer};
+use crate::tokenizer::{EncodeOptions, Tokenizer, TokenizerSpec};
 
 /// Choices that trade latency against throughput; none changes anybody's tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +65,9 @@ impl Engine {
     /// # Errors
     /// No plan for this machine, not enough memory, an unusable tokenizer section.
     pub fn new(bundle: Bundle, options: EngineOptions) -> Result<Self, Error> {
-        let tokenizer = bundle.tokenizer()?;
+        let spec: Option<TokenizerSpec> = bundle.optional_value(SectionKind::Tokenizer)?;
+        let tokenizer = spec.map(Tokenizer::new).transpose();
+        let tokenizer = tokenizer.map_err(|error| Error::Tokenizer(Box::new(error)))?;
         Ok(Self::with_steps(
             Box::new(Executor::new(bundle)?),
             tokenizer,

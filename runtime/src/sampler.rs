@@ -6,6 +6,7 @@ mod candidates;
 mod penalties;
 
 use candidates::Candidate;
+pub use candidates::argmax;
 pub use penalties::Penalties;
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};

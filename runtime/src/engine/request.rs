@@ -1,5 +1,6 @@
 //! What a caller asks for, and why a request can be refused before it costs anything. No state of running requests.
 
+use crate::error::Error;
 use crate::sampler::{InvalidParameter, Sampling};
 use crate::tokenizer::TokenizerError;
 
@@ -130,8 +131,10 @@ impl std::fmt::Display for RequestError {
     }
 }
 
-impl std::error::Error for RequestError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        None
+impl std::error::Error for RequestError {}
+
+impl From<RequestError> for Error {
+    fn from(error: RequestError) -> Self {
+        Self::Usage(error.to_string())
     }
 }

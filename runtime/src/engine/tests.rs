@@ -300,7 +300,9 @@ fn nobody_depends_on_who_else_is_in_the_batch() {
             // A new request joins every few steps, in the middle of the others.
             for _ in 0..if gap == 0 { expected.len() } else { 1 } {
                 match arrivals.next() {
-                    Some(request) => drop(engine.submit(request).expect("a valid request")),
+                    Some(request) => {
+                        engine.submit(request).expect("a valid request");
+                    }
                     None => waiting = false,
                 }
             }
@@ -355,9 +357,7 @@ fn max_batch_bounds_the_batch() {
     }
     .engine();
     for i in 0..4 {
-        engine
-            .submit(request(&[i], 9, 1))
-            .expect("a valid request");
+        engine.submit(request(&[i], 9, 1)).expect("a valid request");
     }
     engine.step().expect("the stand-in works");
     assert_eq!((engine.running(), engine.waiting()), (3, 1));

@@ -15,7 +15,7 @@ fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
 }
 
 /// The id of the largest logit, the lowest such id; 0 if all are NaN or minus infinity.
-pub(super) fn argmax(logits: &[f32]) -> u32 {
+pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = Candidate {
         id: 0,
         logit: f32::NEG_INFINITY,
