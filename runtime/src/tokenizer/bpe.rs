@@ -202,7 +202,11 @@ mod tests {
     fn merges_of_unknown_tokens_are_errors() {
         assert!(matches!(
             bpe(&["a", "b"], &[(0, 9)]),
-            Err(TokenizerError::BadMerge { rank: 0, right: 9, .. })
+            Err(TokenizerError::BadMerge {
+                rank: 0,
+                right: 9,
+                ..
+            })
         ));
         assert!(matches!(
             bpe(&["a", "b"], &[(0, 1)]),

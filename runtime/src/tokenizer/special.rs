@@ -143,7 +143,11 @@ mod tests {
     #[test]
     fn longest_first_then_leftmost() {
         use TokenKind::{Control, UserDefined};
-        let s = specials(&[("<<", UserDefined), ("<a>", UserDefined), ("<", Control)], &[], &[]);
+        let s = specials(
+            &[("<<", UserDefined), ("<a>", UserDefined), ("<", Control)],
+            &[],
+            &[],
+        );
         assert_eq!(
             s.partition("x<<a><<", true),
             [

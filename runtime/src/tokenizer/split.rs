@@ -202,7 +202,10 @@ mod tests {
         let splits = pattern(r" ?\p{L}+|\s+(?!\S)|\s+");
         assert_eq!(split(&splits, "a   b  "), ["a", "  ", " b", "  "]);
         assert_eq!(split(&splits, "\ta"), ["\t", "a"]);
-        assert_eq!(split(&splits, " \u{3000} \u{3000}x"), [" \u{3000} ", "\u{3000}", "x"]);
+        assert_eq!(
+            split(&splits, " \u{3000} \u{3000}x"),
+            [" \u{3000} ", "\u{3000}", "x"]
+        );
     }
 
     #[test]
@@ -218,16 +221,25 @@ mod tests {
             Split::Pattern("[0-9]".to_owned()),
             Split::Pattern("b+".to_owned()),
         ];
-        assert_eq!(split(&splits, "abba12ba"), ["a", "bb", "a", "1", "2", "b", "a"]);
+        assert_eq!(
+            split(&splits, "abba12ba"),
+            ["a", "bb", "a", "1", "2", "b", "a"]
+        );
         assert!(split(&splits, "").is_empty());
     }
 
     #[test]
     fn triples_count_from_the_end() {
-        let after = [Split::Triples { run: r"\p{N}+".to_owned(), cut_after: true }];
+        let after = [Split::Triples {
+            run: r"\p{N}+".to_owned(),
+            cut_after: true,
+        }];
         assert_eq!(split(&after, "ab12345c"), ["ab12", "345", "c"]);
         assert_eq!(split(&after, "ab123456"), ["ab123", "456"]);
-        let before = [Split::Triples { run: "[0-9]+".to_owned(), cut_after: false }];
+        let before = [Split::Triples {
+            run: "[0-9]+".to_owned(),
+            cut_after: false,
+        }];
         assert_eq!(split(&before, "1234567"), ["1", "234", "567"]);
         assert_eq!(split(&before, "²345²"), ["²", "345²"]);
     }

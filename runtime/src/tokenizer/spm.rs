@@ -120,7 +120,10 @@ impl Spm {
         for right in 1..symbols.len() {
             queue.extend(self.bigram(&marked, &symbols, Some(right - 1), Some(right)));
         }
-        while let Some(Bigram { left, right, len, .. }) = queue.pop() {
+        while let Some(Bigram {
+            left, right, len, ..
+        }) = queue.pop()
+        {
             let (left_len, right_len) = (symbols[left].len, symbols[right].len);
             if left_len == 0 || right_len == 0 || left_len + right_len != len {
                 continue;
@@ -222,7 +225,13 @@ mod tests {
     #[test]
     fn best_score_first_leftmost_on_ties() {
         let spm = spm(
-            &[("a", 0.0), ("b", 0.0), ("aa", -0.0), ("ab", 0.0), ("aab", -9.0)],
+            &[
+                ("a", 0.0),
+                ("b", 0.0),
+                ("aa", -0.0),
+                ("ab", 0.0),
+                ("aab", -9.0),
+            ],
             None,
         );
         assert_eq!(ids(&spm, "aab").ok(), Some(vec![4]));
@@ -245,7 +254,8 @@ mod tests {
     fn a_megabyte_long_word_is_not_quadratic() {
         let spm = spm(&[("a", 0.0), ("aa", 1.0), ("aaaa", 2.0), ("b", 0.0)], None);
         let mut out = Vec::new();
-        spm.encode(&"a".repeat(1 << 20), false, &mut out).expect("encodes");
+        spm.encode(&"a".repeat(1 << 20), false, &mut out)
+            .expect("encodes");
         assert_eq!(out.len(), 1 << 18);
     }
 }
