@@ -2,3 +2,14 @@
 //! same file names. Selection happens at compile time (`matmul::candidates`), never here.
 
 pub mod abi;
+#[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+pub mod features;
+pub mod scalar;
+pub mod symbols;
+pub mod tile;
+
+pub use features::{CpuFeatures, detect};
+pub use symbols::{Symbol, lookup};

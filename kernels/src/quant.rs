@@ -3,8 +3,48 @@
 //! One format per file in `quant/`, one line in `FORMATS`. A quant block's bytes are understood in that file and nowhere
 //! else; everything downstream sees integers, scales and the `PackedLayout` that describes them.
 
-use crate::tensor_type::TensorType;
+use std::fmt;
+
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
+
+use crate::tensor_type::TensorType;
+
+mod float;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+
+pub use float::{BF16, F16, F32};
+pub use q4_0::Q4_0;
+pub use q4_1::Q4_1;
+pub use q4_k::Q4_K;
+pub use q5_0::Q5_0;
+pub use q5_1::Q5_1;
+pub use q5_k::Q5_K;
+pub use q6_k::Q6_K;
+pub use q8_0::Q8_0;
+
+/// Every format coldpress can pack.
+pub const FORMATS: &[QuantFormat] = &[
+    F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K,
+];
+
+/// The format of a GGUF tensor type; `None` when coldpress cannot pack it.
+pub fn format(ty: TensorType) -> Option<&'static QuantFormat> {
+    FORMATS.iter().find(|fmt| fmt.ty == ty)
+}
+
+/// Weights under one f16 of a two-level scale (`U8F16`, `I8F16`).
+pub const SUPER_GROUP: usize = 256;
+
+/// Sign bit of an f16: GGUF's `d * q + m` formats are packed as `scale * q - min` with `min = -m`.
+const F16_SIGN: u16 = 0x8000;
 
 /// Numeric meaning of packed weights: `w = scale * (q - zero) - min`, per scale group along k.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -48,9 +88,9 @@ pub enum Scale {
 }
 
 /// One quant block taken apart: integers and scale codes, no arithmetic on values.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Unpacked {
-    /// Stored integers, `block_len` of them.
+    /// Stored integers, `block_len` of them; each below 2^bits.
     pub q: [u8; 256],
     /// f16 bits: group scales when `Scale::F16` (index = group), else element 0 is the scale of the 256 weights.
     pub d: [u16; 8],
@@ -70,4 +110,188 @@ pub struct QuantFormat {
     pub layout: PackedLayout,
     /// Takes one quant block apart (integer layouts; float formats leave it unused).
     pub unpack: fn(&[u8], &mut Unpacked),
+}
+
+impl PackedLayout {
+    /// k must be a multiple of this: 1 for float weights, 32 for one scale level, 256 for two.
+    pub const fn k_multiple(&self) -> usize {
+        match self.scale {
+            Scale::None => 1,
+            Scale::F16 => 32,
+            Scale::U8F16 | Scale::I8F16 => SUPER_GROUP,
+        }
+    }
+
+    /// Bits of one stored integer; `None` for float storage.
+    pub const fn int_bits(&self) -> Option<u8> {
+        match self.store {
+            Store::Int(bits) => Some(bits),
+            _ => None,
+        }
+    }
+
+    /// Short stable name that kernel symbols carry: `f16`; or bits, scale, `m` for a min: `i8f16`, `i4u8m`, `i6i8`.
+    pub fn name(&self) -> String {
+        self.to_string()
+    }
+
+    /// Scale and min of scale group `g` of an unpacked quant block. The products are ggml's, in its order.
+    pub fn group_scale(&self, u: &Unpacked, g: usize) -> (f32, f32) {
+        let half = |bits| f16::from_bits(bits).to_f32();
+        match self.scale {
+            Scale::None => (1.0, 0.0),
+            Scale::F16 => (half(u.d[g]), half(u.m[g])),
+            Scale::U8F16 => (
+                half(u.d[0]) * f32::from(u.sc[g]),
+                half(u.m[0]) * f32::from(u.mn[g]),
+            ),
+            Scale::I8F16 => {
+                let code = |c: u8| f32::from(c as i8);
+                (half(u.d[0]) * code(u.sc[g]), half(u.m[0]) * code(u.mn[g]))
+            }
+        }
+    }
+
+    /// Value of the stored integer `q` under `scale` and `min`: `scale * (q - zero) - min`.
+    pub fn value(&self, q: u8, scale: f32, min: f32) -> f32 {
+        let w = scale * f32::from(i16::from(q) - i16::from(self.zero));
+        if self.min { w - min } else { w }
+    }
+}
+
+impl fmt::Display for PackedLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.store {
+            Store::F32 => f.write_str("f32")?,
+            Store::F16 => f.write_str("f16")?,
+            Store::Bf16 => f.write_str("bf16")?,
+            Store::Int(bits) => write!(f, "i{bits}")?,
+        }
+        f.write_str(match self.scale {
+            Scale::None => "",
+            Scale::F16 => "f16",
+            Scale::U8F16 => "u8",
+            Scale::I8F16 => "i8",
+        })?;
+        f.write_str(if self.min { "m" } else { "" })
+    }
+}
+
+impl Unpacked {
+    /// A quant block of zero weights under `layout`.
+    pub const fn zeros(layout: &PackedLayout) -> Unpacked {
+        Unpacked {
+            q: [layout.zero; 256],
+            d: [0; 8],
+            m: [0; 8],
+            sc: [0; 16],
+            mn: [0; 16],
+        }
+    }
+}
+
+/// Dequantises the raw GGUF bytes of `out.len()` weights, bit-equal to llama.cpp's dequantisation. Whole quant blocks
+/// only: what exceeds the shorter of the two slices is left untouched.
+pub fn dequantise_row(fmt: &QuantFormat, bytes: &[u8], out: &mut [f32]) {
+    let layout = &fmt.layout;
+    let blocks = bytes.chunks_exact(fmt.ty.block_bytes() as usize);
+    match layout.store {
+        Store::F32 => {
+            for (w, b) in out.iter_mut().zip(blocks) {
+                *w = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+        Store::F16 => {
+            for (w, b) in out.iter_mut().zip(blocks) {
+                *w = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        Store::Bf16 => {
+            for (w, b) in out.iter_mut().zip(blocks) {
+                *w = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        Store::Int(_) => {
+            let (len, group) = (fmt.ty.block_len() as usize, usize::from(layout.group));
+            let mut u = Unpacked::zeros(layout);
+            for (w, b) in out.chunks_exact_mut(len).zip(blocks) {
+                (fmt.unpack)(b, &mut u);
+                for (g, (w, q)) in w
+                    .chunks_exact_mut(group)
+                    .zip(u.q.chunks_exact(group))
+                    .enumerate()
+                {
+                    let (scale, min) = layout.group_scale(&u, g);
+                    for (w, &q) in w.iter_mut().zip(q) {
+                        *w = layout.value(q, scale, min);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Splits bytes into low nibbles (first half of `q`) and high nibbles (second half).
+fn nibbles(bytes: &[u8], q: &mut [u8]) {
+    let (low, high) = q.split_at_mut(bytes.len());
+    for ((low, high), &byte) in low.iter_mut().zip(high).zip(bytes) {
+        *low = byte & 15;
+        *high = byte >> 4;
+    }
+}
+
+/// Adds the fifth bits of Q5_0 and Q5_1: bit i of the little-endian word belongs to weight i.
+fn fifth_bits(bits: &[u8], q: &mut [u8]) {
+    for (q, &bits) in q.chunks_exact_mut(8).zip(bits) {
+        for (i, q) in q.iter_mut().enumerate() {
+            *q |= (bits >> i & 1) << 4;
+        }
+    }
+}
+
+/// Unpacks the 12 bytes that hold 8 six-bit scales and 8 six-bit mins of Q4_K and Q5_K (ggml's `get_scale_min_k4`).
+fn k_scales(bytes: &[u8], u: &mut Unpacked) {
+    for j in 0..4 {
+        u.sc[j] = bytes[j] & 63;
+        u.mn[j] = bytes[j + 4] & 63;
+        u.sc[j + 4] = bytes[j + 8] & 15 | bytes[j] >> 6 << 4;
+        u.mn[j + 4] = bytes[j + 8] >> 4 | bytes[j + 4] >> 6 << 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks the dequantised quant block against f32 bits from gguf-py's `gguf.quants.dequantize`: some of them, and
+    /// the FNV-1a hash of all in little-endian order.
+    pub(super) fn check(fmt: &QuantFormat, bytes: &[u8], spots: &[(usize, u32)], hash: u64) {
+        let mut out = vec![0.0; fmt.ty.block_len() as usize];
+        dequantise_row(fmt, bytes, &mut out);
+        for &(i, bits) in spots {
+            assert_eq!(out[i], f32::from_bits(bits), "weight {i}");
+        }
+        let fnv = |h: u64, b: u8| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3);
+        let all = out.iter().flat_map(|w| w.to_bits().to_le_bytes());
+        assert_eq!(all.fold(0xcbf2_9ce4_8422_2325, fnv), hash, "{out:?}");
+    }
+
+    #[test]
+    fn layout_names_are_unique_and_stable() {
+        let names: Vec<_> = FORMATS.iter().map(|fmt| fmt.layout.name()).collect();
+        let expected = [
+            "f32", "f16", "bf16", "i8f16", "i4f16", "i4f16m", "i5f16", "i5f16m", "i4u8m", "i5u8m",
+            "i6i8",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn types_without_a_format_are_none() {
+        assert!(format(TensorType::IQ1_S).is_none());
+        assert_eq!(
+            format(TensorType::Q6_K).map(|fmt| fmt.layout),
+            Some(Q6_K.layout)
+        );
+    }
 }

@@ -32,14 +32,14 @@ macro_rules! tensor_types {
             }
 
             /// Weights in one quant block; 1 for types that are not quantised.
-            pub fn block_len(self) -> u64 {
+            pub const fn block_len(self) -> u64 {
                 match self {
                     $(TensorType::$name => $block_len,)*
                 }
             }
 
             /// Bytes of one quant block.
-            pub fn block_bytes(self) -> u64 {
+            pub const fn block_bytes(self) -> u64 {
                 match self {
                     $(TensorType::$name => $block_bytes,)*
                 }

@@ -71,7 +71,12 @@ pub const fn q8_row(k: usize) -> Q8Row {
     let d = k.next_multiple_of(64);
     let s32 = d + k / 32 * 4;
     let s16 = s32 + k / 32 * 4;
-    Q8Row { d, s32, s16, bytes: (s16 + k / 16 * 4).next_multiple_of(64) }
+    Q8Row {
+        d,
+        s32,
+        s16,
+        bytes: (s16 + k / 16 * 4).next_multiple_of(64),
+    }
 }
 
 /// Element type of the KV cache.

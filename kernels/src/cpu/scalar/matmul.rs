@@ -1,0 +1,245 @@
+//! Portable matmul micro-kernels over packed tiles. The order of operations per row is the one all ISAs share: per group
+//! of 32 k an exact integer dot product, then its f32 folds.
+
+use crate::cpu::abi::{TILE_N, q8_row};
+use crate::cpu::symbols::{Named, matmul_symbols};
+use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
+use crate::quant::{FORMATS, PackedLayout, SUPER_GROUP, Scale, Store};
+use half::{bf16, f16};
+
+/// `matmul_<layout>_scalar_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
+pub const SYMBOLS: &[Named] = matmul_symbols!("scalar", int_matmul [1 4], float_matmul [1 4]);
+
+/// One value for each of the 16 outputs of a tile.
+type Lanes = [f32; TILE_N];
+
+/// The two scale groups of 32 k (equal halves of the quants); with groups of 32 only element 0 is used.
+struct Scales {
+    scale: [Lanes; 2],
+    /// What is subtracted per unit of activation sum: `scale * zero`, the min, or both.
+    offset: [Lanes; 2],
+}
+
+/// # Safety
+/// The contract of [`crate::cpu::symbols::MatmulFn`]: `w` holds `tiles` tiles, `x`, `init` (or null) and `y` hold N rows.
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
+    w: *const u8,
+    x: *const u8,
+    init: *const f32,
+    y: *mut f32,
+    k: usize,
+    tiles: usize,
+    x_stride: usize,
+    init_stride: usize,
+    y_stride: usize,
+) {
+    let layout = const { &FORMATS[L].layout };
+    let Some(bytes) = tile_bytes(layout, k) else {
+        return;
+    };
+    let row = q8_row(k);
+    let halves = GROUP_K / usize::from(layout.group);
+    for t in 0..tiles {
+        // SAFETY: the caller passes `tiles` whole tiles.
+        let tile = unsafe { std::slice::from_raw_parts(w.add(t * bytes), bytes) };
+        let (plane, quants) = tile.split_at(scale_plane_bytes(layout, k));
+        let mut acc = [[0.0; TILE_N]; N];
+        for (g, quants) in quants.chunks_exact(group_bytes(layout)).enumerate() {
+            let scales = group_scales(layout, plane, g);
+            let quads = unpack_group(layout, quants);
+            for (n, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the caller passes N int8 rows of length k.
+                let x = unsafe { std::slice::from_raw_parts(x.add(n * x_stride), row.bytes) };
+                let float =
+                    |at: usize| f32::from_le_bytes([x[at], x[at + 1], x[at + 2], x[at + 3]]);
+                let d = float(row.d + 4 * g);
+                let q = &x[g * GROUP_K..][..GROUP_K];
+                for half in 0..halves {
+                    let sums = dot(
+                        &quads[half * 8 / halves..][..8 / halves],
+                        &q[half * GROUP_K / halves..],
+                    );
+                    for c in 0..TILE_N {
+                        acc[c] += sums[c] as f32 * (scales.scale[half][c] * d);
+                    }
+                }
+                for half in 0..halves {
+                    let s = match halves {
+                        1 => float(row.s32 + 4 * g),
+                        _ => float(row.s16 + 4 * (2 * g + half)),
+                    };
+                    for c in 0..TILE_N {
+                        acc[c] -= scales.offset[half][c] * s;
+                    }
+                }
+            }
+        }
+        // SAFETY: `init` and `y` hold N rows of 16 * tiles floats.
+        unsafe { store(&acc, init, y, t, init_stride, y_stride) };
+    }
+}
+
+/// # Safety
+/// As `int_matmul`, with f32 rows in `x`.
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
+    w: *const u8,
+    x: *const u8,
+    init: *const f32,
+    y: *mut f32,
+    k: usize,
+    tiles: usize,
+    x_stride: usize,
+    init_stride: usize,
+    y_stride: usize,
+) {
+    let layout = const { &FORMATS[L].layout };
+    let Some(bytes) = tile_bytes(layout, k) else {
+        return;
+    };
+    for t in 0..tiles {
+        // SAFETY: the caller passes `tiles` whole tiles.
+        let tile = unsafe { std::slice::from_raw_parts(w.add(t * bytes), bytes) };
+        let mut chains = [[[0.0; TILE_N]; N]; 2];
+        for at in 0..k {
+            let weights = float_line(layout, tile, at);
+            for (n, acc) in chains[at % 2].iter_mut().enumerate() {
+                // SAFETY: the caller passes N rows of k floats.
+                let x = unsafe { x.add(n * x_stride).cast::<f32>().add(at).read_unaligned() };
+                for c in 0..TILE_N {
+                    acc[c] += weights[c] * x;
+                }
+            }
+        }
+        let [mut acc, odd] = chains;
+        for (acc, odd) in acc.iter_mut().flatten().zip(odd.iter().flatten()) {
+            *acc += odd;
+        }
+        // SAFETY: `init` and `y` hold N rows of 16 * tiles floats.
+        unsafe { store(&acc, init, y, t, init_stride, y_stride) };
+    }
+}
+
+/// Adds `init` to the sums of tile `t` and writes them.
+///
+/// # Safety
+/// `init` (unless null) and `y` hold N rows of at least 16 * (t + 1) floats at their strides.
+unsafe fn store<const N: usize>(
+    acc: &[Lanes; N],
+    init: *const f32,
+    y: *mut f32,
+    t: usize,
+    init_stride: usize,
+    y_stride: usize,
+) {
+    for (n, acc) in acc.iter().enumerate() {
+        for (c, &sum) in acc.iter().enumerate() {
+            let column = t * TILE_N + c;
+            // SAFETY: row n and the column are inside both buffers; they may alias, and each float is read first.
+            unsafe {
+                let from = match init.is_null() {
+                    true => 0.0,
+                    false => *init.byte_add(n * init_stride).add(column),
+                };
+                *y.byte_add(n * y_stride).add(column) = sum + from;
+            }
+        }
+    }
+}
+
+/// Weights of 16 outputs at reduction index `at`.
+fn float_line(layout: &PackedLayout, tile: &[u8], at: usize) -> Lanes {
+    let two = |c: usize| {
+        let i = 2 * (at * TILE_N + c);
+        [tile[i], tile[i + 1]]
+    };
+    std::array::from_fn(|c| match layout.store {
+        Store::F16 => f16::from_le_bytes(two(c)).to_f32(),
+        Store::Bf16 => bf16::from_le_bytes(two(c)).to_f32(),
+        _ => {
+            let i = 4 * (at * TILE_N + c);
+            f32::from_le_bytes([tile[i], tile[i + 1], tile[i + 2], tile[i + 3]])
+        }
+    })
+}
+
+/// The 8 quads of a group, one byte per stored integer.
+fn unpack_group(layout: &PackedLayout, quants: &[u8]) -> [[u8; 64]; 8] {
+    let mut quads = [[0; 64]; 8];
+    let vector = |i: usize| &quants[64 * i..][..64];
+    for (i, quad) in quads.iter_mut().enumerate() {
+        let Store::Int(bits) = layout.store else {
+            continue;
+        };
+        let source = vector(if bits == 8 { i } else { i / 2 });
+        for (lane, q) in quad.iter_mut().enumerate() {
+            *q = match bits {
+                8 => source[lane],
+                _ => source[lane] >> (4 * (i % 2)) & 15,
+            };
+        }
+        match bits {
+            5 => {
+                for (q, &high) in quad.iter_mut().zip(vector(4)) {
+                    *q |= (high >> i & 1) << 4;
+                }
+            }
+            6 => {
+                for (q, &high) in quad.iter_mut().zip(vector(4 + i / 4)) {
+                    *q |= (high >> (2 * (i % 4)) & 3) << 4;
+                }
+            }
+            _ => {}
+        }
+    }
+    quads
+}
+
+/// Integer dot product of each output with 4 activations per quad.
+fn dot(quads: &[[u8; 64]], x: &[u8]) -> [i32; TILE_N] {
+    let mut sums = [0; TILE_N];
+    for (quad, x) in quads.iter().zip(x.chunks_exact(4)) {
+        for (sum, q) in sums.iter_mut().zip(quad.chunks_exact(4)) {
+            for (&q, &x) in q.iter().zip(x) {
+                *sum += i32::from(q) * i32::from(x as i8);
+            }
+        }
+    }
+    sums
+}
+
+/// Scales of the `g`-th 32 k.
+fn group_scales(layout: &PackedLayout, plane: &[u8], g: usize) -> Scales {
+    let unit = &plane[g * GROUP_K / layout.k_multiple() * scale_unit_bytes(layout)..];
+    let pair = 1 + usize::from(layout.min);
+    let half = |i: usize| f16::from_le_bytes([unit[2 * i], unit[2 * i + 1]]).to_f32();
+    let d: Lanes = std::array::from_fn(half);
+    let m: Lanes = std::array::from_fn(|c| if layout.min { half(TILE_N + c) } else { 0.0 });
+    let mut scales = Scales {
+        scale: [d; 2],
+        offset: [m; 2],
+    };
+    for h in 0..GROUP_K / usize::from(layout.group) {
+        if layout.scale != Scale::F16 {
+            let group = (g * GROUP_K % SUPER_GROUP) / usize::from(layout.group) + h;
+            let codes = &unit[(2 + group) * TILE_N * pair..];
+            let code = |c: usize| match layout.scale {
+                Scale::I8F16 => f32::from(codes[c] as i8),
+                _ => f32::from(codes[c]),
+            };
+            for c in 0..TILE_N {
+                scales.scale[h][c] = d[c] * code(c);
+                scales.offset[h][c] = if layout.min {
+                    m[c] * code(TILE_N + c)
+                } else {
+                    0.0
+                };
+            }
+        }
+        for c in 0..TILE_N {
+            scales.offset[h][c] += scales.scale[h][c] * f32::from(layout.zero);
+        }
+    }
+    scales
+}

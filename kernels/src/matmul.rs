@@ -1,0 +1,451 @@
+//! The matmul family: `y[m, n] = sum_k x[m, k] * w[n, k]` with packed weights. Variants, legality, cost and the naive
+//! reference; the micro-kernels themselves are in `cpu/<isa>/matmul.rs`. Which candidate wins is the plan's decision.
+
+use std::fmt;
+
+use crate::cpu::abi::{TILE_N, q8_row};
+use crate::cpu::tile::tile_bytes;
+use crate::cpu::{self, CpuFeatures};
+use crate::quant::{FORMATS, PackedLayout};
+
+/// Instruction set of a micro-kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Portable Rust.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 with VNNI.
+    Avx512Vnni,
+}
+
+impl Isa {
+    /// Every ISA, slowest first.
+    pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
+
+    /// Name inside symbols.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512Vnni => "avx512",
+        }
+    }
+
+    /// CPU features its micro-kernels execute.
+    pub const fn needs(self) -> &'static [&'static str] {
+        match self {
+            Isa::Scalar => &[],
+            Isa::Avx2 => &["avx2", "fma", "f16c"],
+            Isa::Avx512Vnni => &[
+                "avx2",
+                "fma",
+                "f16c",
+                "avx512f",
+                "avx512bw",
+                "avx512dq",
+                "avx512vl",
+                "avx512vnni",
+            ],
+        }
+    }
+
+    /// Whether a CPU with these features runs it, in this build.
+    pub fn runs_on(self, features: &CpuFeatures) -> bool {
+        self.needs().iter().all(|name| features.has(name))
+    }
+
+    /// Whether this CPU runs it.
+    pub fn available(self) -> bool {
+        self.runs_on(&cpu::detect())
+    }
+}
+
+/// One stamped row count of one ISA.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Variant {
+    /// Instruction set.
+    pub isa: Isa,
+    /// Activation rows that one call computes.
+    pub stamp: usize,
+    /// Multiply-adds per cycle of one core with integer weights, weights in cache.
+    pub int_macs: f64,
+    /// The same with float weights; 0 where the stamp does not exist for them.
+    pub float_macs: f64,
+}
+
+const fn row(isa: Isa, stamp: usize, int_macs: f64, float_macs: f64) -> Variant {
+    Variant {
+        isa,
+        stamp,
+        int_macs,
+        float_macs,
+    }
+}
+
+/// Every variant. Rates are measured (see `examples/matmul_rates.rs`); they order candidates, they promise nothing.
+pub const VARIANTS: &[Variant] = &[
+    row(Isa::Scalar, 1, 0.8, 0.8),
+    row(Isa::Scalar, 4, 1.0, 1.0),
+    row(Isa::Avx2, 1, 12.0, 5.0),
+    row(Isa::Avx2, 2, 15.0, 8.0),
+    row(Isa::Avx2, 3, 16.0, 9.0),
+    row(Isa::Avx2, 4, 17.0, 10.0),
+    row(Isa::Avx512Vnni, 1, 15.0, 6.0),
+    row(Isa::Avx512Vnni, 2, 24.0, 9.0),
+    row(Isa::Avx512Vnni, 3, 30.0, 11.0),
+    row(Isa::Avx512Vnni, 4, 34.0, 12.0),
+    row(Isa::Avx512Vnni, 5, 37.0, 12.5),
+    row(Isa::Avx512Vnni, 6, 39.0, 13.0),
+    row(Isa::Avx512Vnni, 7, 41.0, 13.5),
+    row(Isa::Avx512Vnni, 8, 42.0, 14.0),
+    row(Isa::Avx512Vnni, 12, 45.0, 0.0),
+    row(Isa::Avx512Vnni, 16, 46.0, 0.0),
+];
+
+impl Variant {
+    /// Multiply-adds per cycle for this layout; `None` when there is no such stamp.
+    fn macs_per_cycle(&self, layout: &PackedLayout) -> Option<f64> {
+        let rate = match layout.int_bits() {
+            Some(_) => self.int_macs,
+            None => self.float_macs,
+        };
+        (rate > 0.0).then_some(rate)
+    }
+}
+
+/// Names one micro-kernel; its Display is the symbol: `matmul_i4u8m_avx512_n8`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VariantId {
+    /// Layout of the packed weights.
+    pub layout: PackedLayout,
+    /// Instruction set.
+    pub isa: Isa,
+    /// Rows of one call.
+    pub stamp: usize,
+}
+
+impl fmt::Display for VariantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "matmul_{}_{}_n{}",
+            self.layout,
+            self.isa.name(),
+            self.stamp
+        )
+    }
+}
+
+/// What the target's cores and memory can do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CpuRates {
+    /// Worker cores.
+    pub cores: usize,
+    /// Sustained clock under vector load, cycles per second.
+    pub hz: f64,
+    /// Memory read bandwidth of one core, bytes per second.
+    pub bytes_per_s_per_core: f64,
+    /// Memory read bandwidth of all cores together, bytes per second.
+    pub bytes_per_s: f64,
+}
+
+/// One matmul to find kernels for.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// Layout of the packed weights.
+    pub layout: PackedLayout,
+    /// Outputs.
+    pub n: usize,
+    /// Reduction length.
+    pub k: usize,
+    /// Activation rows of the bucket.
+    pub rows: usize,
+    /// What the target executes.
+    pub isas: &'a [Isa],
+    /// What the target sustains.
+    pub rates: &'a CpuRates,
+}
+
+/// Rows of one call, in row order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubBatch {
+    /// Rows; equal to the stamp of `kernel`.
+    pub rows: usize,
+    /// The micro-kernel.
+    pub kernel: VariantId,
+}
+
+/// A way to compute a [`Query`], or why it is none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The row of the table.
+    pub variant: &'static Variant,
+    /// Calls per weight tile that cover all rows; empty when illegal.
+    pub batches: Vec<SubBatch>,
+    /// Predicted cost, or why the variant is not legal here.
+    pub verdict: Result<Cost, Reason>,
+}
+
+/// Prediction for one matmul on all cores.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cost {
+    /// The larger of memory time and arithmetic time.
+    pub seconds: f64,
+    /// Bytes of weights read, once for all sub-batches: the step program loops tiles outermost.
+    pub bytes: u64,
+    /// Multiply-adds, padding columns included.
+    pub macs: u64,
+    /// Which wall it is, for people.
+    pub text: String,
+}
+
+/// Why a variant cannot compute a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The target lacks the ISA.
+    Isa(Isa),
+    /// k does not fit the layout.
+    KMultiple {
+        /// Reduction length asked for.
+        k: usize,
+        /// What it must be a multiple of.
+        multiple: usize,
+    },
+    /// One call computes more rows than there are.
+    Rows {
+        /// Rows of one call.
+        stamp: usize,
+        /// Rows asked for.
+        rows: usize,
+    },
+    /// The ISA has no kernel of this stamp for the layout.
+    NoStamp(VariantId),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Isa(isa) => write!(f, "needs {}", isa.needs().join("+")),
+            Reason::KMultiple { k, multiple } => write!(f, "k={k} is not a multiple of {multiple}"),
+            Reason::Rows { stamp, rows } => {
+                write!(f, "computes {stamp} rows at once, the bucket has {rows}")
+            }
+            Reason::NoStamp(id) => write!(f, "there is no {id}"),
+        }
+    }
+}
+
+/// Every variant with its verdict, in table order.
+pub fn candidates(query: &Query) -> Vec<Candidate> {
+    VARIANTS
+        .iter()
+        .map(|variant| candidate(variant, query))
+        .collect()
+}
+
+/// The legal candidate with the least predicted time; of equals, the one with the larger stamp.
+pub fn cheapest(candidates: &[Candidate]) -> Option<&Candidate> {
+    let seconds = |c: &Candidate| {
+        c.verdict
+            .as_ref()
+            .map_or(f64::INFINITY, |cost| cost.seconds)
+    };
+    let legal = candidates.iter().rev().filter(|c| c.verdict.is_ok());
+    legal.min_by(|a, b| seconds(a).total_cmp(&seconds(b)))
+}
+
+fn candidate(variant: &'static Variant, query: &Query) -> Candidate {
+    match plan(variant, query) {
+        Ok((batches, cost)) => Candidate {
+            variant,
+            batches,
+            verdict: Ok(cost),
+        },
+        Err(reason) => Candidate {
+            variant,
+            batches: Vec::new(),
+            verdict: Err(reason),
+        },
+    }
+}
+
+fn plan(variant: &Variant, query: &Query) -> Result<(Vec<SubBatch>, Cost), Reason> {
+    let &Query {
+        layout, n, k, rows, ..
+    } = query;
+    let id = |stamp| VariantId {
+        layout,
+        isa: variant.isa,
+        stamp,
+    };
+    if !query.isas.contains(&variant.isa) {
+        return Err(Reason::Isa(variant.isa));
+    }
+    let multiple = layout.k_multiple();
+    let tile = tile_bytes(&layout, k).ok_or(Reason::KMultiple { k, multiple })?;
+    let known = FORMATS.iter().any(|fmt| fmt.layout == layout);
+    if !known || variant.macs_per_cycle(&layout).is_none() {
+        return Err(Reason::NoStamp(id(variant.stamp)));
+    }
+    if variant.stamp > rows {
+        return Err(Reason::Rows {
+            stamp: variant.stamp,
+            rows,
+        });
+    }
+    let tiles = n.div_ceil(TILE_N);
+    let macs_per_row = (tiles * TILE_N * k) as f64;
+    let (mut batches, mut cycles, mut left) = (Vec::new(), 0.0, rows);
+    while left > 0 {
+        let fits = |v: &&Variant| v.isa == variant.isa && v.stamp <= left.min(variant.stamp);
+        let widest = VARIANTS
+            .iter()
+            .filter(fits)
+            .max_by_key(|v| v.stamp)
+            .unwrap_or(variant);
+        let rate = widest
+            .macs_per_cycle(&layout)
+            .ok_or(Reason::NoStamp(id(widest.stamp)))?;
+        cycles += macs_per_row * widest.stamp as f64 / rate;
+        left = left.saturating_sub(widest.stamp);
+        batches.push(SubBatch {
+            rows: widest.stamp,
+            kernel: id(widest.stamp),
+        });
+    }
+    let rates = query.rates;
+    let bytes = tiles * tile;
+    let bandwidth = rates
+        .bytes_per_s
+        .min(rates.bytes_per_s_per_core * rates.cores as f64);
+    let (memory, arithmetic) = (
+        bytes as f64 / bandwidth,
+        cycles / (rates.hz * rates.cores as f64),
+    );
+    let wall = if memory >= arithmetic {
+        "memory"
+    } else {
+        "arithmetic"
+    };
+    let text = format!(
+        "{wall}: {:.1} us of bytes, {:.1} us of arithmetic",
+        memory * 1e6,
+        arithmetic * 1e6
+    );
+    let cost = Cost {
+        seconds: memory.max(arithmetic),
+        bytes: bytes as u64,
+        macs: macs_per_row as u64 * rows as u64,
+        text,
+    };
+    Ok((batches, cost))
+}
+
+/// Bytes of one activation row as the kernels for `layout` read it: int8 rows for integer layouts, f32 otherwise.
+pub fn activation_row_bytes(layout: &PackedLayout, k: usize) -> usize {
+    match layout.int_bits() {
+        Some(_) => q8_row(k).bytes,
+        None => k * 4,
+    }
+}
+
+/// Naive matmul over dequantised weights, accumulated in f64: the oracle. `x` is `[rows][k]`, `w` `[n][k]`, the result
+/// `[rows][n]`.
+pub fn reference(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+    let dot = |x: &[f32], w: &[f32]| -> f64 {
+        x.iter()
+            .zip(w)
+            .map(|(&x, &w)| f64::from(x) * f64::from(w))
+            .sum()
+    };
+    let rows = x.chunks_exact(k);
+    rows.flat_map(|x| w.chunks_exact(k).map(move |w| dot(x, w) as f32))
+        .collect()
+}
+
+#[cfg(test)]
+mod conformance;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{F16, Q4_K, Q8_0};
+
+    const RATES: CpuRates = CpuRates {
+        cores: 2,
+        hz: 3e9,
+        bytes_per_s_per_core: 15e9,
+        bytes_per_s: 30e9,
+    };
+
+    fn query(layout: PackedLayout, k: usize, rows: usize) -> Query<'static> {
+        Query {
+            layout,
+            n: 40,
+            k,
+            rows,
+            isas: Isa::ALL,
+            rates: &RATES,
+        }
+    }
+
+    fn stamps(query: &Query, isa: Isa, stamp: usize) -> Result<Vec<usize>, String> {
+        let all = candidates(query);
+        let one = all
+            .into_iter()
+            .find(|c| c.variant.isa == isa && c.variant.stamp == stamp);
+        let one = one.expect("a row of the table");
+        let rows = one.batches.iter().map(|b| b.rows).collect();
+        one.verdict
+            .map(|_| rows)
+            .map_err(|reason| reason.to_string())
+    }
+
+    #[test]
+    fn rows_are_covered_without_padding() {
+        let q = |rows| query(Q4_K.layout, 256, rows);
+        assert_eq!(stamps(&q(12), Isa::Avx512Vnni, 8), Ok(vec![8, 4]));
+        assert_eq!(stamps(&q(5), Isa::Avx2, 4), Ok(vec![4, 1]));
+        assert_eq!(stamps(&q(7), Isa::Scalar, 4), Ok(vec![4, 1, 1, 1]));
+        assert_eq!(stamps(&q(31), Isa::Avx512Vnni, 16), Ok(vec![16, 12, 3]));
+    }
+
+    #[test]
+    fn reasons_say_what_is_wrong() {
+        let wide = query(Q4_K.layout, 256, 3);
+        let error = |q: &Query, stamp| stamps(q, Isa::Avx512Vnni, stamp).expect_err("illegal");
+        assert_eq!(error(&wide, 4), "computes 4 rows at once, the bucket has 3");
+        assert_eq!(
+            error(&query(Q8_0.layout, 100, 3), 1),
+            "k=100 is not a multiple of 32"
+        );
+        assert_eq!(
+            error(&query(F16.layout, 100, 16), 16),
+            "there is no matmul_f16_avx512_n16"
+        );
+        let old = Query {
+            isas: &[Isa::Scalar, Isa::Avx2],
+            ..wide
+        };
+        assert!(error(&old, 1).ends_with("+avx512vnni"));
+    }
+
+    #[test]
+    fn every_legal_candidate_names_existing_symbols() {
+        for fmt in FORMATS {
+            for candidate in candidates(&query(fmt.layout, 256, 31)) {
+                for batch in candidate.batches {
+                    let symbol = batch.kernel.to_string();
+                    assert!(cpu::lookup(&symbol).is_some(), "{symbol}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_reference_multiplies_rows_by_rows() {
+        let y = reference(&[1.0, 2.0, 3.0, 4.0], &[1.0, 0.0, 0.5, -1.0, 2.0, 2.0], 2);
+        assert_eq!(y, [1.0, -1.5, 6.0, 3.0, -2.5, 14.0]);
+    }
+}

@@ -1,0 +1,313 @@
+//! Every matmul micro-kernel this CPU can run, over every format, row count and boundary shape: against an exact
+//! reference on the same activations, and bit by bit against the other stamps.
+
+use super::*;
+use crate::cpu::abi::ACT_GROUP;
+use crate::cpu::symbols::{MatmulFn, QuantiseFn};
+use crate::cpu::tile::pack_tile;
+use crate::quant::{QuantFormat, Store, dequantise_row};
+
+/// A 64-byte aligned buffer.
+struct Aligned(Vec<[u64; 8]>, usize);
+
+impl Aligned {
+    fn new(bytes: usize) -> Aligned {
+        Aligned(vec![[0x5a5a_5a5a_5a5a_5a5a; 8]; bytes.div_ceil(64)], bytes)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the vector owns at least this many initialised bytes.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.1) }
+    }
+}
+
+/// Quant blocks with every field varied and sane f16s; the period of 251 is no multiple of any group.
+fn raw_rows(fmt: &QuantFormat, n: usize, k: usize) -> Vec<u8> {
+    let bytes = n * fmt.ty.row_bytes(k as u64).expect("legal k") as usize;
+    let mut raw: Vec<u8> = (0..bytes)
+        .map(|i| (i * 89 % 251) as u8 ^ (i / 251 % 7) as u8)
+        .collect();
+    let half = |i: usize| half::f16::from_f32(0.01 + (i * 31 % 251) as f32 * 1e-4);
+    match fmt.layout.store {
+        Store::F32 => {
+            for (i, b) in raw.chunks_exact_mut(4).enumerate() {
+                b.copy_from_slice(&((i * 31 % 251) as f32 * 0.01 - 1.2).to_le_bytes());
+            }
+        }
+        Store::F16 => {
+            for (i, b) in raw.chunks_exact_mut(2).enumerate() {
+                b.copy_from_slice(
+                    &half::f16::from_f32((i * 31 % 251) as f32 * 0.01 - 1.2).to_le_bytes(),
+                );
+            }
+        }
+        Store::Bf16 => {
+            for (i, b) in raw.chunks_exact_mut(2).enumerate() {
+                b.copy_from_slice(
+                    &half::bf16::from_f32((i * 31 % 251) as f32 * 0.01 - 1.2).to_le_bytes(),
+                );
+            }
+        }
+        Store::Int(bits) => {
+            for (i, b) in raw
+                .chunks_exact_mut(fmt.ty.block_bytes() as usize)
+                .enumerate()
+            {
+                let at = if bits == 6 { 208 } else { 0 };
+                b[at..at + 2].copy_from_slice(&half(i).to_le_bytes());
+                if fmt.layout.min {
+                    b[2..4].copy_from_slice(&half(i + 7).to_le_bytes());
+                }
+            }
+        }
+    }
+    raw
+}
+
+struct Case {
+    fmt: &'static QuantFormat,
+    n: usize,
+    k: usize,
+    tiles: Aligned,
+    weights: Vec<f32>,
+}
+
+fn case(fmt: &'static QuantFormat, n: usize, k: usize) -> Case {
+    let raw = raw_rows(fmt, n, k);
+    let row_bytes = raw.len() / n;
+    let tile = tile_bytes(&fmt.layout, k).expect("legal k");
+    let mut tiles = Aligned::new(n.div_ceil(TILE_N) * tile);
+    let rows: Vec<&[u8]> = raw.chunks_exact(row_bytes).collect();
+    for (rows, tile) in rows
+        .chunks(TILE_N)
+        .zip(tiles.bytes().chunks_exact_mut(tile))
+    {
+        pack_tile(fmt, k, rows, tile);
+    }
+    let mut weights = vec![0.0; n * k];
+    for (row, out) in rows.iter().zip(weights.chunks_exact_mut(k)) {
+        dequantise_row(fmt, row, out);
+    }
+    Case {
+        fmt,
+        n,
+        k,
+        tiles,
+        weights,
+    }
+}
+
+fn activations(rows: usize, k: usize) -> Vec<f32> {
+    (0..rows * k)
+        .map(|i| ((i * 67 % 257) as f32 - 120.0) * 0.013 * (1.0 + (i / k) as f32))
+        .collect()
+}
+
+/// Int8 rows of `x` by this ISA's quantiser, and the values they stand for.
+fn quantised(isa: Isa, x: &[f32], k: usize) -> (Aligned, Vec<f32>) {
+    let layout = q8_row(k);
+    let rows = x.len() / k;
+    let mut out = Aligned::new(rows * layout.bytes);
+    let symbol = cpu::lookup(&format!("quantise_{}", isa.name())).expect("every isa quantises");
+    // SAFETY: the symbol has this type by its name; both buffers hold `rows` rows.
+    unsafe {
+        let quantise: QuantiseFn = std::mem::transmute(symbol.0);
+        quantise(
+            x.as_ptr(),
+            out.bytes().as_mut_ptr(),
+            k,
+            rows,
+            k * 4,
+            layout.bytes,
+        );
+    }
+    let mut values = Vec::new();
+    for row in out.bytes().chunks_exact(layout.bytes) {
+        for (i, &q) in row[..k].iter().enumerate() {
+            let at = layout.d + i / ACT_GROUP * 4;
+            let d = f32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]);
+            values.push(d * f32::from(q as i8));
+        }
+    }
+    (out, values)
+}
+
+fn run(case: &mut Case, batches: &[SubBatch], x: &[u8], init: Option<(&[f32], usize)>) -> Vec<f32> {
+    let (tiles, x_stride) = (
+        case.n.div_ceil(TILE_N),
+        activation_row_bytes(&case.fmt.layout, case.k),
+    );
+    let width = tiles * TILE_N;
+    let rows: usize = batches.iter().map(|b| b.rows).sum();
+    let mut y = vec![f32::NAN; rows * width];
+    let mut r = 0;
+    for batch in batches {
+        let symbol = cpu::lookup(&batch.kernel.to_string()).expect("listed");
+        let (from, stride) = match init {
+            Some((init, stride)) => (init[r * stride / 4..].as_ptr(), stride),
+            None => (std::ptr::null(), 0),
+        };
+        // SAFETY: the symbol has this type by its name; all buffers hold the rows at these strides.
+        unsafe {
+            let matmul: MatmulFn = std::mem::transmute(symbol.0);
+            let w = case.tiles.bytes().as_ptr();
+            let (x, y) = (x[r * x_stride..].as_ptr(), y[r * width..].as_mut_ptr());
+            matmul(w, x, from, y, case.k, tiles, x_stride, stride, width * 4);
+        }
+        r += batch.rows;
+    }
+    y
+}
+
+fn batches(fmt: &QuantFormat, isa: Isa, stamp: usize, rows: usize) -> Option<Vec<SubBatch>> {
+    let rates = CpuRates {
+        cores: 1,
+        hz: 1e9,
+        bytes_per_s_per_core: 1e9,
+        bytes_per_s: 1e9,
+    };
+    let query = Query {
+        layout: fmt.layout,
+        n: 16,
+        k: 256,
+        rows,
+        isas: &[isa],
+        rates: &rates,
+    };
+    let all = candidates(&query);
+    let one = all
+        .into_iter()
+        .find(|c| c.variant.isa == isa && c.variant.stamp == stamp)?;
+    one.verdict.ok().map(|_| one.batches)
+}
+
+/// Largest difference as a fraction of the largest magnitude that was summed.
+fn worst(y: &[f32], width: usize, expected: &[f32], magnitude: &[f32], n: usize) -> f32 {
+    let rows = y
+        .chunks_exact(width)
+        .zip(expected.chunks_exact(n).zip(magnitude.chunks_exact(n)));
+    let errors = rows.flat_map(|(y, (e, m))| {
+        y.iter().zip(e).zip(m).map(|((y, e), m)| {
+            let error = (y - e).abs() / m.max(1e-6);
+            if error.is_nan() { f32::INFINITY } else { error }
+        })
+    });
+    errors.fold(0.0, f32::max)
+}
+
+fn nmse(y: &[f32], expected: &[f32]) -> f64 {
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let error: f64 = y.iter().zip(expected).map(|(&y, &e)| square(y - e)).sum();
+    error / expected.iter().map(|&e| square(e)).sum::<f64>()
+}
+
+const MAX_ROWS: usize = 17;
+
+fn check_isa(isa: Isa) {
+    for fmt in FORMATS {
+        let integer = fmt.layout.int_bits().is_some();
+        let ks: &[usize] = if integer {
+            &[32, 64, 256, 288, 512]
+        } else {
+            &[1, 7, 32, 100, 256]
+        };
+        for &k in ks.iter().filter(|&&k| tile_bytes(&fmt.layout, k).is_some()) {
+            for n in [1, 15, 16, 17, 40] {
+                check_shape(isa, case(fmt, n, k));
+            }
+        }
+    }
+}
+
+fn check_shape(isa: Isa, mut case: Case) {
+    let (fmt, n, k) = (case.fmt, case.n, case.k);
+    let width = n.div_ceil(TILE_N) * TILE_N;
+    let x = activations(MAX_ROWS, k);
+    let plain: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let (mut packed, values) = match fmt.layout.int_bits() {
+        Some(_) => quantised(isa, &x, k),
+        None => {
+            let mut same = Aligned::new(plain.len());
+            same.bytes().copy_from_slice(&plain);
+            (same, x.clone())
+        }
+    };
+    let x_row = activation_row_bytes(&fmt.layout, k);
+    let abs = |v: &[f32]| v.iter().map(|v| v.abs()).collect::<Vec<_>>();
+    let exact = reference(&values, &case.weights, k);
+    let magnitude = reference(&abs(&values), &abs(&case.weights), k);
+    let true_values = reference(&x, &case.weights, k);
+    let ones = batches(fmt, isa, 1, MAX_ROWS).expect("stamp 1 exists");
+    let single = run(&mut case, &ones, packed.bytes(), None);
+    let error = worst(&single, width, &exact, &magnitude, n);
+    assert!(
+        error < 1e-5,
+        "{} {isa:?} n={n} k={k}: off by {error} of the sum of magnitudes",
+        fmt.ty
+    );
+    let live: Vec<f32> = single
+        .chunks_exact(width)
+        .flat_map(|row| &row[..n])
+        .copied()
+        .collect();
+    let loose = nmse(&live, &true_values);
+    assert!(loose < 1e-3, "{} {isa:?} n={n} k={k}: NMSE {loose}", fmt.ty);
+
+    let init: Vec<f32> = (0..MAX_ROWS * width)
+        .map(|i| (i * 13 % 241) as f32 * 0.25 - 30.0)
+        .collect();
+    for variant in VARIANTS.iter().filter(|v| v.isa == isa) {
+        for rows in 1..=MAX_ROWS {
+            let Some(batches) = batches(fmt, isa, variant.stamp, rows) else {
+                continue;
+            };
+            let what = format!(
+                "{} {isa:?} stamp {} rows {rows} n={n} k={k}",
+                fmt.ty, variant.stamp
+            );
+            let x = &packed.bytes()[..rows * x_row];
+            let y = run(&mut case, &batches, x, None);
+            assert!(
+                same_bits(&y, &single[..rows * width]),
+                "{what}: a row depends on its batch"
+            );
+            let sum = |stride: usize| -> Vec<f32> {
+                let from = |i: usize| init[i / width * (stride / 4) + i % width];
+                single[..rows * width]
+                    .iter()
+                    .enumerate()
+                    .map(|(i, y)| y + from(i))
+                    .collect()
+            };
+            for stride in [0, width * 4] {
+                let y = run(&mut case, &batches, x, Some((&init, stride)));
+                assert!(same_bits(&y, &sum(stride)), "{what}: init stride {stride}");
+            }
+        }
+    }
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+#[test]
+fn scalar_kernels() {
+    check_isa(Isa::Scalar);
+}
+
+#[test]
+fn avx2_kernels() {
+    match Isa::Avx2.available() {
+        true => check_isa(Isa::Avx2),
+        false => println!("skipped: avx2"),
+    }
+}
+
+#[test]
+fn avx512_kernels() {
+    match Isa::Avx512Vnni.available() {
+        true => check_isa(Isa::Avx512Vnni),
+        false => println!("skipped: avx512"),
+    }
+}
