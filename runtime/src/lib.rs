@@ -3,12 +3,5 @@
 
 pub mod chat;
 pub mod manifest;
+pub mod sampler;
 pub mod tokenizer;
-pub mod bundle;
-pub mod device;
-pub mod error;
-pub mod executor;
-pub mod kv_cache;
-pub mod manifest;
-
-pub use error::Error;
