@@ -22,7 +22,7 @@ pub use steps::Steps;
 
 use crate::bundle::{Bundle, SectionKind};
 use crate::error::Error;
-use crate::executor::{Executor, Row};
+use crate::executor::{Executor, ExecutorOptions, Row};
 use crate::manifest::Limits;
 use crate::tokenizer::{EncodeOptions, Tokenizer, TokenizerSpec};
 
@@ -69,7 +69,7 @@ impl Engine {
         let tokenizer = spec.map(Tokenizer::new).transpose();
         let tokenizer = tokenizer.map_err(|error| Error::Tokenizer(Box::new(error)))?;
         Ok(Self::with_steps(
-            Box::new(Executor::new(bundle)?),
+            Box::new(Executor::new(bundle, ExecutorOptions::default())?),
             tokenizer,
             options,
         ))

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use coldpress_runtime::Error;
 use coldpress_runtime::cli::{
     self, bench::BenchArgs, inspect::InspectArgs, logits::LogitsArgs, run::RunArgs,
     verify::VerifyArgs,
@@ -31,11 +32,20 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    cli::exit_code(match Arguments::parse_from(cli::arguments()).command {
-        Command::Run(args) => args.execute(),
-        Command::Logits(args) => args.execute(),
-        Command::Bench(args) => args.execute(),
-        Command::Inspect(args) => args.execute(),
-        Command::Verify(args) => args.execute(),
+    cli::main_with(|args| match Arguments::try_parse_from(args) {
+        Ok(arguments) => cli::exit_code(arguments.command.execute()),
+        Err(error) => cli::usage(&error),
     })
+}
+
+impl Command {
+    fn execute(self) -> Result<(), Error> {
+        match self {
+            Command::Run(args) => args.execute(),
+            Command::Logits(args) => args.execute(),
+            Command::Bench(args) => args.execute(),
+            Command::Inspect(args) => args.execute(),
+            Command::Verify(args) => args.execute(),
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod bandwidth;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use comfy_table::{Table, presets};
@@ -13,13 +14,12 @@ use rand_pcg::rand_core::{Rng, SeedableRng};
 
 use super::output::{print, progress};
 use crate::bundle::Bundle;
-use crate::engine::Steps;
 use crate::error::Error;
-use crate::executor::{Executor, Row};
-use crate::manifest::{Program, Stage, TargetPlan};
+use crate::executor::{Executor, ExecutorOptions, Row, StepStats};
+use crate::manifest::{Limits, TargetPlan};
 
 /// Measures prompt and generation speed.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]
@@ -108,9 +108,10 @@ impl BenchArgs {
     /// # Errors
     /// Usage: nothing to measure fits the bundle's limits. Otherwise what opening and running report.
     pub fn execute(self) -> Result<(), Error> {
-        let mut executor = Executor::new(Bundle::open(&self.bundle)?)?;
-        let plan = executor.plan().clone();
-        let cases = self.cases(&executor)?;
+        let bundle = Arc::new(Bundle::open(&self.bundle)?);
+        let mut executor = Executor::new(Arc::clone(&bundle), ExecutorOptions::default())?;
+        let plan = &bundle.manifest().plans[executor.plan()];
+        let cases = self.cases(executor.limits())?;
         let bandwidth = bandwidth::read_bandwidth(plan.workers as usize);
         eprintln!(
             "measured read bandwidth: {:.1} GB/s with {} threads",
@@ -120,9 +121,16 @@ impl BenchArgs {
         let bar = progress(cases.len() as u64 * u64::from(self.repetitions), "runs");
         let mut results = Vec::with_capacity(cases.len());
         for (prompt, generated, batch) in cases {
-            let mut times = Vec::new();
+            let mut runs = Vec::new();
             for _ in 0..self.repetitions {
-                times.push(run(&mut executor, prompt, generated, batch, self.depth)?);
+                runs.push(run(
+                    &mut executor,
+                    plan,
+                    prompt,
+                    generated,
+                    batch,
+                    self.depth,
+                )?);
                 bar.inc(1);
             }
             results.push(Measurement {
@@ -130,10 +138,10 @@ impl BenchArgs {
                 generated,
                 batch,
                 depth: self.depth,
-                prefill: median(times.iter().map(|t| t.0).collect()),
-                decode: median(times.iter().map(|t| t.1).collect()),
-                bucket: program(&plan, Stage::Trunk, batch).map_or(0, |p| p.rows),
-                decode_bytes: decode_bytes(&plan, prompt + self.depth, generated, batch),
+                prefill: median(runs.iter().map(|r| r.prefill).collect()),
+                decode: median(runs.iter().map(|r| r.decode).collect()),
+                bucket: runs[0].bucket,
+                decode_bytes: runs[0].decode_bytes,
             });
         }
         bar.finish_and_clear();
@@ -145,8 +153,7 @@ impl BenchArgs {
     }
 
     /// (prompt, generated, batch) of every run that fits the bundle; says on stderr which do not.
-    fn cases(&self, executor: &dyn Steps) -> Result<Vec<(u32, u32, u32)>, Error> {
-        let limits = executor.limits();
+    fn cases(&self, limits: Limits) -> Result<Vec<(u32, u32, u32)>, Error> {
         let mut batches = self.npl.clone();
         if batches.is_empty() {
             batches = std::iter::successors(Some(1), |&b| Some(b * 2))
@@ -181,36 +188,54 @@ impl BenchArgs {
     }
 }
 
-/// Runs one configuration on random tokens; seconds of prefill and of decode.
+/// One repetition: seconds, and what the decode steps ran in and read.
+struct Run {
+    prefill: f64,
+    decode: f64,
+    bucket: u32,
+    decode_bytes: f64,
+}
+
+/// Runs one configuration on random tokens.
 fn run(
-    executor: &mut dyn Steps,
+    executor: &mut Executor,
+    plan: &TargetPlan,
     prompt: u32,
     generated: u32,
     batch: u32,
     depth: u32,
-) -> Result<(f64, f64), Error> {
+) -> Result<Run, Error> {
     let slots: Vec<u32> = (0..batch).map_while(|_| executor.acquire_slot()).collect();
     let mut rng = Pcg64::seed_from_u64(u64::from(batch));
-    let times = (|| {
+    let measured = (|| {
         feed(executor, &slots, 0..depth, &mut rng)?;
         let started = Instant::now();
-        feed(executor, &slots, depth..depth + prompt, &mut rng)?;
+        let start = depth + prompt;
+        feed(executor, &slots, depth..start, &mut rng)?;
         let prefill = started.elapsed().as_secs_f64();
         let started = Instant::now();
-        for position in depth + prompt..depth + prompt + generated {
+        let mut decode_bytes = 0.0;
+        for position in start..start + generated {
             feed(executor, &slots, position..position + 1, &mut rng)?;
+            decode_bytes += step_bytes(plan, executor.stats(), batch, position + 1);
         }
-        Ok((prefill, started.elapsed().as_secs_f64()))
+        let decode = started.elapsed().as_secs_f64();
+        Ok(Run {
+            prefill,
+            decode,
+            bucket: executor.stats().bucket,
+            decode_bytes,
+        })
     })();
     slots
         .into_iter()
         .for_each(|slot| executor.release_slot(slot));
-    times
+    measured
 }
 
 /// Feeds random tokens at `positions` of every slot, as many rows per step as fit; logits of the last position only.
 fn feed(
-    executor: &mut dyn Steps,
+    executor: &mut Executor,
     slots: &[u32],
     positions: std::ops::Range<u32>,
     rng: &mut Pcg64,
@@ -230,29 +255,17 @@ fn feed(
     all.chunks(most).try_for_each(|rows| executor.step(rows))
 }
 
-/// The compiled program that `rows` rows run in.
-pub(super) fn program(plan: &TargetPlan, stage: Stage, rows: u32) -> Option<&Program> {
-    plan.programs
-        .iter()
-        .filter(|p| p.stage == stage && p.rows >= rows)
-        .min_by_key(|p| p.rows)
-}
-
-/// Bytes read while `batch` sequences go from `start` tokens to `start + generated`: weights once per step, and the
-/// cached tokens of every sequence.
-fn decode_bytes(plan: &TargetPlan, start: u32, generated: u32, batch: u32) -> f64 {
-    let step: u64 = [Stage::Trunk, Stage::Head]
-        .iter()
-        .filter_map(|&stage| program(plan, stage, batch))
-        .flat_map(|p| &p.launches)
-        .map(|launch| launch.bytes)
-        .sum();
+/// Bytes a decode step reads and writes: what its programs say, and the `tokens` cached tokens of every sequence.
+fn step_bytes(plan: &TargetPlan, stats: &StepStats, batch: u32, tokens: u32) -> f64 {
+    let program = |index: usize| -> u64 {
+        plan.programs
+            .get(index)
+            .map_or(0, |p| p.launches.iter().map(|launch| launch.bytes).sum())
+    };
+    let head = stats.head_program.map_or(0, program) * u64::from(stats.head_runs);
     let page: u64 = plan.kv.layers.iter().map(|layer| layer.page_bytes).sum();
     let token = page as f64 / f64::from(plan.kv.page_tokens.max(1));
-    let cached: f64 = (1..=generated)
-        .map(|i| f64::from(start) + f64::from(i))
-        .sum();
-    f64::from(generated) * step as f64 + cached * f64::from(batch) * token
+    (program(stats.trunk_program) + head) as f64 + f64::from(batch) * f64::from(tokens) * token
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::manifest::{Limits, Manifest, ModelCard, Stage, TargetPlan};
 
 /// Shows what a bundle is and whether this machine can run it.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct InspectArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]

@@ -9,11 +9,11 @@ use super::output::{io_error, print, progress};
 use crate::bundle::Bundle;
 use crate::engine::Steps;
 use crate::error::Error;
-use crate::executor::{Executor, Row};
+use crate::executor::{Executor, ExecutorOptions, Row};
 use crate::sampler::argmax;
 
 /// Writes the logits of every given position.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct LogitsArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]
@@ -52,7 +52,7 @@ impl LogitsArgs {
     /// Usage: sequences of unequal length, more of them than the bundle has slots, tokens outside the vocabulary, too
     /// long for the context. Otherwise what opening, running and writing report.
     pub fn execute(self) -> Result<(), Error> {
-        let mut executor = Executor::new(Bundle::open(&self.bundle)?)?;
+        let mut executor = Executor::new(Bundle::open(&self.bundle)?, ExecutorOptions::default())?;
         let sequences: Vec<Vec<u32>> = self.tokens.into_iter().map(|list| list.0).collect();
         let greedy = self.greedy.unwrap_or(0) as usize;
         let mut run = Run::new(&mut executor, &sequences, greedy)?;

@@ -1,6 +1,6 @@
 //! Stdout that survives a closed pipe, tables, and progress bars. No command's own content.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -8,15 +8,21 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::error::Error;
 
-/// Writes to stdout and flushes.
+/// Writes to stdout and flushes. If nobody reads stdout any more the process ends, successfully: `... | head` is no
+/// failure, and nothing that follows would be seen.
 ///
 /// # Errors
-/// Stdout cannot be written; of kind `BrokenPipe` when nobody reads it any more (see `exit_code`).
+/// Stdout cannot be written for another reason.
 pub fn print(text: &str) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(io_error("writing", Path::new("stdout")))
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if written
+        .as_ref()
+        .is_err_and(|e| e.kind() == ErrorKind::BrokenPipe)
+    {
+        std::process::exit(0);
+    }
+    written.map_err(io_error("writing", Path::new("stdout")))
 }
 
 /// Makes the error of `doing` something with a file.

@@ -15,7 +15,7 @@ pub use sampling_args::SamplingArgs;
 use show::Show;
 
 /// Continues prompts; several decode as one batch.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct RunArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]

@@ -2,16 +2,17 @@
 //! buckets with each other bit by bit. Decides nothing about what is tolerable: each prompt carries its bound.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::output::{print, table};
 use crate::bundle::Bundle;
 use crate::engine::Steps;
 use crate::error::Error;
-use crate::executor::{Executor, Row};
+use crate::executor::{Executor, ExecutorOptions, Row};
 use crate::manifest::{GoldenPrompt, Stage};
 
 /// Checks a bundle on this machine.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct VerifyArgs {
     /// The bundle
     #[arg(value_name = "BUNDLE")]
@@ -27,14 +28,11 @@ impl VerifyArgs {
     pub fn execute(self) -> Result<(), Error> {
         let bundle = Bundle::open(&self.bundle)?;
         let prompts = bundle.golden_prompts()?;
-        let mut executor = Executor::new(bundle)?;
-        let mut buckets: Vec<u32> = executor
-            .plan()
-            .programs
-            .iter()
-            .filter(|p| p.stage == Stage::Trunk)
-            .map(|p| p.rows)
-            .collect();
+        let bundle = Arc::new(bundle);
+        let mut executor = Executor::new(Arc::clone(&bundle), ExecutorOptions::default())?;
+        let programs = &bundle.manifest().plans[executor.plan()].programs;
+        let trunks = programs.iter().filter(|p| p.stage == Stage::Trunk);
+        let mut buckets: Vec<u32> = trunks.map(|p| p.rows).collect();
         buckets.sort_unstable();
         let report = check(&mut executor, &buckets, &prompts)?;
         print(&format!("{}\n", show(&report)))?;

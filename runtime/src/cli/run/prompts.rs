@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::tokenizer::Tokenizer;
 
 /// Prompts of a `run`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct PromptArgs {
     /// A prompt (may be repeated)
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]

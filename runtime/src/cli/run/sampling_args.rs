@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::sampler::{Penalties, Sampling};
 
 /// How tokens are chosen.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Divides the logits; 0 is greedy
