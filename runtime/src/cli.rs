@@ -13,12 +13,13 @@ use std::process::ExitCode;
 
 pub use output::print;
 
+use crate::bundle::embedded;
 use crate::error::Error;
 
 /// Gives `run` the arguments of this process in the form clap takes: llama-batched-bench's single-dash flags
-/// (`bench -npp 16`) become double-dashed.
+/// (`bench -npp 16`) become double-dashed, and an executable that carries a bundle runs it.
 pub fn main_with(run: impl FnOnce(Vec<OsString>) -> ExitCode) -> ExitCode {
-    run(bench::double_dashed(std::env::args_os()))
+    run(embedded::arguments().unwrap_or_else(|| bench::double_dashed(std::env::args_os())))
 }
 
 /// Prints what clap has to say and returns its exit code: 0 for help and version, 2 for wrong use.
