@@ -108,7 +108,7 @@ pub const VARIANTS: &[Variant] = &[
 fn bits_factor(isa: Isa, bits: u8) -> f64 {
     match (isa, bits) {
         (Isa::Avx512Vnni, 5) => 0.94,
-        (Isa::Avx512Vnni, 6) => 0.75,
+        (Isa::Avx512Vnni, 6) => 0.92,
         (Isa::Avx2, 5) => 0.54,
         (Isa::Avx2, 6) => 0.44,
         (Isa::Avx2, 8) => 0.68,
