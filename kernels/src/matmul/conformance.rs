@@ -2,9 +2,9 @@
 //! reference on the same activations, and bit by bit against the other stamps.
 
 use super::*;
-use crate::cpu::abi::ACT_GROUP;
 use crate::cpu::symbols::{MatmulFn, QuantiseFn};
 use crate::cpu::tile::pack_tile;
+use crate::cpu::{self, abi::ACT_GROUP};
 use crate::quant::{QuantFormat, Store, dequantise_row};
 
 /// A 64-byte aligned buffer.

@@ -282,16 +282,16 @@ unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m256i; 8] {
     let vector = |i: usize| unsafe { _mm256_loadu_si256(quants.add(64 * i).cast()) };
     let masked = |v, by: i32, mask: i8| _mm256_and_si256(moved(v, by), _mm256_set1_epi8(mask));
     let mut q = [_mm256_setzero_si256(); 8];
-    for i in 0..8 {
+    for (i, q) in q.iter_mut().enumerate() {
         let at = i as i32;
-        q[i] = match bits {
+        *q = match bits {
             Some(8) => _mm256_xor_si256(vector(i), _mm256_set1_epi8(-128)),
             _ => masked(vector(i / 2), -4 * (at % 2), 15),
         };
-        q[i] = match bits {
-            Some(5) => _mm256_or_si256(q[i], masked(vector(4), 4 - at, 16)),
-            Some(6) => _mm256_or_si256(q[i], masked(vector(4 + i / 4), 4 - 2 * (at % 4), 48)),
-            _ => q[i],
+        *q = match bits {
+            Some(5) => _mm256_or_si256(*q, masked(vector(4), 4 - at, 16)),
+            Some(6) => _mm256_or_si256(*q, masked(vector(4 + i / 4), 4 - 2 * (at % 4), 48)),
+            _ => *q,
         };
     }
     q

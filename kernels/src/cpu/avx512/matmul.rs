@@ -306,23 +306,23 @@ unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m512i; 8] {
     let vector = |i: usize| unsafe { _mm512_loadu_si512(quants.add(64 * i).cast()) };
     let mask = |bits: i32| _mm512_set1_epi8((bits << shift) as i8);
     let mut q = [_mm512_setzero_si512(); 8];
-    for i in 0..8 {
+    for (i, q) in q.iter_mut().enumerate() {
         let at = i as i32;
-        q[i] = match bits {
+        *q = match bits {
             Some(8) => vector(i),
             _ => _mm512_and_si512(moved(vector(i / 2), shift - 4 * (at % 2)), mask(15)),
         };
         // 0xF8: a | (b & c).
-        q[i] = match bits {
+        *q = match bits {
             Some(5) => {
                 let top = moved(vector(4), 4 + shift - at);
-                _mm512_ternarylogic_epi32::<0xF8>(q[i], top, mask(16))
+                _mm512_ternarylogic_epi32::<0xF8>(*q, top, mask(16))
             }
             Some(6) => {
                 let top = moved(vector(4 + i / 4), 4 + shift - 2 * (at % 4));
-                _mm512_ternarylogic_epi32::<0xF8>(q[i], top, mask(48))
+                _mm512_ternarylogic_epi32::<0xF8>(*q, top, mask(48))
             }
-            _ => q[i],
+            _ => *q,
         };
     }
     q
