@@ -1,14 +1,13 @@
 //! Maps a coldpress bundle and runs it as a batched decode loop. Knows launches, buffers, slots and tokens;
 //! no model name, no quant name, no compiler pass.
 
-pub mod chat;
-pub mod manifest;
-pub mod tokenizer;
 pub mod bundle;
+pub mod chat;
 pub mod device;
 pub mod error;
 pub mod executor;
 pub mod kv_cache;
 pub mod manifest;
+pub mod tokenizer;
 
 pub use error::Error;
