@@ -209,3 +209,6 @@ pub fn reference(q: &[f32], k: &[f32], v: &[f32], shape: &Shape) -> Vec<f32> {
     }
     out
 }
+
+#[cfg(test)]
+mod conformance;

@@ -102,3 +102,6 @@ pub fn reference(x: &[f32], w: Option<&[f32]>, width: usize, eps: f32) -> Vec<f3
     }
     y
 }
+
+#[cfg(test)]
+mod conformance;

@@ -148,3 +148,6 @@ pub fn reference(
     }
     out
 }
+
+#[cfg(test)]
+mod conformance;
