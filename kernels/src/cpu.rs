@@ -14,5 +14,5 @@ pub mod scalar;
 pub mod symbols;
 pub mod tile;
 
-pub use features::{CpuFeatures, detect};
+pub use features::{CpuFeatures, Isa, detect};
 pub use symbols::{Symbol, lookup};

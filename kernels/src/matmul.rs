@@ -5,61 +5,9 @@ use std::fmt;
 
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::tile::tile_bytes;
-use crate::cpu::{self, CpuFeatures};
 use crate::quant::{FORMATS, PackedLayout};
 
-/// Instruction set of a micro-kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Isa {
-    /// Portable Rust.
-    Scalar,
-    /// AVX2 with FMA and F16C.
-    Avx2,
-    /// AVX-512 with VNNI.
-    Avx512Vnni,
-}
-
-impl Isa {
-    /// Every ISA, slowest first.
-    pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
-
-    /// Name inside symbols.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Isa::Scalar => "scalar",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512Vnni => "avx512",
-        }
-    }
-
-    /// CPU features its micro-kernels execute.
-    pub const fn needs(self) -> &'static [&'static str] {
-        match self {
-            Isa::Scalar => &[],
-            Isa::Avx2 => &["avx2", "fma", "f16c"],
-            Isa::Avx512Vnni => &[
-                "avx2",
-                "fma",
-                "f16c",
-                "avx512f",
-                "avx512bw",
-                "avx512dq",
-                "avx512vl",
-                "avx512vnni",
-            ],
-        }
-    }
-
-    /// Whether a CPU with these features runs it, in this build.
-    pub fn runs_on(self, features: &CpuFeatures) -> bool {
-        self.needs().iter().all(|name| features.has(name))
-    }
-
-    /// Whether this CPU runs it.
-    pub fn available(self) -> bool {
-        self.runs_on(&cpu::detect())
-    }
-}
+pub use crate::cpu::features::Isa;
 
 /// One stamped row count of one ISA.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,31 +31,44 @@ const fn row(isa: Isa, stamp: usize, int_macs: f64, float_macs: f64) -> Variant 
     }
 }
 
-/// Every variant. Rates are measured (see `examples/matmul_rates.rs`); they order candidates, they promise nothing.
+/// Every variant. Rates are measured with 4-bit and f16 weights on a Zen 4 core by `examples/matmul_rates.rs`; they order
+/// candidates, they promise nothing.
 pub const VARIANTS: &[Variant] = &[
-    row(Isa::Scalar, 1, 0.8, 0.8),
-    row(Isa::Scalar, 4, 1.0, 1.0),
-    row(Isa::Avx2, 1, 12.0, 5.0),
-    row(Isa::Avx2, 2, 15.0, 8.0),
-    row(Isa::Avx2, 3, 16.0, 9.0),
-    row(Isa::Avx2, 4, 17.0, 10.0),
-    row(Isa::Avx512Vnni, 1, 15.0, 6.0),
-    row(Isa::Avx512Vnni, 2, 24.0, 9.0),
-    row(Isa::Avx512Vnni, 3, 30.0, 11.0),
-    row(Isa::Avx512Vnni, 4, 34.0, 12.0),
-    row(Isa::Avx512Vnni, 5, 37.0, 12.5),
-    row(Isa::Avx512Vnni, 6, 39.0, 13.0),
-    row(Isa::Avx512Vnni, 7, 41.0, 13.5),
-    row(Isa::Avx512Vnni, 8, 42.0, 14.0),
-    row(Isa::Avx512Vnni, 12, 45.0, 0.0),
-    row(Isa::Avx512Vnni, 16, 46.0, 0.0),
+    row(Isa::Scalar, 1, 0.6, 0.6),
+    row(Isa::Scalar, 4, 0.8, 1.3),
+    row(Isa::Avx2, 1, 17.0, 7.5),
+    row(Isa::Avx2, 2, 20.3, 12.0),
+    row(Isa::Avx2, 3, 22.3, 0.0),
+    row(Isa::Avx2, 4, 25.5, 0.0),
+    row(Isa::Avx512Vnni, 1, 27.0, 7.9),
+    row(Isa::Avx512Vnni, 2, 39.1, 12.2),
+    row(Isa::Avx512Vnni, 3, 43.0, 15.0),
+    row(Isa::Avx512Vnni, 4, 43.9, 15.8),
+    row(Isa::Avx512Vnni, 5, 44.4, 15.9),
+    row(Isa::Avx512Vnni, 6, 44.8, 15.9),
+    row(Isa::Avx512Vnni, 7, 44.8, 15.9),
+    row(Isa::Avx512Vnni, 8, 45.0, 15.9),
+    row(Isa::Avx512Vnni, 12, 45.2, 0.0),
+    row(Isa::Avx512Vnni, 16, 45.4, 0.0),
 ];
+
+/// Rate of integer kernels by stored bits, relative to 4: what unpacking, 16-wide scale groups and 16-bit sums cost.
+fn bits_factor(isa: Isa, bits: u8) -> f64 {
+    match (isa, bits) {
+        (Isa::Avx512Vnni, 5) => 0.94,
+        (Isa::Avx512Vnni, 6) => 0.92,
+        (Isa::Avx2, 5) => 0.54,
+        (Isa::Avx2, 6) => 0.44,
+        (Isa::Avx2, 8) => 0.68,
+        _ => 1.0,
+    }
+}
 
 impl Variant {
     /// Multiply-adds per cycle for this layout; `None` when there is no such stamp.
     fn macs_per_cycle(&self, layout: &PackedLayout) -> Option<f64> {
         let rate = match layout.int_bits() {
-            Some(_) => self.int_macs,
+            Some(bits) => self.int_macs * bits_factor(self.isa, bits),
             None => self.float_macs,
         };
         (rate > 0.0).then_some(rate)
@@ -370,6 +331,7 @@ mod conformance;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu;
     use crate::quant::{F16, Q4_K, Q8_0};
 
     const RATES: CpuRates = CpuRates {

@@ -1,11 +1,13 @@
 //! Portable matmul micro-kernels over packed tiles. The order of operations per row is the one all ISAs share: per group
 //! of 32 k an exact integer dot product, then its f32 folds.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::symbols::{Named, matmul_symbols};
 use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
 use crate::quant::{FORMATS, PackedLayout, SUPER_GROUP, Scale, Store};
-use half::{bf16, f16};
 
 /// `matmul_<layout>_scalar_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
 pub const SYMBOLS: &[Named] = matmul_symbols!("scalar", int_matmul [1 4], float_matmul [1 4]);
@@ -13,11 +15,10 @@ pub const SYMBOLS: &[Named] = matmul_symbols!("scalar", int_matmul [1 4], float_
 /// One value for each of the 16 outputs of a tile.
 type Lanes = [f32; TILE_N];
 
-/// The two scale groups of 32 k (equal halves of the quants); with groups of 32 only element 0 is used.
+/// Scales of 32 k: both scale groups (equal halves of the quants; twice the same with groups of 32), and the min.
 struct Scales {
     scale: [Lanes; 2],
-    /// What is subtracted per unit of activation sum: `scale * zero`, the min, or both.
-    offset: [Lanes; 2],
+    min: Lanes,
 }
 
 /// # Safety
@@ -39,7 +40,7 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
         return;
     };
     let row = q8_row(k);
-    let halves = GROUP_K / usize::from(layout.group);
+    let groups_of_16 = usize::from(layout.group) * 2 == GROUP_K;
     for t in 0..tiles {
         // SAFETY: the caller passes `tiles` whole tiles.
         let tile = unsafe { std::slice::from_raw_parts(w.add(t * bytes), bytes) };
@@ -51,26 +52,32 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
             for (n, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: the caller passes N int8 rows of length k.
                 let x = unsafe { std::slice::from_raw_parts(x.add(n * x_stride), row.bytes) };
-                let float =
-                    |at: usize| f32::from_le_bytes([x[at], x[at + 1], x[at + 2], x[at + 3]]);
-                let d = float(row.d + 4 * g);
-                let q = &x[g * GROUP_K..][..GROUP_K];
-                for half in 0..halves {
-                    let sums = dot(
-                        &quads[half * 8 / halves..][..8 / halves],
-                        &q[half * GROUP_K / halves..],
-                    );
-                    for c in 0..TILE_N {
-                        acc[c] += sums[c] as f32 * (scales.scale[half][c] * d);
+                let word = |at: usize| [x[at], x[at + 1], x[at + 2], x[at + 3]];
+                let float = |at: usize| f32::from_le_bytes(word(at));
+                let zero = |half: usize| {
+                    let z = i32::from_le_bytes(word(row.z16 + 8 * g + 4 * half));
+                    if layout.zero == 0 {
+                        0
+                    } else {
+                        z >> layout.zero_shift()
+                    }
+                };
+                let (d, q) = (float(row.d + 4 * g), &x[g * GROUP_K..][..GROUP_K]);
+                let a = dot(&quads[..4], &q[..GROUP_K / 2], zero(0));
+                let b = dot(&quads[4..], &q[GROUP_K / 2..], zero(1));
+                for (c, acc) in acc.iter_mut().enumerate() {
+                    if groups_of_16 {
+                        let sum =
+                            a[c] as f32 * scales.scale[0][c] + b[c] as f32 * scales.scale[1][c];
+                        *acc += sum * d;
+                    } else {
+                        *acc += (a[c] + b[c]) as f32 * (scales.scale[0][c] * d);
                     }
                 }
-                for half in 0..halves {
-                    let s = match halves {
-                        1 => float(row.s32 + 4 * g),
-                        _ => float(row.s16 + 4 * (2 * g + half)),
-                    };
-                    for c in 0..TILE_N {
-                        acc[c] -= scales.offset[half][c] * s;
+                if layout.min {
+                    let s = float(row.s32 + 4 * g);
+                    for (acc, min) in acc.iter_mut().zip(&scales.min) {
+                        *acc -= min * s;
                     }
                 }
             }
@@ -95,6 +102,7 @@ unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
     y_stride: usize,
 ) {
     let layout = const { &FORMATS[L].layout };
+    let line_bytes = const { FORMATS[L].ty.block_bytes() as usize * TILE_N };
     let Some(bytes) = tile_bytes(layout, k) else {
         return;
     };
@@ -102,13 +110,13 @@ unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
         // SAFETY: the caller passes `tiles` whole tiles.
         let tile = unsafe { std::slice::from_raw_parts(w.add(t * bytes), bytes) };
         let mut chains = [[[0.0; TILE_N]; N]; 2];
-        for at in 0..k {
-            let weights = float_line(layout, tile, at);
+        for (at, line) in tile.chunks_exact(line_bytes).take(k).enumerate() {
+            let weights = float_line(layout, line);
             for (n, acc) in chains[at % 2].iter_mut().enumerate() {
                 // SAFETY: the caller passes N rows of k floats.
                 let x = unsafe { x.add(n * x_stride).cast::<f32>().add(at).read_unaligned() };
-                for c in 0..TILE_N {
-                    acc[c] += weights[c] * x;
+                for (acc, weight) in acc.iter_mut().zip(&weights) {
+                    *acc += weight * x;
                 }
             }
         }
@@ -148,20 +156,29 @@ unsafe fn store<const N: usize>(
     }
 }
 
-/// Weights of 16 outputs at reduction index `at`.
-fn float_line(layout: &PackedLayout, tile: &[u8], at: usize) -> Lanes {
-    let two = |c: usize| {
-        let i = 2 * (at * TILE_N + c);
-        [tile[i], tile[i + 1]]
-    };
-    std::array::from_fn(|c| match layout.store {
-        Store::F16 => f16::from_le_bytes(two(c)).to_f32(),
-        Store::Bf16 => bf16::from_le_bytes(two(c)).to_f32(),
-        _ => {
-            let i = 4 * (at * TILE_N + c);
-            f32::from_le_bytes([tile[i], tile[i + 1], tile[i + 2], tile[i + 3]])
+/// The 16 weights of one reduction index.
+fn float_line(layout: &PackedLayout, line: &[u8]) -> Lanes {
+    let mut floats = [0.0; TILE_N];
+    match layout.store {
+        Store::F16 => {
+            let mut halves = [f16::ZERO; TILE_N];
+            for (half, b) in halves.iter_mut().zip(line.chunks_exact(2)) {
+                *half = f16::from_le_bytes([b[0], b[1]]);
+            }
+            halves.convert_to_f32_slice(&mut floats);
         }
-    })
+        Store::Bf16 => {
+            for (float, b) in floats.iter_mut().zip(line.chunks_exact(2)) {
+                *float = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+            }
+        }
+        _ => {
+            for (float, b) in floats.iter_mut().zip(line.chunks_exact(4)) {
+                *float = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+    }
+    floats
 }
 
 /// The 8 quads of a group, one byte per stored integer.
@@ -196,9 +213,9 @@ fn unpack_group(layout: &PackedLayout, quants: &[u8]) -> [[u8; 64]; 8] {
     quads
 }
 
-/// Integer dot product of each output with 4 activations per quad.
-fn dot(quads: &[[u8; 64]], x: &[u8]) -> [i32; TILE_N] {
-    let mut sums = [0; TILE_N];
+/// Integer dot product of each output with 4 activations per quad, added to `from`.
+fn dot(quads: &[[u8; 64]], x: &[u8], from: i32) -> [i32; TILE_N] {
+    let mut sums = [from; TILE_N];
     for (quad, x) in quads.iter().zip(x.chunks_exact(4)) {
         for (sum, q) in sums.iter_mut().zip(quad.chunks_exact(4)) {
             for (&q, &x) in q.iter().zip(x) {
@@ -215,31 +232,25 @@ fn group_scales(layout: &PackedLayout, plane: &[u8], g: usize) -> Scales {
     let pair = 1 + usize::from(layout.min);
     let half = |i: usize| f16::from_le_bytes([unit[2 * i], unit[2 * i + 1]]).to_f32();
     let d: Lanes = std::array::from_fn(half);
-    let m: Lanes = std::array::from_fn(|c| if layout.min { half(TILE_N + c) } else { 0.0 });
-    let mut scales = Scales {
-        scale: [d; 2],
-        offset: [m; 2],
+    let mut min: Lanes = std::array::from_fn(|c| if layout.min { half(TILE_N + c) } else { 0.0 });
+    if layout.scale == Scale::F16 {
+        return Scales { scale: [d; 2], min };
+    }
+    let groups = GROUP_K / usize::from(layout.group);
+    let first = g * GROUP_K % SUPER_GROUP / usize::from(layout.group);
+    let codes = |group: usize| &unit[(2 + group) * TILE_N * pair..];
+    let code = |code: u8| match layout.scale {
+        Scale::I8F16 => f32::from(code as i8),
+        _ => f32::from(code),
     };
-    for h in 0..GROUP_K / usize::from(layout.group) {
-        if layout.scale != Scale::F16 {
-            let group = (g * GROUP_K % SUPER_GROUP) / usize::from(layout.group) + h;
-            let codes = &unit[(2 + group) * TILE_N * pair..];
-            let code = |c: usize| match layout.scale {
-                Scale::I8F16 => f32::from(codes[c] as i8),
-                _ => f32::from(codes[c]),
-            };
-            for c in 0..TILE_N {
-                scales.scale[h][c] = d[c] * code(c);
-                scales.offset[h][c] = if layout.min {
-                    m[c] * code(TILE_N + c)
-                } else {
-                    0.0
-                };
-            }
-        }
-        for c in 0..TILE_N {
-            scales.offset[h][c] += scales.scale[h][c] * f32::from(layout.zero);
+    if layout.min {
+        for (min, &m) in min.iter_mut().zip(&codes(first)[TILE_N..]) {
+            *min *= code(m);
         }
     }
-    scales
+    let scale = [first, first + groups - 1].map(|group| {
+        let codes = codes(group);
+        std::array::from_fn(|c| d[c] * code(codes[c]))
+    });
+    Scales { scale, min }
 }

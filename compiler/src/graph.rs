@@ -1,0 +1,274 @@
+//! The op graph: what one step computes over its rows, before and after fusion. Nodes say *what*, never *how* or *where*:
+//! no target, no variant, no buffer. The only dynamic dimension is the row count, so a type is a row domain, a width and
+//! an element type.
+//!
+//! Built by `model`, rewritten by `pass`, checked by `graph::verify`, evaluated by `graph::interpret`, lowered by `plan`.
+
+mod build;
+pub mod dump;
+mod infer;
+pub mod interpret;
+pub mod verify;
+
+use coldpress_kernels::tensor_type::TensorType;
+use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+
+/// Which rows a value has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rows {
+    /// Every row of the step.
+    Step,
+    /// Only rows whose logits are wanted.
+    Logits,
+}
+
+/// Element type of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// int8 with one f32 scale per 32 elements and the sums the kernels need.
+    Q8,
+    /// No data: says that K and V of all rows of a layer are in the cache.
+    KvWritten,
+}
+
+/// Type of one value: `[rows, width]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ValueType {
+    /// Row domain.
+    pub rows: Rows,
+    /// Elements per row (0 for `KvWritten`).
+    pub width: usize,
+    /// Element type.
+    pub dtype: DType,
+}
+
+/// Index into `OpGraph::weights`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub u32);
+
+/// A parameter of the model: a matrix `[n, k]` (packed for matmuls), or a vector (n = 1) kept as f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// GGUF tensor name, `blk.3.ffn_down.weight`; a computed table has a name of its own in angle brackets.
+    pub name: String,
+    /// GGUF type; F32 for computed tables.
+    pub ty: TensorType,
+    /// Output features (matrix rows).
+    pub n: usize,
+    /// Row length.
+    pub k: usize,
+    /// Where the bytes come from.
+    pub source: Source,
+}
+
+/// Where a weight's bytes come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// The GGUF tensor of that name.
+    Gguf,
+    /// Computed from metadata when the graph was built (RoPE frequencies).
+    Computed(Vec<f32>),
+}
+
+/// Element-wise activation of a feed-forward gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// x * sigmoid(x).
+    Silu,
+    /// tanh approximation of GELU.
+    GeluTanh,
+}
+
+/// How rotary pairs are laid out in a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RopeStyle {
+    /// Pairs (2i, 2i+1): llama.
+    Interleaved,
+    /// Pairs (i, i + rot_dim/2): qwen, gemma, phi.
+    Neox,
+}
+
+/// One weight of a (possibly fused) matmul, with its bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Part {
+    /// Matrix `[n, k]`.
+    pub weight: WeightId,
+    /// Vector `[n]` added to every row.
+    pub bias: Option<WeightId>,
+}
+
+/// Shape of one rotary application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RopeShape {
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Leading elements of a head that rotate; even.
+    pub rot_dim: usize,
+    /// Pairing.
+    pub style: RopeStyle,
+}
+
+/// A per-head RMS norm applied before RoPE.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadNorm {
+    /// Vector `[head_dim]`.
+    pub weight: WeightId,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// What a node computes. Inputs are listed in port order; every op has one output unless it says otherwise.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// () -> rows of the embedding matrix, times `scale`.
+    Embed {
+        /// Matrix `[vocab, hidden]`.
+        weight: WeightId,
+        /// Multiplier (1 for most models).
+        scale: f32,
+    },
+    /// x -> x / rms(x) * weight.
+    RmsNorm {
+        /// Vector `[width]`.
+        weight: WeightId,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// x [, residual when `residual`] -> one output per part: x W^T + bias [+ residual, single part only].
+    MatMul {
+        /// Matrices that share the input.
+        parts: Vec<Part>,
+        /// Whether input 1 is added to the output.
+        residual: bool,
+    },
+    /// () -> `[rows, 2 * half]`: cos and sin of position * inv_freq, interleaved, times `mscale`.
+    RopeTable {
+        /// Computed vector `[half]`.
+        inv_freq: WeightId,
+        /// YaRN magnitude factor (1 otherwise).
+        mscale: f32,
+    },
+    /// x -> per-head RMS norm.
+    HeadNorm {
+        /// Weight and epsilon.
+        norm: HeadNorm,
+        /// Heads in a row.
+        heads: usize,
+    },
+    /// x, table -> rotated x.
+    Rope {
+        /// Heads in a row.
+        heads: usize,
+        /// Head shape and pairing.
+        shape: RopeShape,
+    },
+    /// k, v -> KvWritten.
+    KvAppend {
+        /// Index into `OpGraph::kv`.
+        layer: usize,
+    },
+    /// Fused: q, k, v, table -> rotated q, KvWritten. Norms come first where present.
+    RopeAppend {
+        /// Index into `OpGraph::kv`.
+        layer: usize,
+        /// Query heads.
+        heads: usize,
+        /// Head shape and pairing.
+        shape: RopeShape,
+        /// Per-head norm of q.
+        q_norm: Option<HeadNorm>,
+        /// Per-head norm of k.
+        k_norm: Option<HeadNorm>,
+    },
+    /// q, KvWritten -> softmax(scale q K^T) V per head, each row up to its own position.
+    Attention {
+        /// Index into `OpGraph::kv`.
+        layer: usize,
+        /// Query heads.
+        heads: usize,
+        /// Multiplier of q k.
+        scale: f32,
+        /// cap * tanh(s / cap) on the scores.
+        softcap: Option<f32>,
+    },
+    /// x -> activation(x).
+    Act(Activation),
+    /// a, b -> a * b.
+    Mul,
+    /// a, b -> a + b.
+    Add,
+    /// Fused: gate, up -> activation(gate) * up.
+    GatedAct(Activation),
+    /// x -> x * factor.
+    Scale(f32),
+    /// x -> cap * tanh(x / cap).
+    Softcap(f32),
+    /// x -> int8 rows.
+    Quantise,
+    /// Fused RmsNorm + Quantise.
+    NormQuantise {
+        /// Vector `[width]`.
+        weight: WeightId,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// Fused GatedAct + Quantise.
+    GatedActQuantise(Activation),
+    /// Step rows -> logits rows.
+    SelectRows,
+    /// x -> (); x is the step's logits.
+    Logits,
+}
+
+/// One node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// What it computes.
+    pub op: Op,
+    /// GGUF-style label without `.weight`: `blk.3.attn_q`, `blk.3.attn`, `output_norm`.
+    pub label: String,
+    /// Type of each output.
+    pub outputs: Vec<ValueType>,
+}
+
+/// Output `from` of the source feeds input `to` of the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Edge {
+    /// Output port of the producer.
+    pub from: u16,
+    /// Input port of the consumer.
+    pub to: u16,
+}
+
+/// An output of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value {
+    /// Producer.
+    pub node: NodeIndex,
+    /// Output port.
+    pub port: u16,
+}
+
+/// KV cache shape of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayer {
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+    /// Sliding window in tokens, if not the whole context.
+    pub window: Option<usize>,
+}
+
+/// The graph of one step and the weights it names.
+#[derive(Clone, Debug, Default)]
+pub struct OpGraph {
+    /// Nodes and edges. Iterate with `order()`, never in hash order: same input, same bytes out.
+    pub nodes: StableDiGraph<Node, Edge>,
+    /// Parameters, in order of first use.
+    pub weights: Vec<Weight>,
+    /// KV shape per layer.
+    pub kv: Vec<KvLayer>,
+}
