@@ -5,8 +5,8 @@
 
 use std::fmt;
 
+use crate::cpu::Isa;
 use crate::cpu::abi::{ACT_GROUP, q8_row};
-use crate::matmul::Isa;
 
 /// Normalises every row: `(x, w, y, width, rows, x_stride, y_stride, eps_bits)`, strides in bytes. `w` is `[width]` or
 /// null (no weight); `y` may be `x`. Exactly `width` floats of a row are written.

@@ -168,9 +168,9 @@ pub(crate) use lane_functions;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Isa;
     use crate::cpu::avx2::lanes::F32x8;
     use crate::cpu::avx512::lanes::F32x16;
-    use crate::matmul::Isa;
 
     /// Largest relative error over every argument from `begin` on, `1 / 64` apart.
     fn worst<V: Lanes>(begin: f32, end: f32, f: unsafe fn(V) -> V, exact: fn(f64) -> f64) -> f64 {
