@@ -7,7 +7,9 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod features;
-pub mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
+pub mod pages;
 pub mod scalar;
 pub mod symbols;
 pub mod tile;
