@@ -4,7 +4,7 @@
 
 mod pre;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use coldpress_runtime::tokenizer::{
     Algorithm, Alphabet, BpeSpec, SpmSpec, TokenKind, TokenizerSpec,
@@ -255,6 +255,7 @@ fn bpe(
         None => return Err(missing(key)),
     };
     let mut merges = Vec::with_capacity(texts.len());
+    let mut seen = HashSet::with_capacity(texts.len());
     let mut joined = String::new();
     for (rank, merge) in texts.iter().enumerate() {
         // The left part is never empty, so a leading space belongs to it.
@@ -267,7 +268,11 @@ fn bpe(
         joined.push_str(left);
         joined.push_str(right);
         match (ids.get(left), ids.get(right), ids.get(joined.as_str())) {
-            (Some(&left), Some(&right), Some(_)) => merges.push((left, right)),
+            // Of equal pairs the first counts.
+            (Some(&left), Some(&right), Some(_)) if seen.insert((left, right)) => {
+                merges.push((left, right));
+            }
+            (Some(_), Some(_), Some(_)) => {}
             _ => return Err(bad(rank, merge, "merges or makes what is no token")),
         }
     }
