@@ -2,10 +2,14 @@
 //! get wrong. The only code that knows the container; what the keys mean is for model.rs, what the bytes of a tensor
 //! mean for the quant formats of the kernels crate.
 
+mod cursor;
 mod error;
+mod keys;
 mod read;
 mod split;
+mod tensor;
 mod value;
+mod write;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,6 +21,7 @@ use memmap2::Mmap;
 
 pub use error::Error;
 pub use value::{Array, Value};
+pub use write::GgufWriter;
 
 /// A model's GGUF file, or all files of a split one. Owns the mappings: tensor data is read from disk when touched.
 #[derive(Debug)]
@@ -156,7 +161,7 @@ impl Gguf {
                 gguf.key_index = names.zip(0..).collect();
                 gguf.keys = parsed.keys;
             }
-            for read::Entry {
+            for tensor::Entry {
                 name,
                 ty,
                 dims,
@@ -200,159 +205,6 @@ impl Gguf {
         self.keys.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// An integer of any type that fits; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no integer, or out of range.
-    pub fn u32(&self, key: &str) -> Result<Option<u32>, Error> {
-        self.int(key, "u32")
-    }
-
-    /// An integer of any type that fits; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no integer, or negative.
-    pub fn u64(&self, key: &str) -> Result<Option<u64>, Error> {
-        self.int(key, "u64")
-    }
-
-    /// A float or integer of any type, rounded to f32; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no number.
-    pub fn f32(&self, key: &str) -> Result<Option<f32>, Error> {
-        self.read(key, "f32", |value| value.float().map(|v| v as f32))
-    }
-
-    /// A bool; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no bool.
-    pub fn bool(&self, key: &str) -> Result<Option<bool>, Error> {
-        self.read(key, "bool", |value| match value {
-            Value::Bool(v) => Some(*v),
-            _ => None,
-        })
-    }
-
-    /// A string; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no string.
-    pub fn str(&self, key: &str) -> Result<Option<&str>, Error> {
-        self.read(key, "str", |value| match value {
-            Value::Str(v) => Some(v.as_str()),
-            _ => None,
-        })
-    }
-
-    /// An array of integers of any type that fits, or one such integer; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no integer or array of integers, or one is out of range.
-    pub fn u32s(&self, key: &str) -> Result<Option<Vec<u32>>, Error> {
-        self.ints(key, "arr[u32]")
-    }
-
-    /// An array of integers of any type that fits, or one such integer; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no integer or array of integers, or one is out of range.
-    pub fn i32s(&self, key: &str) -> Result<Option<Vec<i32>>, Error> {
-        self.ints(key, "arr[i32]")
-    }
-
-    /// An array of floats or integers rounded to f32, or one such number; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no number or array of numbers.
-    pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>, Error> {
-        self.read(key, "arr[f32]", |value| {
-            Some(value.floats()?.into_iter().map(|v| v as f32).collect())
-        })
-    }
-
-    /// An array of bools, or one bool; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no bool or array of bools.
-    pub fn bools(&self, key: &str) -> Result<Option<Vec<bool>>, Error> {
-        self.read(key, "arr[bool]", |value| match value {
-            Value::Array(Array::Bool(v)) => Some(v.clone()),
-            Value::Bool(v) => Some(vec![*v]),
-            _ => None,
-        })
-    }
-
-    /// An array of strings, or one string; `None` when the key is absent.
-    ///
-    /// # Errors
-    /// The value is no string or array of strings.
-    pub fn strs(&self, key: &str) -> Result<Option<&[String]>, Error> {
-        self.read(key, "arr[str]", |value| match value {
-            Value::Array(Array::Str(v)) => Some(v.as_slice()),
-            Value::Str(v) => Some(std::slice::from_ref(v)),
-            _ => None,
-        })
-    }
-
-    fn read<'a, T>(
-        &'a self,
-        key: &str,
-        expected: &'static str,
-        convert: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>, Error> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        match convert(value) {
-            Some(converted) => Ok(Some(converted)),
-            None => Err(Error::Type {
-                path: self.paths[0].clone(),
-                key: key.into(),
-                found: value.type_name(),
-                expected,
-            }),
-        }
-    }
-
-    fn int<T: TryFrom<i128>>(&self, key: &str, expected: &'static str) -> Result<Option<T>, Error> {
-        let Some(int) = self.read(key, expected, Value::int)? else {
-            return Ok(None);
-        };
-        self.fit(key, int, expected).map(Some)
-    }
-
-    fn ints<T: TryFrom<i128>>(
-        &self,
-        key: &str,
-        expected: &'static str,
-    ) -> Result<Option<Vec<T>>, Error> {
-        let Some(ints) = self.read(key, expected, Value::ints)? else {
-            return Ok(None);
-        };
-        let fitted: Result<_, _> = ints
-            .into_iter()
-            .map(|int| self.fit(key, int, expected))
-            .collect();
-        fitted.map(Some)
-    }
-
-    fn fit<T: TryFrom<i128>>(
-        &self,
-        key: &str,
-        int: i128,
-        expected: &'static str,
-    ) -> Result<T, Error> {
-        T::try_from(int).map_err(|_| {
-            Error::metadata(
-                &self.paths[0],
-                key,
-                format!("{int} does not fit {expected}"),
-            )
-        })
-    }
-
     /// All tensors, in file order, shard after shard.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
@@ -387,5 +239,73 @@ impl Gguf {
     /// The mapped files, shards in order.
     pub fn paths(&self) -> &[PathBuf] {
         &self.paths
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_opened_names_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [dir.path().join("absent.gguf"), dir.path().into()] {
+            let error = Gguf::open(&path).unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+            assert!(error.to_string().starts_with(path.to_str().unwrap()));
+        }
+        let empty = dir.path().join("empty.gguf");
+        File::create(&empty).unwrap();
+        assert!(matches!(Gguf::open(&empty), Err(Error::Truncated { .. })));
+    }
+
+    #[test]
+    fn fixtures_open() {
+        let root = std::env::var_os("COLDPRESS_FIXTURES").map_or_else(
+            || {
+                PathBuf::from(concat!(
+                    env!("CARGO_MANIFEST_DIR"),
+                    "/../../shared/fixtures"
+                ))
+            },
+            PathBuf::from,
+        );
+        if !root.is_dir() {
+            assert!(
+                std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+                "fixtures not found"
+            );
+            println!("skipped: fixtures not found");
+            return;
+        }
+        let mut opened = 0;
+        for (dir, has_tensors) in [("models", true), ("vocab", false)] {
+            for entry in std::fs::read_dir(root.join(dir)).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_none_or(|extension| extension != "gguf") {
+                    continue;
+                }
+                let gguf = Gguf::open(&path).unwrap();
+                assert!(gguf.str("general.architecture").unwrap().is_some());
+                let tokens = gguf.strs("tokenizer.ggml.tokens").unwrap().unwrap();
+                assert!(tokens.len() >= 1024);
+                assert_eq!(
+                    !gguf.tensors().is_empty(),
+                    has_tensors,
+                    "{}",
+                    path.display()
+                );
+                for tensor in gguf.tensors() {
+                    assert_eq!(gguf.tensor(&tensor.name), Some(tensor));
+                    let row = tensor.ty.row_bytes(tensor.k()).unwrap();
+                    assert_eq!(gguf.data(tensor).len() as u64, row * tensor.n());
+                }
+                let file_bytes = std::fs::metadata(&path).unwrap().len();
+                assert!(gguf.total_bytes() <= file_bytes);
+                assert!(!has_tensors || gguf.total_bytes() * 2 > file_bytes);
+                opened += 1;
+            }
+        }
+        assert!(opened > 1, "no GGUF files in {}", root.display());
     }
 }

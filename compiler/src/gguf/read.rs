@@ -1,50 +1,31 @@
-//! The bytes of one GGUF file to its keys and tensors. Every length is checked against the bytes that are left before
-//! anything is allocated or sliced; nothing here opens files or knows of shards.
+//! The bytes of one GGUF file to its keys and tensors, with every limit of the format and the place of every tensor
+//! checked. Nothing here opens files or knows of shards.
 //!
 //! Layout (gguf.h): magic, version u32, tensor count i64, key count i64; per key: key, type, value; per tensor: name,
 //! dimension count u32, dimensions i64, type u32, offset u64; padding; tensor data. Strings are a u64 length and bytes.
 
 use std::collections::HashSet;
-use std::fmt::{self, Display};
 use std::path::Path;
 
-use coldpress_kernels::tensor_type::TensorType;
-
+use super::cursor::Cursor;
 use super::error::Error;
-use super::value::{Array, Value, id};
+use super::tensor::{Entry, MIN_TENSOR_BYTES, refuse_overlap};
+use super::value::Value;
 
 /// `GGUF_DEFAULT_ALIGNMENT` of gguf.h.
 pub(super) const DEFAULT_ALIGNMENT: u32 = 32;
 /// `GGUF_KEY_GENERAL_ALIGNMENT` of gguf.h.
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
-/// `GGML_MAX_NAME` of ggml.h counts the closing zero.
-const MAX_TENSOR_NAME_BYTES: usize = 63;
-/// `GGML_MAX_DIMS` of ggml.h.
-const MAX_DIMS: u32 = 4;
 /// "can be at most 2^16-1 bytes long": gguf.md on keys.
 const MAX_KEY_BYTES: usize = 65535;
-/// The format sets no limit to arrays in arrays; no known file has more than one level.
-const MAX_ARRAY_DEPTH: u32 = 4;
 /// Fewest bytes of a key with its value: length, one character, type, one byte.
 const MIN_KEY_BYTES: u64 = 8 + 1 + 4 + 1;
-/// Fewest bytes of a tensor description: length, one character, dimension count, type, offset.
-const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 4 + 8;
 
 /// One file's contents.
 pub(super) struct Parsed {
     pub version: u32,
     pub keys: Vec<(String, Value)>,
     pub tensors: Vec<Entry>,
-}
-
-/// One tensor of a file.
-pub(super) struct Entry {
-    pub name: String,
-    pub ty: TensorType,
-    pub dims: Vec<u64>,
-    /// Byte position in the file; the file holds `bytes` bytes from there.
-    pub start: usize,
-    pub bytes: usize,
 }
 
 /// Reads everything but the tensor data. `path` is for messages.
@@ -119,140 +100,7 @@ fn alignment(path: &Path, keys: &[(String, Value)]) -> Result<u64, Error> {
     Ok(u64::from(alignment))
 }
 
-/// Two tensors that share bytes are a damaged offset, not a saving.
-fn refuse_overlap(path: &Path, tensors: &[Entry]) -> Result<(), Error> {
-    let mut by_start: Vec<&Entry> = tensors.iter().collect();
-    by_start.sort_by_key(|t| t.start);
-    for pair in by_start.windows(2) {
-        let (first, second) = (pair[0], pair[1]);
-        if first.start + first.bytes > second.start {
-            return Err(Error::tensor(
-                path,
-                &second.name,
-                format!(
-                    "data starts at byte {}, inside the data of {} (bytes {} to {})",
-                    second.start,
-                    first.name,
-                    first.start,
-                    first.start + first.bytes
-                ),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// A tensor as described, its data not yet located.
-struct Description {
-    name: String,
-    ty: TensorType,
-    dims: Vec<u64>,
-    bytes: u64,
-    /// From the start of the data.
-    offset: u64,
-}
-
-impl Description {
-    fn place(
-        self,
-        path: &Path,
-        data_start: u64,
-        alignment: u64,
-        file_bytes: usize,
-    ) -> Result<Entry, Error> {
-        let Description {
-            name,
-            ty,
-            dims,
-            bytes,
-            offset,
-        } = self;
-        if !offset.is_multiple_of(alignment) {
-            let problem =
-                format!("data offset {offset} is not a multiple of the alignment {alignment}");
-            return Err(Error::tensor(path, &name, problem));
-        }
-        let start = data_start.checked_add(offset);
-        let end = start.and_then(|start| start.checked_add(bytes));
-        match (start, end) {
-            (Some(start), Some(end)) if end <= file_bytes as u64 => {
-                // Both fit usize: they are at most the length of a slice.
-                let (start, bytes) = (start as usize, bytes as usize);
-                Ok(Entry {
-                    name,
-                    ty,
-                    dims,
-                    start,
-                    bytes,
-                })
-            }
-            (_, Some(end)) => {
-                let problem = format!("data ends at byte {end} past the file's {file_bytes}");
-                Err(Error::tensor(path, &name, problem))
-            }
-            (_, None) => {
-                let problem = format!(
-                    "data of {bytes} bytes at offset {offset} is past the file's {file_bytes}"
-                );
-                Err(Error::tensor(path, &name, problem))
-            }
-        }
-    }
-}
-
-struct Cursor<'a> {
-    path: &'a Path,
-    bytes: &'a [u8],
-    /// At most `bytes.len()`.
-    at: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn left(&self) -> u64 {
-        (self.bytes.len() - self.at) as u64
-    }
-
-    /// Refuses `n` things of at least `min_bytes` each when the rest of the file cannot hold them.
-    fn count(&self, n: u64, min_bytes: u64, what: &dyn Display) -> Result<(), Error> {
-        let needs = n.saturating_mul(min_bytes);
-        if needs > self.left() {
-            return Err(Error::Truncated {
-                path: self.path.into(),
-                what: what.to_string(),
-                offset: self.at as u64,
-                needs,
-                left: self.left(),
-            });
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, n: u64, what: &dyn Display) -> Result<&'a [u8], Error> {
-        self.count(n, 1, what)?;
-        let taken = &self.bytes[self.at..][..n as usize];
-        self.at += taken.len();
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self, what: &dyn Display) -> Result<[u8; N], Error> {
-        let mut out = [0; N];
-        out.copy_from_slice(self.take(N as u64, what)?);
-        Ok(out)
-    }
-
-    fn u32(&mut self, what: &dyn Display) -> Result<u32, Error> {
-        Ok(u32::from_le_bytes(self.array(what)?))
-    }
-
-    fn u64(&mut self, what: &dyn Display) -> Result<u64, Error> {
-        Ok(u64::from_le_bytes(self.array(what)?))
-    }
-
-    fn str_bytes(&mut self, what: &dyn Display) -> Result<&'a [u8], Error> {
-        let n = self.u64(what)?;
-        self.take(n, what)
-    }
-
+impl Cursor<'_> {
     fn version(&mut self) -> Result<u32, Error> {
         let magic: [u8; 4] = self.array(&"the magic")?;
         if &magic != b"GGUF" {
@@ -294,201 +142,169 @@ impl<'a> Cursor<'a> {
         let value = self.value(ty, &key)?;
         Ok((key, value))
     }
-
-    fn value(&mut self, ty: u32, key: &str) -> Result<Value, Error> {
-        let what = Of(key);
-        Ok(match ty {
-            id::U8 => Value::U8(u8::from_le_bytes(self.array(&what)?)),
-            id::I8 => Value::I8(i8::from_le_bytes(self.array(&what)?)),
-            id::U16 => Value::U16(u16::from_le_bytes(self.array(&what)?)),
-            id::I16 => Value::I16(i16::from_le_bytes(self.array(&what)?)),
-            id::U32 => Value::U32(u32::from_le_bytes(self.array(&what)?)),
-            id::I32 => Value::I32(i32::from_le_bytes(self.array(&what)?)),
-            id::F32 => Value::F32(f32::from_le_bytes(self.array(&what)?)),
-            id::BOOL => {
-                let [byte] = self.array(&what)?;
-                Value::Bool(self.bool(byte, key)?)
-            }
-            id::STR => Value::Str(self.str_value(key)?),
-            id::ARRAY => Value::Array(self.array_value(key, 1)?),
-            id::U64 => Value::U64(u64::from_le_bytes(self.array(&what)?)),
-            id::I64 => Value::I64(i64::from_le_bytes(self.array(&what)?)),
-            id::F64 => Value::F64(f64::from_le_bytes(self.array(&what)?)),
-            _ => {
-                return Err(Error::metadata(
-                    self.path,
-                    key,
-                    format!("unknown type id {ty}"),
-                ));
-            }
-        })
-    }
-
-    fn bool(&self, byte: u8, key: &str) -> Result<bool, Error> {
-        match byte {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(Error::metadata(
-                self.path,
-                key,
-                format!("byte {byte} is no bool"),
-            )),
-        }
-    }
-
-    fn str_value(&mut self, key: &str) -> Result<String, Error> {
-        let at = self.at;
-        let bytes = self.str_bytes(&Of(key))?;
-        match std::str::from_utf8(bytes) {
-            Ok(s) => Ok(s.to_owned()),
-            Err(e) => Err(Error::metadata(
-                self.path,
-                key,
-                format!("string at byte {at}: {e}"),
-            )),
-        }
-    }
-
-    fn array_value(&mut self, key: &str, depth: u32) -> Result<Array, Error> {
-        let what = Of(key);
-        let ty = self.u32(&what)?;
-        let n = self.u64(&what)?;
-        Ok(match ty {
-            id::U8 => Array::U8(self.numbers(n, key, u8::from_le_bytes)?),
-            id::I8 => Array::I8(self.numbers(n, key, i8::from_le_bytes)?),
-            id::U16 => Array::U16(self.numbers(n, key, u16::from_le_bytes)?),
-            id::I16 => Array::I16(self.numbers(n, key, i16::from_le_bytes)?),
-            id::U32 => Array::U32(self.numbers(n, key, u32::from_le_bytes)?),
-            id::I32 => Array::I32(self.numbers(n, key, i32::from_le_bytes)?),
-            id::F32 => Array::F32(self.numbers(n, key, f32::from_le_bytes)?),
-            id::BOOL => {
-                let bytes = self.take(n, &what)?;
-                Array::Bool(
-                    bytes
-                        .iter()
-                        .map(|&byte| self.bool(byte, key))
-                        .collect::<Result<_, _>>()?,
-                )
-            }
-            id::STR => {
-                // 8: the length of a string.
-                self.count(n, 8, &what)?;
-                Array::Str(
-                    (0..n)
-                        .map(|_| self.str_value(key))
-                        .collect::<Result<_, _>>()?,
-                )
-            }
-            id::ARRAY if depth >= MAX_ARRAY_DEPTH => {
-                let problem = format!("arrays more than {MAX_ARRAY_DEPTH} deep are not supported");
-                return Err(Error::metadata(self.path, key, problem));
-            }
-            id::ARRAY => {
-                // 12: type and length of an array.
-                self.count(n, 12, &what)?;
-                Array::Nested(
-                    (0..n)
-                        .map(|_| self.array_value(key, depth + 1))
-                        .collect::<Result<_, _>>()?,
-                )
-            }
-            id::U64 => Array::U64(self.numbers(n, key, u64::from_le_bytes)?),
-            id::I64 => Array::I64(self.numbers(n, key, i64::from_le_bytes)?),
-            id::F64 => Array::F64(self.numbers(n, key, f64::from_le_bytes)?),
-            _ => {
-                return Err(Error::metadata(
-                    self.path,
-                    key,
-                    format!("unknown array type id {ty}"),
-                ));
-            }
-        })
-    }
-
-    fn numbers<const N: usize, T>(
-        &mut self,
-        n: u64,
-        key: &str,
-        from: fn([u8; N]) -> T,
-    ) -> Result<Vec<T>, Error> {
-        let bytes = self.take(n.saturating_mul(N as u64), &Of(key))?;
-        let (elements, _) = bytes.as_chunks::<N>();
-        Ok(elements.iter().map(|&element| from(element)).collect())
-    }
-
-    fn tensor(&mut self, index: u64) -> Result<Description, Error> {
-        let position = format!("#{index}");
-        let bytes = self.str_bytes(&format_args!("tensor {position}"))?;
-        let name = match std::str::from_utf8(bytes) {
-            Ok("") => return Err(Error::tensor(self.path, &position, "has no name")),
-            Ok(name) if name.len() > MAX_TENSOR_NAME_BYTES => {
-                let problem = format!(
-                    "name is {} bytes long, at most {MAX_TENSOR_NAME_BYTES} are allowed",
-                    name.len()
-                );
-                return Err(Error::tensor(self.path, &position, problem));
-            }
-            Ok(name) => name.to_owned(),
-            Err(e) => return Err(Error::tensor(self.path, &position, format!("name: {e}"))),
-        };
-        let what = format!("tensor {name}");
-        let n_dims = self.u32(&what)?;
-        if n_dims > MAX_DIMS {
-            let problem = format!("has {n_dims} dimensions, at most {MAX_DIMS} are allowed");
-            return Err(Error::tensor(self.path, &name, problem));
-        }
-        let mut dims = Vec::with_capacity(MAX_DIMS as usize);
-        for _ in 0..n_dims {
-            dims.push(self.u64(&what)?);
-        }
-        if dims.contains(&0) {
-            return Err(Error::tensor(
-                self.path,
-                &name,
-                format!("has a zero dimension in {dims:?}"),
-            ));
-        }
-        // ggml takes a tensor without dimensions as one number.
-        if dims.is_empty() {
-            dims.push(1);
-        }
-        let type_id = self.u32(&what)?;
-        let Some(ty) = TensorType::from_id(type_id) else {
-            return Err(Error::TensorType {
-                path: self.path.into(),
-                tensor: name,
-                id: type_id,
-            });
-        };
-        if !dims[0].is_multiple_of(ty.block_len()) {
-            let problem = format!(
-                "row length {} is not a multiple of {}, the quant block length of {ty}",
-                dims[0],
-                ty.block_len()
-            );
-            return Err(Error::tensor(self.path, &name, problem));
-        }
-        let weights = dims.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
-        let Some(bytes) = weights.and_then(|n| ty.row_bytes(n)) else {
-            let problem = format!("shape {dims:?} of {ty} is too large");
-            return Err(Error::tensor(self.path, &name, problem));
-        };
-        let offset = self.u64(&what)?;
-        Ok(Description {
-            name,
-            ty,
-            dims,
-            bytes,
-            offset,
-        })
-    }
 }
 
-/// "key NAME", for messages.
-struct Of<'a>(&'a str);
+#[cfg(test)]
+pub(super) mod tests {
+    use coldpress_kernels::tensor_type::TensorType;
 
-impl Display for Of<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "key {}", self.0)
+    use super::super::value::Array;
+    use super::super::write::GgufWriter;
+    use super::super::write::tests::{bytes, sample};
+    use super::*;
+
+    pub fn parse(bytes: &[u8]) -> Result<Parsed, Error> {
+        super::parse(Path::new("model.gguf"), bytes)
+    }
+
+    pub fn refused(bytes: &[u8]) -> String {
+        match parse(bytes) {
+            Ok(_) => panic!("not refused"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// A file whose only tensor is described from byte 24 on.
+    pub fn one_tensor() -> Vec<u8> {
+        let mut writer = GgufWriter::new();
+        bytes(writer.tensor(
+            "blk.0.attn_q.weight",
+            TensorType::Q8_0,
+            &[32, 2],
+            vec![0; 68],
+        ))
+    }
+
+    /// `file` with `new` at byte `at`.
+    pub fn patched(mut file: Vec<u8>, at: usize, new: &[u8]) -> Vec<u8> {
+        file[at..][..new.len()].copy_from_slice(new);
+        file
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_refused() {
+        let file = bytes(&sample());
+        let parsed = parse(&file).unwrap();
+        let end = parsed
+            .tensors
+            .iter()
+            .map(|t| t.start + t.bytes)
+            .max()
+            .unwrap();
+        assert_eq!(end, file.len());
+        for cut in 0..end {
+            assert!(parse(&file[..cut]).is_err(), "{cut} of {end} bytes");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_never_panics() {
+        let mut file = bytes(&sample());
+        let header = parse(&file).unwrap().tensors[0].start;
+        let mut refused = 0;
+        for bit in 0..header * 8 {
+            file[bit / 8] ^= 1 << (bit % 8);
+            refused += usize::from(parse(&file).is_err());
+            file[bit / 8] ^= 1 << (bit % 8);
+        }
+        assert!(refused > header, "only {refused} flips refused");
+    }
+
+    #[test]
+    fn absurd_counts_are_refused() {
+        for count in [u64::MAX, u64::MAX / 8 + 1, 1 << 40, 1 << 32] {
+            let new = count.to_le_bytes();
+            let says = refused(&patched(one_tensor(), 8, &new));
+            assert!(says.contains(&format!("{count} tensors: needs")), "{says}");
+            let says = refused(&patched(one_tensor(), 16, &new));
+            assert!(says.contains(&format!("{count} keys: needs")), "{says}");
+            let says = refused(&patched(one_tensor(), 24, &new));
+            assert!(says.starts_with("model.gguf: tensor #0: needs"), "{says}");
+            for array in [
+                Array::Str(vec!["a".into()]),
+                Array::F64(vec![0.0]),
+                Array::U8(vec![0]),
+                Array::Bool(vec![true]),
+                Array::Nested(vec![Array::U8(vec![1])]),
+            ] {
+                let file = bytes(GgufWriter::new().add("k", Value::Array(array)));
+                let says = refused(&patched(file, 24 + 8 + 1 + 4 + 4, &new));
+                assert!(says.starts_with("model.gguf: key k: needs"), "{says}");
+            }
+            let file = bytes(GgufWriter::new().add("k", Value::Str("a".into())));
+            let says = refused(&patched(file, 24 + 8 + 1 + 4, &new));
+            assert!(says.starts_with("model.gguf: key k: needs"), "{says}");
+        }
+    }
+
+    #[test]
+    fn other_versions_and_files_are_named() {
+        let with_version = |version: u32| patched(one_tensor(), 4, &version.to_le_bytes());
+        assert_eq!(parse(&with_version(2)).unwrap().version, 2);
+        assert!(refused(&with_version(0)).contains("version 0 is not supported"));
+        assert!(refused(&with_version(1)).contains("version 1 is not supported; convert"));
+        assert!(refused(&with_version(4)).contains("version 4 is not supported"));
+        assert!(refused(&with_version(3u32.swap_bytes())).contains("big-endian"));
+        let says = refused(&patched(one_tensor(), 0, b"tj\x01t"));
+        assert_eq!(
+            says,
+            "model.gguf: starts with \"tj\\x01t\", not with \"GGUF\""
+        );
+    }
+
+    #[test]
+    fn a_vocabulary_needs_no_tensors_and_no_padding() {
+        let file = bytes(GgufWriter::new().add("k", Value::U8(1)));
+        let end = 24 + 8 + 1 + 4 + 1;
+        assert!(parse(&file[..end]).unwrap().tensors.is_empty());
+    }
+
+    #[test]
+    fn keys_are_checked() {
+        let file = |key: &str, value: Value| bytes(GgufWriter::new().add(key, value));
+        assert!(refused(&file("", Value::U8(1))).contains("key #0: is empty"));
+        assert!(refused(&file(&"k".repeat(65536), Value::U8(1))).contains("65536 bytes long"));
+        parse(&file(&"k".repeat(65535), Value::U8(1))).unwrap();
+        let twice = bytes(
+            GgufWriter::new()
+                .add("k", Value::U8(1))
+                .add("k", Value::U8(2)),
+        );
+        assert!(refused(&twice).contains("key k: is there twice"));
+
+        let k = 24 + 8;
+        let says = refused(&patched(file("k", Value::U8(1)), k, b"\xff"));
+        assert!(says.contains("key #0: invalid utf-8"), "{says}");
+        let says = refused(&patched(file("k", Value::U8(1)), k + 1, &[13]));
+        assert!(says.contains("key k: unknown type id 13"), "{says}");
+        let says = refused(&patched(file("k", Value::Bool(true)), k + 5, &[2]));
+        assert!(says.contains("key k: byte 2 is no bool"), "{says}");
+        let strings = Value::Array(Array::Str(vec!["a".into(), "é".into()]));
+        let says = refused(&patched(file("k", strings), k + 5 + 12 + 9 + 8, b"\xff"));
+        assert!(
+            says.contains("key k: string at byte 58: invalid utf-8"),
+            "{says}"
+        );
+
+        let nest = |depth| (1..depth).fold(Array::U8(vec![1]), |a, _| Array::Nested(vec![a]));
+        parse(&file("k", Value::Array(nest(4)))).unwrap();
+        let says = refused(&file("k", Value::Array(nest(5))));
+        assert!(says.contains("key k: arrays more than 4 deep"), "{says}");
+    }
+
+    #[test]
+    fn alignment_is_checked() {
+        let file = |value: Value| bytes(GgufWriter::new().add("general.alignmenT", value));
+        let at = 24 + 8 + ALIGNMENT_KEY.len() - 1;
+        let with = |value: Value| patched(file(value), at, b"t");
+        parse(&with(Value::U32(64))).unwrap();
+        for alignment in [0, 12, u32::MAX] {
+            let says = refused(&with(Value::U32(alignment)));
+            assert!(
+                says.contains(&format!("{alignment} is not a power of two")),
+                "{says}"
+            );
+        }
+        assert!(refused(&with(Value::U64(32))).contains("general.alignment: is u64, expected u32"));
     }
 }
