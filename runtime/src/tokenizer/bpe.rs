@@ -84,11 +84,11 @@ impl Bpe {
     }
 
     fn encode_word(&self, word: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        if self.ignore_merges || (self.whole_newline_runs && word.bytes().all(|b| b == b'\n')) {
-            if let Some(id) = self.model.token_to_id(word) {
-                out.push(id);
-                return Ok(());
-            }
+        let whole = self.ignore_merges
+            || (self.whole_newline_runs && word.bytes().all(|byte| byte == b'\n'));
+        if whole && let Some(id) = self.model.token_to_id(word) {
+            out.push(id);
+            return Ok(());
         }
         // Characters outside the vocabulary stop merging; the library would drop them and merge across.
         let mut known_from = 0;
