@@ -55,7 +55,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Gguf(e) => write!(f, "{e}"),
-            Error::Unsupported { what, why } | Error::Model { what, why } => write!(f, "{what}: {why}"),
+            Error::Unsupported { what, why } | Error::Model { what, why } => {
+                write!(f, "{what}: {why}")
+            }
             Error::DoesNotFit(s) | Error::Cliff(s) | Error::Usage(s) => write!(f, "{s}"),
             Error::Io { doing, source } => write!(f, "{doing}: {source}"),
             Error::Internal(s) => write!(f, "internal error (please report): {s}"),

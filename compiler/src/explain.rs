@@ -3,7 +3,7 @@
 
 use crate::codegen::cpu::CpuCode;
 use crate::error::Error;
-use crate::graph::OpGraph;
+use crate::graph::{OpGraph, dump};
 use crate::plan::select::Selector;
 use crate::plan::{Form, Plan, Work};
 use coldpress_runtime::manifest::Stage;
@@ -70,7 +70,7 @@ impl Notes {
         let selector = Selector::new(&plan.target, plan.workers);
         let mut rows: Vec<(Stage, usize)> = plan.programs.iter().map(|p| (p.stage, p.rows)).collect();
         rows.sort_by_key(|r| r.1);
-        let mut notes = Notes { graph: graph.dump(), plan: plan.dump(), ..Notes::default() };
+        let mut notes = Notes { graph: dump::dump(graph), plan: plan.dump(), ..Notes::default() };
         let mut seen: Vec<((String, usize, usize, Stage), u32)> = Vec::new();
         for place in &plan.weights {
             let w = &graph.weights[place.weight.0 as usize];
@@ -132,14 +132,14 @@ fn candidates(
         .candidates(weight, rows)?
         .into_iter()
         .map(|c| {
-            let symbols: Vec<&String> = c.passes.iter().map(|(_, s)| s).collect();
+            let symbols: Vec<String> = c.batches.iter().map(|b| b.kernel.to_string()).collect();
             let used = symbols.len() == picked.stamps.len()
-                && symbols.iter().zip(&picked.stamps).all(|(s, stamp)| **s == stamp.symbol);
+                && symbols.iter().zip(&picked.stamps).all(|(s, stamp)| *s == stamp.symbol);
             CandidateNote {
-                variant: c.variant.to_string(),
+                variant: format!("{} n{}", c.variant.isa.name(), c.variant.stamp),
                 picked: used && c.verdict.is_ok(),
                 verdict: match c.verdict {
-                    Ok(cost) => Ok((cost.seconds, cost.reason)),
+                    Ok(cost) => Ok((cost.seconds, cost.text)),
                     Err(reason) => Err(reason.to_string()),
                 },
             }

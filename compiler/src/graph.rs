@@ -4,6 +4,12 @@
 //!
 //! Built by `model`, rewritten by `pass`, checked by `graph::verify`, evaluated by `graph::interpret`, lowered by `plan`.
 
+mod build;
+pub mod dump;
+mod infer;
+pub mod interpret;
+pub mod verify;
+
 use coldpress_kernels::tensor_type::TensorType;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 

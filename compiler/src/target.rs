@@ -17,8 +17,8 @@ pub struct TargetProfile {
     pub core_bandwidth: f64,
     /// Sustained read bandwidth of the whole machine, bytes per second.
     pub total_bandwidth: f64,
-    /// int8 multiply-accumulates per second of one core at the best stamp.
-    pub core_macs: f64,
+    /// Sustained clock under vector load, cycles per second.
+    pub hz: f64,
     /// L2 bytes of one core: how much of a weight matrix stays close while several sub-batches use it.
     pub l2_bytes: usize,
     /// One line for `coldpress targets`.
@@ -33,7 +33,7 @@ pub const PRESETS: &[TargetProfile] = &[
         isas: &[Isa::Avx512Vnni, Isa::Avx2, Isa::Scalar],
         core_bandwidth: 15e9,
         total_bandwidth: 30e9,
-        core_macs: 300e9,
+        hz: 3e9,
         l2_bytes: 1 << 20,
         about: "x86-64 with AVX-512 F/BW/VL/DQ and VNNI (Ice Lake, Zen 4 and later)",
     },
@@ -43,7 +43,7 @@ pub const PRESETS: &[TargetProfile] = &[
         isas: &[Isa::Avx2, Isa::Scalar],
         core_bandwidth: 15e9,
         total_bandwidth: 30e9,
-        core_macs: 80e9,
+        hz: 3e9,
         l2_bytes: 512 << 10,
         about: "x86-64 with AVX2, FMA and F16C (Haswell, Zen and later)",
     },
@@ -53,7 +53,7 @@ pub const PRESETS: &[TargetProfile] = &[
         isas: &[Isa::Scalar],
         core_bandwidth: 8e9,
         total_bandwidth: 20e9,
-        core_macs: 4e9,
+        hz: 3e9,
         l2_bytes: 256 << 10,
         about: "any 64-bit x86 or ARM machine, portable kernels",
     },
@@ -86,7 +86,7 @@ impl TargetProfile {
 
     /// CPU features the compiled code needs, by the names the standard library detects.
     pub fn features(&self) -> Vec<String> {
-        self.isas[0].features().iter().map(|f| f.to_string()).collect()
+        self.isas[0].needs().iter().map(|f| f.to_string()).collect()
     }
 
     /// Suffix of micro-kernel symbols of the best family.
@@ -105,6 +105,6 @@ impl TargetProfile {
 impl TargetProfile {
     /// Whether fused multiply-add exists (decides how inline loops are emitted).
     pub fn has_fma(&self) -> bool {
-        self.isas[0].features().contains(&"fma")
+        self.isas[0].needs().contains(&"fma")
     }
 }

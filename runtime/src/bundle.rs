@@ -13,6 +13,8 @@ mod validate;
 mod writer;
 
 #[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
 mod tests;
 
 pub use header::{Header, Section, SectionKind};

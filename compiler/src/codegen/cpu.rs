@@ -4,6 +4,8 @@
 
 mod elementwise;
 mod emit;
+#[cfg(test)]
+mod tests;
 
 use crate::error::Error;
 use crate::plan::{Plan, ProgramPlan};
@@ -106,7 +108,7 @@ fn compile(isa: &dyn isa::TargetIsa, function: ir::Function, program: &ProgramPl
     let mut launches = vec![0..0; program.launches.len()];
     for span in compiled.buffer.get_srclocs_sorted() {
         if let Some(range) = launches.get_mut(span.loc.bits() as usize) {
-            let start = if range.is_empty() { span.start } else { range.start.min(span.start) };
+            let start = if range.start == range.end { span.start } else { range.start.min(span.start) };
             *range = start..range.end.max(span.end);
         }
     }

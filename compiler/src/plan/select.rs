@@ -52,9 +52,11 @@ impl<'a> Selector<'a> {
             k: weight.k,
             rows,
             isas: self.target.isas,
-            rates: CpuRates {
-                bytes_per_s: self.target.total_bandwidth.min(self.target.core_bandwidth * self.workers as f64),
-                macs_per_s: self.target.core_macs * self.workers as f64,
+            rates: &CpuRates {
+                cores: self.workers,
+                hz: self.target.hz,
+                bytes_per_s_per_core: self.target.core_bandwidth,
+                bytes_per_s: self.target.total_bandwidth,
             },
         }))
     }
@@ -62,22 +64,20 @@ impl<'a> Selector<'a> {
     /// The cheapest legal candidate; ties go to the first, the table's order.
     pub fn pick(&self, weight: &Weight, rows: usize) -> Result<Pick, Error> {
         let candidates = self.candidates(weight, rows)?;
-        let mut best: Option<(usize, f64)> = None;
-        for (i, candidate) in candidates.iter().enumerate() {
-            // One numeric class per matrix: only the target's best family may run it, whatever the row count.
-            if candidate.variant.isa != self.target.isa() {
-                continue;
-            }
+        // One numeric class per matrix: only the target's best family may run it, whatever the row count. Of equals the
+        // widest stamp wins: the fewest calls.
+        let mut best: Option<(&Candidate, f64)> = None;
+        for candidate in candidates.iter().filter(|c| c.variant.isa == self.target.isa()) {
             if let Ok(cost) = &candidate.verdict
-                && best.is_none_or(|(_, seconds)| cost.seconds < seconds)
+                && best.is_none_or(|(_, seconds)| cost.seconds <= seconds)
             {
-                best = Some((i, cost.seconds));
+                best = Some((candidate, cost.seconds));
             }
         }
-        let Some((i, seconds)) = best else {
+        let Some((chosen, seconds)) = best else {
             let why: Vec<String> = candidates
                 .iter()
-                .filter_map(|c| c.verdict.as_ref().err().map(|r| format!("{}: {r}", c.variant)))
+                .filter_map(|c| c.verdict.as_ref().err().map(|r| format!("{} n{}: {r}", c.variant.isa.name(), c.variant.stamp)))
                 .collect();
             return Err(Error::Unsupported {
                 what: weight.name.clone(),
@@ -91,20 +91,19 @@ impl<'a> Selector<'a> {
                 ),
             });
         };
-        let chosen = &candidates[i];
         let mut first = 0;
         let stamps = chosen
-            .passes
+            .batches
             .iter()
-            .map(|(rows, symbol)| {
-                let stamp = Stamp { first, rows: *rows, symbol: symbol.clone() };
-                first += rows;
+            .map(|batch| {
+                let stamp = Stamp { first, rows: batch.rows, symbol: batch.kernel.to_string() };
+                first += batch.rows;
                 stamp
             })
             .collect();
         let legal = candidates.iter().filter(|c| c.verdict.is_ok()).count();
         let reason = match &chosen.verdict {
-            Ok(cost) => format!("{}; cheapest of {legal} legal", cost.reason),
+            Ok(cost) => format!("{}; cheapest of {legal} legal", cost.text),
             Err(_) => String::new(),
         };
         Ok(Pick { stamps, seconds, reason })

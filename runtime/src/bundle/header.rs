@@ -107,7 +107,8 @@ fn malformed<T>(why: impl Into<String>) -> Result<T, HeaderError> {
     Err(HeaderError::Malformed(why.into()))
 }
 
-fn header_checksum(bytes: &[u8]) -> u64 {
+/// Checksum of a whole header, its own field excluded.
+pub(super) fn header_checksum(bytes: &[u8]) -> u64 {
     let mut hash = Xxh3::new();
     hash.update(&bytes[..16]);
     hash.update(&bytes[24..]);

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::manifest::{Limits, Stage, TargetPlan};
 use barrier::{Barrier, barrier_symbol};
 use code::{Code, Entry};
-use coldpress_kernels::cpu::abi::{Step, WorkerContext};
+use coldpress_kernels::cpu::abi::{PAGE_TOKENS, Step, WorkerContext};
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,7 +126,7 @@ impl CpuDevice {
             return Err(format!("position {position} is outside the context"));
         }
         let kv = step.kv;
-        let per_slot = self.limits.max_context.div_ceil(kv.page_tokens().max(1));
+        let per_slot = self.limits.max_context.div_ceil(PAGE_TOKENS as u32);
         if kv.pages() > self.kv_pages || kv.pages_per_slot() < per_slot {
             return Err("the page table is of another plan".into());
         }

@@ -206,13 +206,10 @@ impl<'f> Emit<'f> {
                 s
             }
         };
-        let slot = self.address(self.table, self.symbols_index(symbol) * 8);
+        let index = self.symbols.index(symbol);
+        let slot = self.address(self.table, index * 8);
         let callee = self.pos.ins().load(types::I64, MemFlagsData::trusted(), slot, 0);
         self.pos.ins().call_indirect(signature, callee, args);
-    }
-
-    fn symbols_index(&mut self, symbol: &str) -> usize {
-        self.symbols.index(symbol)
     }
 
     pub(super) fn iconst(&mut self, value: usize) -> Value {

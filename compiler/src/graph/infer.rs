@@ -1,0 +1,316 @@
+//! What each op accepts and what it produces: the one place that knows the arity, row domains, widths, element types
+//! and weight shapes of an op. Used when a node is made and again by `graph::verify`.
+
+use coldpress_kernels::quant::{self, Store};
+
+use super::{DType, HeadNorm, Op, OpGraph, Part, RopeShape, Rows, ValueType, WeightId};
+use crate::error::Error;
+
+impl ValueType {
+    /// f32 values.
+    pub fn f32(rows: Rows, width: usize) -> ValueType {
+        ValueType {
+            rows,
+            width,
+            dtype: DType::F32,
+        }
+    }
+
+    /// int8 activations.
+    pub fn q8(rows: Rows, width: usize) -> ValueType {
+        ValueType {
+            rows,
+            width,
+            dtype: DType::Q8,
+        }
+    }
+
+    /// The order token of a KV cache write.
+    pub fn kv_written() -> ValueType {
+        ValueType {
+            rows: Rows::Step,
+            width: 0,
+            dtype: DType::KvWritten,
+        }
+    }
+}
+
+/// Activations are quantised in groups of this many.
+const ACT_GROUP: usize = coldpress_kernels::cpu::abi::ACT_GROUP;
+
+impl OpGraph {
+    /// Whether kernels read the weight as integers, and so its input as int8.
+    pub fn is_integer(&self, weight: WeightId) -> bool {
+        let format = quant::format(self.weight(weight).ty);
+        format.is_some_and(|format| matches!(format.layout.store, Store::Int(_)))
+    }
+
+    /// Output types of `op` over inputs of these types.
+    pub(super) fn infer(
+        &self,
+        op: &Op,
+        label: &str,
+        inputs: &[ValueType],
+    ) -> Result<Vec<ValueType>, Error> {
+        let checker = Checker { graph: self, label };
+        checker.infer(op, inputs)
+    }
+}
+
+struct Checker<'a> {
+    graph: &'a OpGraph,
+    label: &'a str,
+}
+
+impl Checker<'_> {
+    fn infer(&self, op: &Op, inputs: &[ValueType]) -> Result<Vec<ValueType>, Error> {
+        let one = |ty| Ok(vec![ty]);
+        match op {
+            Op::Embed { weight, .. } => {
+                let [] = self.arity(inputs)?;
+                one(ValueType::f32(Rows::Step, self.matrix(*weight)?.1))
+            }
+            Op::RmsNorm { weight, .. } => {
+                let [x] = self.arity(inputs)?;
+                self.float(x)?;
+                self.vector(*weight, x.width)?;
+                one(x)
+            }
+            Op::MatMul { parts, residual } => self.matmul(parts, *residual, inputs),
+            Op::RopeTable { inv_freq, .. } => {
+                let [] = self.arity(inputs)?;
+                let half = self.graph.weight(*inv_freq).k;
+                self.vector(*inv_freq, half)?;
+                one(ValueType::f32(Rows::Step, 2 * half))
+            }
+            Op::HeadNorm { norm, heads } => {
+                let [x] = self.arity(inputs)?;
+                self.float(x)?;
+                let head_dim = self.graph.weight(norm.weight).k;
+                self.head_norm(norm, head_dim)?;
+                self.width("x", x, heads * head_dim)?;
+                one(x)
+            }
+            Op::Rope { heads, shape } => {
+                let [x, table] = self.arity(inputs)?;
+                self.rotates("x", x, *heads, shape)?;
+                self.table(table, x, shape)?;
+                one(x)
+            }
+            Op::KvAppend { layer } => {
+                let [k, v] = self.arity(inputs)?;
+                self.key_value(*layer, k, v)?;
+                one(ValueType::kv_written())
+            }
+            Op::RopeAppend {
+                layer,
+                heads,
+                shape,
+                q_norm,
+                k_norm,
+            } => {
+                let [q, k, v, table] = self.arity(inputs)?;
+                self.key_value(*layer, k, v)?;
+                self.rotates("q", q, *heads, shape)?;
+                self.rotates("k", k, self.graph.kv[*layer].kv_heads, shape)?;
+                self.table(table, q, shape)?;
+                for norm in q_norm.iter().chain(k_norm) {
+                    self.head_norm(norm, shape.head_dim)?;
+                }
+                Ok(vec![q, ValueType::kv_written()])
+            }
+            Op::Attention { layer, heads, .. } => {
+                let [q, written] = self.arity(inputs)?;
+                let kv = self.layer(*layer)?;
+                self.float(q)?;
+                self.rows("q", q, Rows::Step)?;
+                self.width("q", q, heads * kv.head_dim)?;
+                self.ensure(written.dtype == DType::KvWritten, || {
+                    "input 1 is no KvWritten".into()
+                })?;
+                self.ensure(kv.kv_heads > 0 && heads.is_multiple_of(kv.kv_heads), || {
+                    format!("{heads} heads over {} KV heads", kv.kv_heads)
+                })?;
+                one(q)
+            }
+            Op::Act(_) | Op::Scale(_) | Op::Softcap(_) => {
+                let [x] = self.arity(inputs)?;
+                self.float(x)?;
+                one(x)
+            }
+            Op::Mul | Op::Add | Op::GatedAct(_) | Op::GatedActQuantise(_) => {
+                let [a, b] = self.arity(inputs)?;
+                self.float(a)?;
+                self.ensure(a == b, || format!("inputs differ: {a:?} and {b:?}"))?;
+                match op {
+                    Op::GatedActQuantise(_) => one(self.quantised(a)?),
+                    _ => one(a),
+                }
+            }
+            Op::Quantise => {
+                let [x] = self.arity(inputs)?;
+                one(self.quantised(x)?)
+            }
+            Op::NormQuantise { weight, .. } => {
+                let [x] = self.arity(inputs)?;
+                self.vector(*weight, x.width)?;
+                one(self.quantised(x)?)
+            }
+            Op::SelectRows => {
+                let [x] = self.arity(inputs)?;
+                self.float(x)?;
+                self.rows("x", x, Rows::Step)?;
+                one(ValueType::f32(Rows::Logits, x.width))
+            }
+            Op::Logits => {
+                let [x] = self.arity(inputs)?;
+                self.float(x)?;
+                self.rows("x", x, Rows::Logits)?;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    fn matmul(
+        &self,
+        parts: &[Part],
+        residual: bool,
+        inputs: &[ValueType],
+    ) -> Result<Vec<ValueType>, Error> {
+        self.ensure(!parts.is_empty(), || "has no parts".into())?;
+        self.ensure(!residual || parts.len() == 1, || {
+            format!("{} parts and a residual", parts.len())
+        })?;
+        let x = match residual {
+            true => self.arity::<2>(inputs)?[0],
+            false => self.arity::<1>(inputs)?[0],
+        };
+        let integers = parts
+            .iter()
+            .filter(|part| self.graph.is_integer(part.weight))
+            .count();
+        self.ensure(integers == 0 || integers == parts.len(), || {
+            "integer and float weights share a matmul".into()
+        })?;
+        match x.dtype {
+            DType::F32 => {}
+            DType::Q8 => self.ensure(integers > 0, || "float weights read int8 rows".into())?,
+            DType::KvWritten => return Err(self.error("input 0 has no data")),
+        }
+        let mut outputs = Vec::with_capacity(parts.len());
+        for part in parts {
+            let (n, k) = self.matrix(part.weight)?;
+            self.width("x", x, k)?;
+            if let Some(bias) = part.bias {
+                self.vector(bias, n)?;
+            }
+            outputs.push(ValueType::f32(x.rows, n));
+        }
+        self.ensure(!residual || inputs[1] == outputs[0], || {
+            format!("residual is {:?}, output {:?}", inputs[1], outputs[0])
+        })?;
+        Ok(outputs)
+    }
+
+    fn error(&self, what: impl std::fmt::Display) -> Error {
+        Error::Internal(format!("node {}: {what}", self.label))
+    }
+
+    fn ensure(&self, holds: bool, what: impl FnOnce() -> String) -> Result<(), Error> {
+        match holds {
+            true => Ok(()),
+            false => Err(self.error(what())),
+        }
+    }
+
+    fn arity<const N: usize>(&self, inputs: &[ValueType]) -> Result<[ValueType; N], Error> {
+        inputs
+            .try_into()
+            .map_err(|_| self.error(format!("{} inputs, needs {N}", inputs.len())))
+    }
+
+    fn float(&self, x: ValueType) -> Result<(), Error> {
+        self.ensure(x.dtype == DType::F32, || format!("reads {x:?}, needs f32"))
+    }
+
+    fn rows(&self, name: &str, x: ValueType, rows: Rows) -> Result<(), Error> {
+        self.ensure(x.rows == rows, || {
+            format!("{name} has {:?} rows, needs {rows:?} rows", x.rows)
+        })
+    }
+
+    fn width(&self, name: &str, x: ValueType, width: usize) -> Result<(), Error> {
+        self.ensure(x.width == width, || {
+            format!("{name} is {} wide, needs {width}", x.width)
+        })
+    }
+
+    fn matrix(&self, id: WeightId) -> Result<(usize, usize), Error> {
+        let weight = self.known(id)?;
+        self.ensure(weight.n > 0 && weight.k > 0, || {
+            format!("{} is empty", weight.name)
+        })?;
+        Ok((weight.n, weight.k))
+    }
+
+    fn vector(&self, id: WeightId, len: usize) -> Result<(), Error> {
+        let weight = self.known(id)?;
+        self.ensure((weight.n, weight.k) == (1, len), || {
+            let (name, n, k) = (&weight.name, weight.n, weight.k);
+            format!("{name} is [{n},{k}], needs [1,{len}]")
+        })
+    }
+
+    fn known(&self, id: WeightId) -> Result<&super::Weight, Error> {
+        let weight = self.graph.weights.get(id.0 as usize);
+        weight.ok_or_else(|| self.error(format!("no weight {}", id.0)))
+    }
+
+    fn layer(&self, layer: usize) -> Result<super::KvLayer, Error> {
+        let kv = self.graph.kv.get(layer).copied();
+        kv.ok_or_else(|| self.error(format!("no KV layer {layer}")))
+    }
+
+    fn head_norm(&self, norm: &HeadNorm, head_dim: usize) -> Result<(), Error> {
+        self.vector(norm.weight, head_dim)
+    }
+
+    fn rotates(
+        &self,
+        name: &str,
+        x: ValueType,
+        heads: usize,
+        shape: &RopeShape,
+    ) -> Result<(), Error> {
+        self.float(x)?;
+        self.width(name, x, heads * shape.head_dim)?;
+        self.ensure(
+            shape.rot_dim.is_multiple_of(2) && shape.rot_dim <= shape.head_dim,
+            || format!("rotates {} of {}", shape.rot_dim, shape.head_dim),
+        )
+    }
+
+    fn table(&self, table: ValueType, x: ValueType, shape: &RopeShape) -> Result<(), Error> {
+        self.float(table)?;
+        self.rows("table", table, x.rows)?;
+        self.width("table", table, shape.rot_dim)
+    }
+
+    fn key_value(&self, layer: usize, k: ValueType, v: ValueType) -> Result<(), Error> {
+        let kv = self.layer(layer)?;
+        for (name, x) in [("k", k), ("v", v)] {
+            self.float(x)?;
+            self.rows(name, x, Rows::Step)?;
+            self.width(name, x, kv.kv_heads * kv.head_dim)?;
+        }
+        Ok(())
+    }
+
+    fn quantised(&self, x: ValueType) -> Result<ValueType, Error> {
+        self.float(x)?;
+        self.ensure(x.width.is_multiple_of(ACT_GROUP), || {
+            format!("quantises {} values, no multiple of {ACT_GROUP}", x.width)
+        })?;
+        Ok(ValueType::q8(x.rows, x.width))
+    }
+}

@@ -1,0 +1,23 @@
+//! qwen2: Qwen 1.5, 2 and 2.5. As llama with half-split rotary pairs and biases on Q, K and V.
+//! Facts: llama.cpp src/models/qwen2.cpp.
+
+use super::parts::{Biases, Builder, LayerShape};
+use super::rope::FreqFactors;
+use crate::error::Error;
+use crate::graph::{Activation, RopeStyle};
+
+const SHAPE: LayerShape = LayerShape {
+    activation: Activation::Silu,
+    qk_norm: false,
+    biases: Biases {
+        qkv: true,
+        attn_output: false,
+        ffn: false,
+        output: true,
+    },
+};
+
+pub(super) fn build(b: &mut Builder) -> Result<(), Error> {
+    let rope = b.rope(RopeStyle::Neox, FreqFactors::None)?;
+    b.decoder(&SHAPE, &rope)
+}

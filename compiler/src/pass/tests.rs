@@ -1,0 +1,277 @@
+//! A tiny model and what the tests of all passes ask of it: the text before and after, and equal results.
+
+use coldpress_kernels::tensor_type::TensorType;
+
+use super::*;
+use crate::gguf::{Gguf, GgufWriter, Value};
+use crate::graph::dump::dump;
+use crate::graph::interpret::{Interpreter, Rounding, Row, Weights};
+
+/// Pseudo-random values in -1..1 (xorshift64*), the same on every run.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> f32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let bits = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40;
+        bits as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// Bytes of `len` random weights: small for matrices, around one for vectors.
+fn bytes(random: &mut Random, ty: TensorType, len: u64, vector: bool) -> Vec<u8> {
+    match ty {
+        TensorType::F32 => (0..len)
+            .flat_map(|_| {
+                let value = random.next();
+                let value = if vector {
+                    1.0 + value * 0.25
+                } else {
+                    value * 0.5
+                };
+                value.to_le_bytes()
+            })
+            .collect(),
+        // 1/256 as f16, then 32 integers.
+        TensorType::Q8_0 => (0..len / 32)
+            .flat_map(|_| {
+                let integers: Vec<u8> = (0..32)
+                    .map(|_| (random.next() * 127.0) as i8 as u8)
+                    .collect();
+                [0x00, 0x1c].into_iter().chain(integers)
+            })
+            .collect(),
+        other => panic!("no random {other}"),
+    }
+}
+
+/// How a tiny model differs from the plainest one.
+#[derive(Clone, Copy)]
+pub struct Tiny {
+    pub architecture: &'static str,
+    pub heads: u64,
+    pub kv_heads: u64,
+    pub layers: u64,
+    /// Type of all matrices but `float`.
+    pub ty: TensorType,
+    /// Ending of matrices stored as F32 whatever `ty` is; empty for none.
+    pub float: &'static str,
+}
+
+impl Tiny {
+    pub const PLAIN: Tiny = Tiny {
+        architecture: "llama",
+        heads: 1,
+        kv_heads: 1,
+        layers: 1,
+        ty: TensorType::Q8_0,
+        float: "none",
+    };
+
+    /// The file: hidden 32, head size 32 / heads, feed-forward 64, vocabulary 8.
+    pub fn writer(&self) -> GgufWriter<'static> {
+        let mut writer = GgufWriter::new();
+        let key = |suffix: &str| format!("{}.{suffix}", self.architecture);
+        let (hidden, ffn, vocab) = (32, 64, 8);
+        let head_dim = hidden / self.heads;
+        writer.add("general.architecture", Value::Str(self.architecture.into()));
+        for (suffix, value) in [
+            ("block_count", self.layers),
+            ("context_length", 64),
+            ("embedding_length", hidden),
+            ("feed_forward_length", ffn),
+            ("attention.head_count", self.heads),
+            ("attention.head_count_kv", self.kv_heads),
+        ] {
+            writer.add(key(suffix), Value::U32(value as u32));
+        }
+        writer.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
+        let mut random = Random(7);
+        let mut tensor = |name: String, dims: &[u64]| {
+            let vector = dims.len() == 1;
+            let ty = match vector || name.ends_with(self.float) {
+                true => TensorType::F32,
+                false => self.ty,
+            };
+            let bytes = bytes(&mut random, ty, dims.iter().product(), vector);
+            writer.tensor(name, ty, dims, bytes);
+        };
+        tensor("token_embd.weight".into(), &[hidden, vocab]);
+        tensor("output_norm.weight".into(), &[hidden]);
+        tensor("output.weight".into(), &[hidden, vocab]);
+        for layer in 0..self.layers {
+            let mut tensor = |name: &str, dims: &[u64]| tensor(format!("blk.{layer}.{name}"), dims);
+            tensor("attn_norm.weight", &[hidden]);
+            tensor("attn_q.weight", &[hidden, hidden]);
+            tensor("attn_k.weight", &[hidden, self.kv_heads * head_dim]);
+            tensor("attn_v.weight", &[hidden, self.kv_heads * head_dim]);
+            tensor("attn_q.bias", &[hidden]);
+            tensor("attn_output.weight", &[hidden, hidden]);
+            if self.architecture == "qwen3" {
+                tensor("attn_q_norm.weight", &[head_dim]);
+                tensor("attn_k_norm.weight", &[head_dim]);
+            }
+            tensor("ffn_norm.weight", &[hidden]);
+            tensor("ffn_gate.weight", &[hidden, ffn]);
+            tensor("ffn_up.weight", &[hidden, ffn]);
+            tensor("ffn_down.weight", &[ffn, hidden]);
+        }
+        writer
+    }
+
+    pub fn gguf(&self) -> Gguf {
+        open(&self.writer())
+    }
+
+    pub fn graph(&self) -> OpGraph {
+        crate::model::build(&self.gguf()).unwrap().graph
+    }
+}
+
+/// The file that `writer` describes.
+pub fn open(writer: &GgufWriter) -> Gguf {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    writer.write(file.path()).unwrap();
+    Gguf::open(file.path()).unwrap()
+}
+
+/// One layer of the plainest model, unfused.
+pub fn tiny() -> OpGraph {
+    Tiny::PLAIN.graph()
+}
+
+/// Logits of two slots that share one step, then of one more row each.
+fn logits(graph: &OpGraph, weights: &Weights, rounding: Rounding) -> Vec<Vec<f64>> {
+    let row = |token, slot, position, wants_logits| Row {
+        token,
+        slot,
+        position,
+        wants_logits,
+    };
+    let mut interpreter = Interpreter::new(graph, weights, rounding);
+    let first = [
+        row(3, 0, 0, false),
+        row(1, 0, 1, true),
+        row(5, 1, 0, true),
+        row(2, 1, 1, false),
+    ];
+    let mut all = interpreter.step(&first).unwrap();
+    all.extend(
+        interpreter
+            .step(&[row(7, 1, 2, true), row(0, 0, 2, true)])
+            .unwrap(),
+    );
+    all
+}
+
+/// Runs the pass of that name alone on the tiny model.
+pub fn apply(name: &str, tiny: Tiny) -> (OpGraph, String, String) {
+    let mut graph = tiny.graph();
+    let before = dump(&graph);
+    let pass = PASSES.iter().find(|pass| pass.name == name).unwrap();
+    run(pass, &mut graph).unwrap();
+    let after = dump(&graph);
+    (graph, before, after)
+}
+
+/// Asserts that both texts have these lines, in this order, whatever value numbers they carry.
+pub fn assert_lines(text: &str, expected: &[&str]) {
+    let mut lines = text.lines();
+    for want in expected {
+        assert!(
+            lines.any(|line| line.contains(want)),
+            "{want:?} missing or out of order in\n{text}"
+        );
+    }
+}
+
+#[test]
+fn every_pass_computes_the_same() {
+    for architecture in ["llama", "qwen2", "qwen3"] {
+        for (ty, float) in [
+            (TensorType::F32, "none"),
+            (TensorType::Q8_0, "none"),
+            (TensorType::Q8_0, "attn_v.weight"),
+        ] {
+            let tiny = Tiny {
+                architecture,
+                heads: 4,
+                kv_heads: 2,
+                layers: 2,
+                ty,
+                float,
+            };
+            let mut graph = tiny.graph();
+            let weights = Weights::read(&graph, &tiny.gguf()).unwrap();
+            let exact = logits(&graph, &weights, Rounding::Exact);
+            let scale = exact
+                .iter()
+                .flatten()
+                .fold(0.0f64, |max, x| max.max(x.abs()));
+            for pass in PASSES {
+                run(pass, &mut graph).unwrap();
+                let now = logits(&graph, &weights, Rounding::Exact);
+                for (a, b) in exact.iter().flatten().zip(now.iter().flatten()) {
+                    assert!(
+                        (a - b).abs() <= 1e-12 * scale,
+                        "{architecture} {ty} {}: {a} {b}",
+                        pass.name
+                    );
+                }
+            }
+            let rounded = logits(&graph, &weights, Rounding::Int8);
+            let error: f64 = exact
+                .iter()
+                .flatten()
+                .zip(rounded.iter().flatten())
+                .map(|(a, b)| (a - b).powi(2))
+                .sum();
+            let energy: f64 = exact.iter().flatten().map(|a| a * a).sum();
+            match ty {
+                TensorType::F32 => assert_eq!(error, 0.0, "float weights read no int8"),
+                _ => assert!(error > 0.0 && error < 1e-2 * energy, "{}", error / energy),
+            }
+        }
+    }
+}
+
+#[test]
+fn passes_are_deterministic_and_dumped() {
+    let texts = || {
+        let mut texts = Vec::new();
+        let mut graph = Tiny {
+            layers: 3,
+            ..Tiny::PLAIN
+        }
+        .graph();
+        run_all(
+            &mut graph,
+            Some(&mut |name, text| texts.push((name.to_owned(), text.to_owned()))),
+        )
+        .unwrap();
+        texts
+    };
+    let first = texts();
+    assert!(
+        first
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .eq(PASSES.iter().map(|pass| pass.name))
+    );
+    assert_eq!(first, texts());
+}
+
+#[test]
+fn a_pass_run_twice_changes_nothing_more() {
+    let mut graph = Tiny {
+        layers: 2,
+        ..Tiny::PLAIN
+    }
+    .graph();
+    run_all(&mut graph, None).unwrap();
+    let once = dump(&graph);
+    run_all(&mut graph, None).unwrap();
+    assert_eq!(once, dump(&graph));
+}
