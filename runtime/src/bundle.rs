@@ -7,6 +7,7 @@
 //! while it is mapped; replacing it under its name (as [`BundleWriter`] does) is fine.
 
 mod checksum;
+pub mod embedded;
 pub mod header;
 mod machine;
 mod validate;
@@ -49,13 +50,16 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Maps and checks the bundle at `path`.
+    /// Maps and checks the bundle at `path`, which may be an executable that carries one.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Truncated`], [`Error::Bundle`] if it is damaged or something else,
     /// [`Error::Mismatch`] if its format version is not this runtime's.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
+        if let Some(offset) = embedded::find(path) {
+            return Self::open_at(path, offset);
+        }
         let (file, bytes) = open_file(path)?;
         let bundle = Self::map(path, &file, 0, bytes)?;
         if bytes > bundle.header.file_bytes {
