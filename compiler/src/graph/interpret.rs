@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use coldpress_kernels::cpu::abi::ACT_GROUP;
-use coldpress_kernels::quant;
+use coldpress_kernels::quant::{self, QuantFormat};
 
-use super::{Activation, HeadNorm, Op, OpGraph, RopeShape, RopeStyle, Source, Value, WeightId};
+use super::{Activation, HeadNorm, Op, OpGraph, RopeShape, RopeStyle, Source, Value, Weight, WeightId};
 use crate::error::Error;
 use crate::gguf::Gguf;
 
@@ -33,42 +33,101 @@ pub enum Rounding {
 }
 
 /// Values of every weight of a graph, dequantised. Passes keep weights, so one set serves before and after.
-#[derive(Clone, Debug)]
-pub struct Weights(Vec<Vec<f32>>);
+#[derive(Clone)]
+pub struct Weights<'g> {
+    /// By weight; `None` for a matrix that is read from `gguf` row by row when it is needed.
+    held: Vec<Option<Vec<f32>>>,
+    gguf: Option<&'g Gguf>,
+}
 
-impl Weights {
+impl<'g> Weights<'g> {
     /// Reads and dequantises all weights of `graph`.
     ///
     /// # Errors
     /// `Error::Model` when a tensor is not in the file or has another size, `Error::Unsupported` for its type.
-    pub fn read(graph: &OpGraph, gguf: &Gguf) -> Result<Weights, Error> {
-        let mut all = Vec::with_capacity(graph.weights.len());
+    pub fn read(graph: &OpGraph, gguf: &'g Gguf) -> Result<Weights<'g>, Error> {
+        Weights::held(graph, gguf, |_| true)
+    }
+
+    /// Holds vectors only and dequantises matrices row by row at each use: a large model in little memory.
+    ///
+    /// # Errors
+    /// As [`Weights::read`].
+    pub fn stream(graph: &OpGraph, gguf: &'g Gguf) -> Result<Weights<'g>, Error> {
+        Weights::held(graph, gguf, |weight| weight.n == 1)
+    }
+
+    fn held(
+        graph: &OpGraph,
+        gguf: &'g Gguf,
+        hold: impl Fn(&Weight) -> bool,
+    ) -> Result<Weights<'g>, Error> {
+        let mut held = Vec::with_capacity(graph.weights.len());
         for weight in &graph.weights {
-            if let Source::Computed(values) = &weight.source {
-                all.push(values.clone());
-                continue;
-            }
-            let tensor = gguf.tensor(&weight.name);
-            let tensor = tensor.filter(|t| t.n() * t.k() == (weight.n * weight.k) as u64);
-            let tensor = tensor.ok_or_else(|| Error::Model {
-                what: weight.name.clone(),
-                why: format!("not in the file as [{},{}]", weight.n, weight.k),
-            })?;
-            let format = quant::format(tensor.ty).ok_or_else(|| Error::Unsupported {
-                what: weight.name.clone(),
-                why: format!("{} cannot be dequantised", tensor.ty),
-            })?;
-            let mut values = vec![0.0; weight.n * weight.k];
-            quant::dequantise_row(format, gguf.data(tensor), &mut values);
-            all.push(values);
+            held.push(match &weight.source {
+                Source::Computed(values) => Some(values.clone()),
+                Source::Gguf => {
+                    let (format, data) = stored(weight, gguf)?;
+                    hold(weight).then(|| {
+                        let mut values = vec![0.0; weight.n * weight.k];
+                        quant::dequantise_row(format, data, &mut values);
+                        values
+                    })
+                }
+            });
         }
-        Ok(Weights(all))
+        Ok(Weights { held, gguf: Some(gguf) })
     }
 
     /// Values of each weight, in the order of `OpGraph::weights`.
-    pub fn new(values: Vec<Vec<f32>>) -> Weights {
-        Weights(values)
+    pub fn new(values: Vec<Vec<f32>>) -> Weights<'static> {
+        Weights { held: values.into_iter().map(Some).collect(), gguf: None }
     }
+
+    fn vector(&self, id: WeightId) -> &[f32] {
+        self.held[id.0 as usize].as_deref().unwrap_or_default()
+    }
+
+    /// Row `row` of a matrix, in `buffer` if it is not held.
+    fn row<'b>(&'b self, weight: &Weight, id: WeightId, row: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
+        if let Some(values) = &self.held[id.0 as usize] {
+            return &values[row * weight.k..(row + 1) * weight.k];
+        }
+        buffer.resize(weight.k, 0.0);
+        // `held` has looked every weight up; without a file nothing is streamed.
+        if let Some(Ok((format, data))) = self.gguf.map(|gguf| stored(weight, gguf)) {
+            let bytes = data.len() / weight.n;
+            quant::dequantise_row(format, &data[row * bytes..(row + 1) * bytes], buffer);
+        }
+        buffer
+    }
+}
+
+/// Format and bytes of a weight in the file.
+fn stored<'g>(weight: &Weight, gguf: &'g Gguf) -> Result<(&'static QuantFormat, &'g [u8]), Error> {
+    let tensor = gguf.tensor(&weight.name);
+    let tensor = tensor.filter(|t| t.n() * t.k() == (weight.n * weight.k) as u64);
+    let tensor = tensor.ok_or_else(|| Error::Model {
+        what: weight.name.clone(),
+        why: format!("not in the file as [{},{}]", weight.n, weight.k),
+    })?;
+    let format = quant::format(tensor.ty).ok_or_else(|| Error::Unsupported {
+        what: weight.name.clone(),
+        why: format!("{} cannot be dequantised", tensor.ty),
+    })?;
+    Ok((format, gguf.data(tensor)))
+}
+
+/// Exact logits of every position of one prompt, in a fresh cache; weights are streamed from the file.
+///
+/// # Errors
+/// As [`Weights::read`] and [`Interpreter::step`].
+pub fn prompt_logits(graph: &OpGraph, gguf: &Gguf, tokens: &[u32]) -> Result<Vec<Vec<f32>>, Error> {
+    let weights = Weights::stream(graph, gguf)?;
+    let row = |(position, &token)| Row { token, slot: 0, position, wants_logits: true };
+    let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
+    let logits = Interpreter::new(graph, &weights, Rounding::Exact).step(&rows)?;
+    Ok(logits.into_iter().map(|row| row.into_iter().map(|x| x as f32).collect()).collect())
 }
 
 /// Rows of one value, each `width` long; none for `KvWritten`.
@@ -77,7 +136,7 @@ type Table = Vec<Vec<f64>>;
 /// A graph being evaluated, with its KV cache.
 pub struct Interpreter<'a> {
     graph: &'a OpGraph,
-    weights: &'a Weights,
+    weights: &'a Weights<'a>,
     rounding: Rounding,
     /// K and V by KV layer, slot and position.
     cache: BTreeMap<(usize, usize, usize), (Vec<f64>, Vec<f64>)>,
@@ -85,7 +144,7 @@ pub struct Interpreter<'a> {
 
 impl<'a> Interpreter<'a> {
     /// An interpreter with an empty KV cache.
-    pub fn new(graph: &'a OpGraph, weights: &'a Weights, rounding: Rounding) -> Self {
+    pub fn new(graph: &'a OpGraph, weights: &'a Weights<'a>, rounding: Rounding) -> Self {
         Interpreter {
             graph,
             weights,
@@ -119,12 +178,13 @@ impl<'a> Interpreter<'a> {
         let one = |table| Ok(vec![table]);
         match op {
             Op::Embed { weight, scale } => {
-                let matrix = self.matrix(*weight);
+                let matrix = self.graph.weight(*weight);
+                let mut buffer = Vec::new();
                 let embed = |row: &Row| {
-                    let weights = matrix.get(row.token as usize);
-                    let weights = weights.ok_or_else(|| {
-                        Error::Usage(format!("token {} of {}", row.token, matrix.len()))
-                    })?;
+                    if row.token as usize >= matrix.n {
+                        return Err(Error::Usage(format!("token {} of {}", row.token, matrix.n)));
+                    }
+                    let weights = self.weights.row(matrix, *weight, row.token as usize, &mut buffer);
                     Ok(weights
                         .iter()
                         .map(|&w| f64::from(w) * f64::from(*scale))
@@ -142,7 +202,7 @@ impl<'a> Interpreter<'a> {
                 for part in parts {
                     let mut output = self.matmul(inputs[0], part.weight);
                     if let Some(bias) = part.bias {
-                        let bias = &self.weights.0[bias.0 as usize];
+                        let bias = self.weights.vector(bias);
                         for row in &mut output {
                             row.iter_mut()
                                 .zip(bias)
@@ -157,7 +217,7 @@ impl<'a> Interpreter<'a> {
                 Ok(outputs)
             }
             Op::RopeTable { inv_freq, mscale } => {
-                let inv_freq = &self.weights.0[inv_freq.0 as usize];
+                let inv_freq = self.weights.vector(*inv_freq);
                 let angles = |row: &Row| {
                     let turn = |&frequency: &f32| {
                         let (sin, cos) = (row.position as f64 * f64::from(frequency)).sin_cos();
@@ -221,28 +281,37 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// Rows of a weight matrix.
-    fn matrix(&self, id: WeightId) -> Vec<&[f32]> {
-        let k = self.graph.weight(id).k;
-        self.weights.0[id.0 as usize].chunks_exact(k).collect()
-    }
-
-    fn matmul(&self, x: &Table, weight: WeightId) -> Table {
-        let matrix = self.matrix(weight);
-        let dot =
-            |x: &[f64], w: &[f32]| -> f64 { x.iter().zip(w).map(|(x, &w)| x * f64::from(w)).sum() };
-        x.iter()
-            .map(|x| matrix.iter().map(|w| dot(x, w)).collect())
-            .collect()
+    /// Threads take spans of the matrix's rows; each output is one dot product, so the split changes nothing.
+    fn matmul(&self, x: &Table, id: WeightId) -> Table {
+        let weight = self.graph.weight(id);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let span = weight.n.div_ceil(threads).max(64);
+        let columns: Vec<Vec<f64>> = std::thread::scope(|scope| {
+            let spans = (0..weight.n).step_by(span).map(|start| {
+                scope.spawn(move || {
+                    let mut buffer = Vec::new();
+                    let rows = start..(start + span).min(weight.n);
+                    rows.flat_map(|row| {
+                        let w = self.weights.row(weight, id, row, &mut buffer);
+                        x.iter().map(|x| dot(x, w)).collect::<Vec<_>>()
+                    })
+                    .collect::<Vec<f64>>()
+                })
+            });
+            let spans: Vec<_> = spans.collect();
+            spans.into_iter().map(|s| s.join().unwrap_or_default()).collect()
+        });
+        let columns = columns.concat();
+        (0..x.len()).map(|i| columns.iter().skip(i).step_by(x.len()).copied().collect()).collect()
     }
 
     fn rms_norm(&self, x: &Table, weight: WeightId, eps: f32) -> Table {
-        let weight = &self.weights.0[weight.0 as usize];
+        let weight = self.weights.vector(weight);
         x.iter().map(|row| normalise(row, weight, eps)).collect()
     }
 
     fn head_norm(&self, x: &Table, norm: &HeadNorm) -> Table {
-        let weight = &self.weights.0[norm.weight.0 as usize];
+        let weight = self.weights.vector(norm.weight);
         let heads = |row: &Vec<f64>| {
             let heads = row.chunks_exact(weight.len());
             heads
@@ -320,6 +389,20 @@ impl<'a> Interpreter<'a> {
         }
         Ok(out)
     }
+}
+
+/// Eight sums side by side: fast enough for whole models, and still f64.
+fn dot(x: &[f64], w: &[f32]) -> f64 {
+    let mut sums = [0.0f64; 8];
+    let (xs, ws) = (x.chunks_exact(8), w.chunks_exact(8));
+    let rest: f64 =
+        xs.remainder().iter().zip(ws.remainder()).map(|(x, &w)| x * f64::from(w)).sum();
+    for (x, w) in xs.zip(ws) {
+        for i in 0..8 {
+            sums[i] += x[i] * f64::from(w[i]);
+        }
+    }
+    sums.iter().sum::<f64>() + rest
 }
 
 fn normalise(x: &[f64], weight: &[f32], eps: f32) -> Vec<f64> {

@@ -1,3 +1,7 @@
-//! stub
+//! Micro-kernels for AVX2 with FMA and F16C.
+
+pub mod attention;
 pub mod matmul;
+pub mod norm;
 pub mod quantise;
+pub mod rope;

@@ -1,3 +1,7 @@
-//! stub
+//! Micro-kernels for AVX-512 F, BW, DQ, VL and VNNI.
+
+pub mod attention;
 pub mod matmul;
+pub mod norm;
 pub mod quantise;
+pub mod rope;

@@ -1,6 +1,9 @@
 //! Portable micro-kernels: what runs where no vector ISA below fits, and the plainest statement of each kernel's
 //! arithmetic. Integer sums are those of the vector kernels; f32 results differ from them in fused rounding only.
 
+pub mod attention;
 pub mod embed;
 pub mod matmul;
+pub mod norm;
 pub mod quantise;
+pub mod rope;

@@ -68,14 +68,29 @@ const LISTS: &[&[Named]] = &[
     scalar::matmul::SYMBOLS,
     scalar::quantise::SYMBOLS,
     scalar::embed::SYMBOLS,
+    scalar::norm::SYMBOLS,
+    scalar::rope::SYMBOLS,
+    scalar::attention::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx2::matmul::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx2::quantise::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
+    avx2::norm::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avx2::rope::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avx2::attention::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
     avx512::matmul::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx512::quantise::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avx512::norm::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avx512::rope::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avx512::attention::SYMBOLS,
 ];
 
 /// The micro-kernel called `name` in this build, whether or not this CPU can run it.

@@ -132,26 +132,43 @@ fn quantised(isa: Isa, x: &[f32], k: usize) -> (Aligned, Vec<f32>) {
     (out, values)
 }
 
-fn run(case: &mut Case, batches: &[SubBatch], x: &[u8], init: Option<(&[f32], usize)>) -> Vec<f32> {
+/// Where the sums start.
+#[derive(Clone, Copy, PartialEq)]
+enum Init<'a> {
+    Zero,
+    /// Floats and the stride of their rows.
+    From(&'a [f32], usize),
+    /// The output buffer itself.
+    InPlace(&'a [f32]),
+}
+
+fn run(case: &mut Case, batches: &[SubBatch], x: &[u8], init: Init) -> Vec<f32> {
     let (tiles, x_stride) = (
         case.n.div_ceil(TILE_N),
         activation_row_bytes(&case.fmt.layout, case.k),
     );
     let width = tiles * TILE_N;
     let rows: usize = batches.iter().map(|b| b.rows).sum();
-    let mut y = vec![f32::NAN; rows * width];
+    let mut y = match init {
+        Init::InPlace(init) => init[..rows * width].to_vec(),
+        _ => vec![f32::NAN; rows * width],
+    };
     let mut r = 0;
     for batch in batches {
         let symbol = cpu::lookup(&batch.kernel.to_string()).expect("listed");
         let (from, stride) = match init {
-            Some((init, stride)) => (init[r * stride / 4..].as_ptr(), stride),
-            None => (std::ptr::null(), 0),
+            Init::Zero => (std::ptr::null(), 0),
+            Init::From(init, stride) => (init[r * stride / 4..].as_ptr(), stride),
+            Init::InPlace(_) => (
+                y.as_mut_ptr().wrapping_add(r * width).cast_const(),
+                width * 4,
+            ),
         };
         // SAFETY: the symbol has this type by its name; all buffers hold the rows at these strides.
         unsafe {
             let matmul: MatmulFn = std::mem::transmute(symbol.0);
             let w = case.tiles.bytes().as_ptr();
-            let (x, y) = (x[r * x_stride..].as_ptr(), y[r * width..].as_mut_ptr());
+            let (x, y) = (x[r * x_stride..].as_ptr(), y.as_mut_ptr().add(r * width));
             matmul(w, x, from, y, case.k, tiles, x_stride, stride, width * 4);
         }
         r += batch.rows;
@@ -238,7 +255,7 @@ fn check_shape(isa: Isa, mut case: Case) {
     let magnitude = reference(&abs(&values), &abs(&case.weights), k);
     let true_values = reference(&x, &case.weights, k);
     let ones = batches(fmt, isa, 1, MAX_ROWS).expect("stamp 1 exists");
-    let single = run(&mut case, &ones, packed.bytes(), None);
+    let single = run(&mut case, &ones, packed.bytes(), Init::Zero);
     let error = worst(&single, width, &exact, &magnitude, n);
     assert!(
         error < 1e-5,
@@ -266,7 +283,7 @@ fn check_shape(isa: Isa, mut case: Case) {
                 fmt.ty, variant.stamp
             );
             let x = &packed.bytes()[..rows * x_row];
-            let y = run(&mut case, &batches, x, None);
+            let y = run(&mut case, &batches, x, Init::Zero);
             assert!(
                 same_bits(&y, &single[..rows * width]),
                 "{what}: a row depends on its batch"
@@ -280,15 +297,48 @@ fn check_shape(isa: Isa, mut case: Case) {
                     .collect()
             };
             for stride in [0, width * 4] {
-                let y = run(&mut case, &batches, x, Some((&init, stride)));
+                let y = run(&mut case, &batches, x, Init::From(&init, stride));
                 assert!(same_bits(&y, &sum(stride)), "{what}: init stride {stride}");
             }
+            let y = run(&mut case, &batches, x, Init::InPlace(&init));
+            assert!(same_bits(&y, &sum(width * 4)), "{what}: in place");
         }
     }
 }
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+#[test]
+fn all_quantisers_give_the_same_bytes() {
+    let k = 100;
+    let mut x = activations(5, k);
+    x[3] = f32::NAN;
+    (x[k + 1], x[k + 40]) = (f32::INFINITY, f32::NEG_INFINITY);
+    x[2 * k..][..40].fill(0.0);
+    x[3 * k..][..64].fill(1e-38);
+    let padded = k.next_multiple_of(ACT_GROUP);
+    let layout = q8_row(padded);
+    let mut first: Option<Vec<u8>> = None;
+    for isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+        let mut out = Aligned::new(5 * layout.bytes);
+        let symbol = cpu::lookup(&format!("quantise_{}", isa.name())).expect("every isa quantises");
+        // SAFETY: the symbol has this type by its name; both buffers hold 5 rows.
+        unsafe {
+            let quantise: QuantiseFn = std::mem::transmute(symbol.0);
+            quantise(
+                x.as_ptr(),
+                out.bytes().as_mut_ptr(),
+                k,
+                5,
+                k * 4,
+                layout.bytes,
+            );
+        }
+        let bytes = out.bytes().to_vec();
+        assert_eq!(*first.get_or_insert(bytes.clone()), bytes, "{isa:?}");
+    }
 }
 
 #[test]

@@ -1,4 +1,394 @@
-//! stub
-use crate::cpu::symbols::Named;
-/// stub
-pub const SYMBOLS: &[Named] = &[];
+//! AVX2 matmul micro-kernels: the tile's 16 outputs as two halves of 8, `maddubs` with 16-bit sums flushed to 32 bits
+//! before they can overflow. Per row the operations and their order are the same in every stamp.
+
+use std::arch::x86_64::*;
+
+use crate::cpu::abi::{TILE_N, q8_row};
+use crate::cpu::symbols::{Named, matmul_symbols};
+use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
+use crate::quant::{FORMATS, PackedLayout, Scale, Store};
+
+/// `matmul_<layout>_avx2_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
+pub const SYMBOLS: &[Named] = matmul_symbols!("avx2", int_matmul [1 2 3 4], float_matmul [1 2 3 4]);
+
+/// Bytes between the weights being used and those being prefetched.
+const PREFETCH: usize = 8192;
+
+/// Runs the body for each row and each half of the tile with constant numbers, so that accumulators stay in registers.
+macro_rules! each {
+    ($rows:expr, $n:ident, $h:ident => $body:block) => {
+        each!(@ $rows, $n, $h, $body, (0 0) (1 0) (2 0) (3 0) (0 1) (1 1) (2 1) (3 1))
+    };
+    (@ $rows:expr, $n:ident, $h:ident, $body:block, $(($i:literal $j:literal))*) => {
+        $(if $i < $rows {
+            let ($n, $h): (usize, usize) = ($i, $j);
+            $body
+        })*
+    };
+}
+
+/// # Safety
+/// The contract of [`crate::cpu::symbols::MatmulFn`]: `w` holds `tiles` tiles, `x`, `init` (or null) and `y` hold N rows;
+/// and the CPU has the features.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
+    mut w: *const u8,
+    x: *const u8,
+    init: *const f32,
+    y: *mut f32,
+    k: usize,
+    tiles: usize,
+    x_stride: usize,
+    init_stride: usize,
+    y_stride: usize,
+) {
+    let layout = const { &FORMATS[L].layout };
+    let unit_k = const { FORMATS[L].layout.k_multiple() };
+    let groups_of_16 = const { FORMATS[L].layout.group as usize * 2 == GROUP_K };
+    let has_offset = const { FORMATS[L].layout.min || zero_point(&FORMATS[L].layout) != 0 };
+    let Some(bytes) = tile_bytes(layout, k) else {
+        return;
+    };
+    let row = q8_row(k);
+    let ahead_per_group = bytes / (k / GROUP_K);
+    for t in 0..tiles {
+        let mut acc = [[_mm256_setzero_ps(); 2]; N];
+        // SAFETY: reads stay inside tile t and inside the N int8 rows of x: group g of k / 32 has its quants at 32 g,
+        // its d and s32 at 4 g and its s16 at 8 g. Prefetches may point anywhere.
+        unsafe {
+            let mut quants = w.add(scale_plane_bytes(layout, k));
+            let mut ahead = w.wrapping_add(PREFETCH);
+            for g in 0..k / GROUP_K {
+                let unit = w.add(g * GROUP_K / unit_k * scale_unit_bytes(layout));
+                let group = g % (unit_k / GROUP_K);
+                for line in 0..ahead_per_group.div_ceil(64) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
+                }
+                ahead = ahead.wrapping_add(ahead_per_group);
+                let halves = [0, 1].map(|h| half_scales::<L>(unit, group, h));
+                let q = [unpack::<L>(quants), unpack::<L>(quants.add(32))];
+                quants = quants.add(group_bytes(layout));
+                each!(N, n, h => {
+                    let x = x.add(n * x_stride);
+                    let float = |at: usize| _mm256_set1_ps(x.add(at).cast::<f32>().read_unaligned());
+                    let words = x.add(GROUP_K * g);
+                    let dx = float(row.d + 4 * g);
+                    let [first, second] = halves[h];
+                    if groups_of_16 {
+                        let a = dot::<L, 0, 4>(&q[h], words);
+                        let b = dot::<L, 4, 8>(&q[h], words);
+                        acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(first.0, dx), acc[n][h]);
+                        acc[n][h] = _mm256_fmadd_ps(b, _mm256_mul_ps(second.0, dx), acc[n][h]);
+                        if has_offset {
+                            acc[n][h] = _mm256_fnmadd_ps(first.1, float(row.s16 + 8 * g), acc[n][h]);
+                            acc[n][h] = _mm256_fnmadd_ps(second.1, float(row.s16 + 8 * g + 4), acc[n][h]);
+                        }
+                    } else {
+                        let a = dot::<L, 0, 8>(&q[h], words);
+                        acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(first.0, dx), acc[n][h]);
+                        if has_offset {
+                            acc[n][h] = _mm256_fnmadd_ps(first.1, float(row.s32 + 4 * g), acc[n][h]);
+                        }
+                    }
+                });
+            }
+        }
+        w = w.wrapping_add(bytes);
+        // SAFETY: `init` and `y` hold N rows of 16 * tiles floats.
+        unsafe { store(&acc, init, y, t, init_stride, y_stride) };
+    }
+}
+
+/// # Safety
+/// As `int_matmul`, with f32 rows in `x`.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
+    mut w: *const u8,
+    x: *const u8,
+    init: *const f32,
+    y: *mut f32,
+    k: usize,
+    tiles: usize,
+    x_stride: usize,
+    init_stride: usize,
+    y_stride: usize,
+) {
+    let layout = const { &FORMATS[L].layout };
+    let element = const { FORMATS[L].ty.block_bytes() as usize };
+    let line = element * TILE_N;
+    let Some(bytes) = tile_bytes(layout, k) else {
+        return;
+    };
+    for t in 0..tiles {
+        let mut chains = [[[_mm256_setzero_ps(); 2]; N]; 2];
+        // SAFETY: reads stay inside tile t and inside the N rows of k floats. Prefetches may point anywhere.
+        unsafe {
+            let float = |n: usize, at: usize| {
+                _mm256_set1_ps(x.add(n * x_stride + 4 * at).cast::<f32>().read_unaligned())
+            };
+            let load =
+                |at: usize| [0, 1].map(|h| load_floats::<L>(w.add(at * line + h * 8 * element)));
+            for pair in 0..k / 2 {
+                let at = 2 * pair;
+                let ahead = w.wrapping_add(at * line + PREFETCH);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                if line == 64 {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64).cast());
+                }
+                let (w0, w1) = (load(at), load(at + 1));
+                each!(N, n, h => {
+                    chains[0][n][h] = _mm256_fmadd_ps(w0[h], float(n, at), chains[0][n][h]);
+                    chains[1][n][h] = _mm256_fmadd_ps(w1[h], float(n, at + 1), chains[1][n][h]);
+                });
+            }
+            if k % 2 == 1 {
+                let last = load(k - 1);
+                each!(N, n, h => {
+                    chains[0][n][h] = _mm256_fmadd_ps(last[h], float(n, k - 1), chains[0][n][h]);
+                });
+            }
+        }
+        let [mut acc, odd] = chains;
+        each!(N, n, h => {
+            acc[n][h] = _mm256_add_ps(acc[n][h], odd[n][h]);
+        });
+        w = w.wrapping_add(bytes);
+        // SAFETY: `init` and `y` hold N rows of 16 * tiles floats.
+        unsafe { store(&acc, init, y, t, init_stride, y_stride) };
+    }
+}
+
+/// Adds `init` to the sums of tile `t` and writes them.
+///
+/// # Safety
+/// `init` (unless null) and `y` hold N rows of at least 16 * (t + 1) floats at their strides.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn store<const N: usize>(
+    acc: &[[__m256; 2]; N],
+    init: *const f32,
+    y: *mut f32,
+    t: usize,
+    init_stride: usize,
+    y_stride: usize,
+) {
+    each!(N, n, h => {
+        let column = t * TILE_N + 8 * h;
+        let mut sum = acc[n][h];
+        // SAFETY: row n and the 8 columns are inside both buffers; they may alias, and init is read before the write.
+        unsafe {
+            if !init.is_null() {
+                sum = _mm256_add_ps(sum, _mm256_loadu_ps(init.byte_add(n * init_stride).add(column)));
+            }
+            _mm256_storeu_ps(y.byte_add(n * y_stride).add(column), sum);
+        }
+    });
+}
+
+/// # Safety
+/// 8 elements of the layout's float storage are readable at `at`.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn load_floats<const L: usize>(at: *const u8) -> __m256 {
+    let layout = const { &FORMATS[L].layout };
+    // SAFETY: by the caller.
+    unsafe {
+        match layout.store {
+            Store::F16 => load_halves(at),
+            Store::Bf16 => {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+            _ => _mm256_loadu_ps(at.cast()),
+        }
+    }
+}
+
+/// # Safety
+/// 8 f16 are readable at `at`.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn load_halves(at: *const u8) -> __m256 {
+    // SAFETY: by the caller.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+}
+
+/// What `dot` leaves to subtract: 8-bit integers are summed as `q - 128`, so 128 of their zero is gone already.
+const fn zero_point(layout: &PackedLayout) -> i16 {
+    match layout.store {
+        Store::Int(8) => layout.zero as i16 - 128,
+        _ => layout.zero as i16,
+    }
+}
+
+/// Scale and offset, of 8 outputs, for both scale groups of the `group`-th 32 k of a scale unit (twice the same with
+/// groups of 32). The offset is what one unit of activation sum subtracts.
+///
+/// # Safety
+/// `unit` points at a unit of the scale plane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn half_scales<const L: usize>(
+    unit: *const u8,
+    group: usize,
+    h: usize,
+) -> [(__m256, __m256); 2] {
+    let layout = const { &FORMATS[L].layout };
+    let pair = 1 + usize::from(layout.min);
+    // SAFETY: 16 scales, then 16 mins where the layout has them, then the codes of 256 / group groups likewise.
+    let (d, m) = unsafe {
+        let m = if layout.min {
+            load_halves(unit.add(2 * TILE_N + 16 * h))
+        } else {
+            _mm256_setzero_ps()
+        };
+        (load_halves(unit.add(16 * h)), m)
+    };
+    let per_32 = GROUP_K / usize::from(layout.group);
+    let one = |i: usize| {
+        let (mut scale, mut offset) = (d, m);
+        if !matches!(layout.scale, Scale::F16) {
+            // SAFETY: as above.
+            unsafe {
+                let codes = unit.add((2 + group * per_32 + i) * TILE_N * pair + 8 * h);
+                scale = _mm256_mul_ps(d, load_codes::<L>(codes));
+                if layout.min {
+                    offset = _mm256_mul_ps(m, load_codes::<L>(codes.add(TILE_N)));
+                }
+            }
+        }
+        if zero_point(layout) != 0 {
+            let zero = _mm256_mul_ps(scale, _mm256_set1_ps(f32::from(zero_point(layout))));
+            offset = if layout.min {
+                _mm256_add_ps(offset, zero)
+            } else {
+                zero
+            };
+        }
+        (scale, offset)
+    };
+    let first = one(0);
+    [first, if per_32 == 2 { one(1) } else { first }]
+}
+
+/// # Safety
+/// 8 codes are readable at `at`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_codes<const L: usize>(at: *const u8) -> __m256 {
+    let layout = const { &FORMATS[L].layout };
+    // SAFETY: by the caller.
+    let codes = unsafe { _mm_loadl_epi64(at.cast()) };
+    _mm256_cvtepi32_ps(match layout.scale {
+        Scale::I8F16 => _mm256_cvtepi8_epi32(codes),
+        _ => _mm256_cvtepu8_epi32(codes),
+    })
+}
+
+/// The 8 quads of 32 k for 8 outputs, one byte per stored integer.
+///
+/// # Safety
+/// `quants` points at the lower or upper half of the first vector of the quants of 32 k.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m256i; 8] {
+    let layout = const { &FORMATS[L].layout };
+    // SAFETY: vectors 0..bits of the group are inside it.
+    let vector = |i: usize| unsafe { _mm256_loadu_si256(quants.add(64 * i).cast()) };
+    let Some(bits) = layout.int_bits() else {
+        return [_mm256_setzero_si256(); 8];
+    };
+    if bits == 8 {
+        let sign = _mm256_set1_epi8(-128);
+        return [0, 1, 2, 3, 4, 5, 6, 7].map(|i| _mm256_xor_si256(vector(i), sign));
+    }
+    let nibble = _mm256_set1_epi8(15);
+    let low = |i: usize| _mm256_and_si256(vector(i), nibble);
+    let high = |i: usize| _mm256_and_si256(_mm256_srli_epi16::<4>(vector(i)), nibble);
+    let q = [
+        low(0),
+        high(0),
+        low(1),
+        high(1),
+        low(2),
+        high(2),
+        low(3),
+        high(3),
+    ];
+    let merge = |q, bits, mask| _mm256_or_si256(q, _mm256_and_si256(bits, mask));
+    match bits {
+        5 => {
+            let (top, mask) = (vector(4), _mm256_set1_epi8(16));
+            [
+                merge(q[0], _mm256_slli_epi16::<4>(top), mask),
+                merge(q[1], _mm256_slli_epi16::<3>(top), mask),
+                merge(q[2], _mm256_slli_epi16::<2>(top), mask),
+                merge(q[3], _mm256_slli_epi16::<1>(top), mask),
+                merge(q[4], top, mask),
+                merge(q[5], _mm256_srli_epi16::<1>(top), mask),
+                merge(q[6], _mm256_srli_epi16::<2>(top), mask),
+                merge(q[7], _mm256_srli_epi16::<3>(top), mask),
+            ]
+        }
+        6 => {
+            let (top, next, mask) = (vector(4), vector(5), _mm256_set1_epi8(48));
+            [
+                merge(q[0], _mm256_slli_epi16::<4>(top), mask),
+                merge(q[1], _mm256_slli_epi16::<2>(top), mask),
+                merge(q[2], top, mask),
+                merge(q[3], _mm256_srli_epi16::<2>(top), mask),
+                merge(q[4], _mm256_slli_epi16::<4>(next), mask),
+                merge(q[5], _mm256_slli_epi16::<2>(next), mask),
+                merge(q[6], next, mask),
+                merge(q[7], _mm256_srli_epi16::<2>(next), mask),
+            ]
+        }
+        _ => q,
+    }
+}
+
+/// Dot products of 8 outputs with the activations of quads `FROM..TO`, exact, as floats.
+///
+/// # Safety
+/// 32 activations are readable at `words`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn dot<const L: usize, const FROM: usize, const TO: usize>(
+    q: &[__m256i; 8],
+    words: *const u8,
+) -> __m256 {
+    let layout = const { &FORMATS[L].layout };
+    // SAFETY: quad i is bytes 4 i..4 i + 4 of the 32.
+    let word =
+        |i: usize| unsafe { _mm256_set1_epi32(words.add(4 * i).cast::<i32>().read_unaligned()) };
+    let ones = _mm256_set1_epi16(1);
+    let mut total = _mm256_setzero_si256();
+    // A 16-bit lane gains at most 2 * 127 * (2^bits - 1) per quad: 8 quads of 4 bits, 4 of 5 and 2 of 6 stay below 2^15.
+    // 8-bit integers are signed: |q| <= 128 against the activation with q's sign, 2 * 127 * 128 < 2^15.
+    let flush = match layout.store {
+        Store::Int(4) => 8,
+        Store::Int(5) => 4,
+        Store::Int(6) => 2,
+        _ => 1,
+    };
+    let product = |i: usize| match layout.store {
+        Store::Int(8) => {
+            _mm256_maddubs_epi16(_mm256_abs_epi8(q[i]), _mm256_sign_epi8(word(i), q[i]))
+        }
+        _ => _mm256_maddubs_epi16(q[i], word(i)),
+    };
+    let mut i = FROM;
+    while i < TO {
+        let mut sum = product(i);
+        let mut j = 1;
+        while j < flush && i + j < TO {
+            sum = _mm256_add_epi16(sum, product(i + j));
+            j += 1;
+        }
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(sum, ones));
+        i += j;
+    }
+    _mm256_cvtepi32_ps(total)
+}

@@ -1,0 +1,183 @@
+//! `coldpress compile`.
+
+use super::progress::Bars;
+use crate::compile::{self, Options, size};
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::target::TargetProfile;
+use clap::{Args, ValueEnum};
+use coldpress_kernels::cpu::abi::KvType;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Choices that `compile` and `run MODEL.gguf` share.
+#[derive(Args, Clone, Debug)]
+pub struct CompileFlags {
+    /// Machine to compile for; see `coldpress targets`.
+    #[arg(long, default_value = "native")]
+    pub target: String,
+    /// Sequences that decode together.
+    #[arg(long, default_value_t = 8, visible_aliases = ["parallel", "max-num-seqs", "max-batch-size"])]
+    pub max_batch: usize,
+    /// Tokens per sequence [default: the model's, at most 4096].
+    #[arg(short = 'c', long, visible_aliases = ["max-model-len", "context-length"])]
+    pub ctx_size: Option<usize>,
+    /// Element type of the KV cache.
+    #[arg(long, value_enum, default_value_t = KvFlag::F16, visible_alias = "kv-cache-dtype")]
+    pub kv_type: KvFlag,
+    /// Worker threads of the compiled program [default: physical cores].
+    #[arg(short = 't', long)]
+    pub threads: Option<usize>,
+}
+
+/// `--kv-type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvFlag {
+    /// Half precision.
+    F16,
+    /// int8 with a scale per 32.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// Single precision.
+    F32,
+}
+
+impl CompileFlags {
+    /// As pipeline options.
+    pub fn options(&self) -> Result<Options, Error> {
+        for (flag, value) in [("--max-batch", Some(self.max_batch)), ("--ctx-size", self.ctx_size), ("--threads", self.threads)] {
+            if let Some(v) = value
+                && !(1..=1 << 24).contains(&v)
+            {
+                return Err(Error::Usage(format!("{flag} {v} is out of range")));
+            }
+        }
+        let kv_type = match self.kv_type {
+            KvFlag::F16 => KvType::F16,
+            KvFlag::Q8_0 => KvType::Q8_0,
+            KvFlag::F32 => KvType::F32,
+        };
+        Ok(Options {
+            max_batch: self.max_batch,
+            max_context: self.ctx_size,
+            kv_type,
+            threads: self.threads,
+            ..Options::new(TargetProfile::parse(&self.target)?)
+        })
+    }
+}
+
+/// Arguments of `coldpress compile`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  coldpress compile model.gguf -o model.press\n  coldpress compile model.gguf --max-batch 32 -c 8192 --fit 24GiB --dry-run")]
+pub struct CompileArgs {
+    /// The model: a GGUF, or any file of a split one.
+    pub model: PathBuf,
+    #[command(flatten)]
+    flags: CompileFlags,
+    /// Bundle to write [default: MODEL.press in the current folder].
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Write graph, plan and code as text into this folder.
+    #[arg(long, value_name = "DIR")]
+    emit: Option<PathBuf>,
+    /// Plan and print memory and predictions; write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Largest total memory; lowers the context until the plan fits.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    fit: Option<u64>,
+    /// Fail if predicted tokens/s fall anywhere between 1 and --max-batch sequences.
+    #[arg(long)]
+    deny_cliffs: bool,
+    /// Write a self-contained executable instead of a bundle.
+    #[arg(long)]
+    exe: bool,
+}
+
+impl CompileArgs {
+    /// Compiles.
+    pub fn execute(self) -> Result<(), Error> {
+        let mut options = self.flags.options()?;
+        options.fit = self.fit;
+        options.deny_cliffs = self.deny_cliffs;
+        options.emit = self.emit.clone();
+        if self.dry_run {
+            let prepared = compile::prepare(&self.model, &options)?;
+            println!("{}", summary(&prepared.plan));
+            return Ok(());
+        }
+        let out = match &self.output {
+            Some(path) => path.clone(),
+            None => {
+                let stem = self.model.file_stem().unwrap_or_default();
+                PathBuf::from(stem).with_extension(if self.exe { "exe" } else { "press" })
+            }
+        };
+        let start = Instant::now();
+        let prepared = if self.exe {
+            compile::compile_exe(&self.model, &out, &options, &mut Bars::new())?
+        } else {
+            compile::compile(&self.model, &out, &options, &mut Bars::new())?
+        };
+        let written = std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0);
+        eprintln!("{}", summary(&prepared.plan));
+        eprintln!("wrote {} ({}) in {:.1} s", out.display(), size(written), start.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+/// Memory and predicted speed of a plan, as a few lines.
+fn summary(plan: &Plan) -> String {
+    let m = plan.memory();
+    let mut text = format!(
+        "target   {}, {} workers, batch {}, context {}\nmemory   weights {} + kv {} ({} per token) + activations {} = {}",
+        plan.target.name,
+        plan.workers,
+        plan.limits.max_batch,
+        plan.limits.max_context,
+        size(m.weights),
+        size(m.kv),
+        size(m.kv_per_token),
+        size(m.arena),
+        size(m.total())
+    );
+    text.push_str("\ndecode   predicted tok/s");
+    for batch in [1, 2, 4, 8, 16, 32].into_iter().filter(|&b| b <= plan.limits.max_batch as usize) {
+        if let Some(seconds) = plan.predicted_step(batch) {
+            text.push_str(&format!("  {batch}: {:.0}", batch as f64 / seconds));
+        }
+    }
+    for (batch, rate, best) in plan.cliffs() {
+        text.push_str(&format!("\ncliff    batch {batch}: {rate:.0} tok/s predicted after {best:.0}"));
+    }
+    text
+}
+
+/// `24GiB`, `900M`, `1.5g`, plain bytes.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let number: f64 = text[..digits].parse().map_err(|_| format!("{text} is not a size such as 24GiB"))?;
+    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        unit => return Err(format!("unknown unit {unit} (use KiB, MiB, GiB, TiB)")),
+    };
+    Ok((number * (1u64 << shift) as f64) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_size;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("24GiB"), Ok(24 << 30));
+        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
+        assert_eq!(parse_size("900"), Ok(900));
+        assert!(parse_size("lots").is_err() && parse_size("3 parsecs").is_err());
+    }
+}

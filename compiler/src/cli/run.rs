@@ -1,0 +1,81 @@
+//! `coldpress run`: a bundle goes straight to the runtime; a GGUF is compiled for this machine first and the bundle kept
+//! in the user's cache folder, keyed by file, options and producer.
+
+use super::Failure;
+use super::compile::CompileFlags;
+use super::progress::Bars;
+use crate::compile;
+use crate::error::Error;
+use clap::Args;
+use coldpress_runtime::cli::run::RunArgs;
+use std::hash::Hasher;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
+
+/// Arguments of `coldpress run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunModelArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten, next_help_heading = "Compiling a GGUF")]
+    compile: CompileFlags,
+}
+
+impl RunModelArgs {
+    /// Runs.
+    pub fn execute(mut self) -> Result<(), Failure> {
+        if is_gguf(&self.run.bundle)? {
+            self.run.bundle = cached(&self.run.bundle, &self.compile)?;
+        }
+        Ok(self.run.execute()?)
+    }
+}
+
+fn is_gguf(path: &Path) -> Result<bool, Error> {
+    use std::io::Read;
+    let mut magic = [0u8; 4];
+    let mut file = std::fs::File::open(path)
+        .map_err(|source| Error::Io { doing: format!("opening {}", path.display()), source })?;
+    Ok(file.read_exact(&mut magic).is_ok() && &magic == b"GGUF")
+}
+
+/// The bundle of `model` in the cache, compiled now if it is not there.
+fn cached(model: &Path, flags: &CompileFlags) -> Result<PathBuf, Error> {
+    let folder = cache_folder()?;
+    let options = flags.options()?;
+    let io = |doing: &str, source| Error::Io { doing: format!("{doing} {}", model.display()), source };
+    let full = model.canonicalize().map_err(|e| io("resolving", e))?;
+    let meta = full.metadata().map_err(|e| io("reading", e))?;
+    let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+    let threads = options.threads.unwrap_or_else(num_cpus::get_physical);
+    let mut key = Xxh3::new();
+    key.write(format!(
+        "{}|{}|{}|{}|{}|{}|{:?}|{:?}|{threads}",
+        full.display(),
+        meta.len(),
+        modified.as_nanos(),
+        crate::bundle::PRODUCER,
+        options.target.name,
+        options.max_batch,
+        options.max_context,
+        options.kv_type,
+    ).as_bytes());
+    let stem = model.file_stem().unwrap_or_default().to_string_lossy();
+    let bundle = folder.join(format!("{stem}-{:016x}.press", key.finish()));
+    if !bundle.exists() {
+        eprintln!("compiling {} for {} (once; kept in {})", model.display(), options.target.name, bundle.display());
+        compile::compile(model, &bundle, &options, &mut Bars::new())?;
+    }
+    Ok(bundle)
+}
+
+fn cache_folder() -> Result<PathBuf, Error> {
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")))
+        .unwrap_or_else(std::env::temp_dir);
+    let folder = base.join("coldpress");
+    std::fs::create_dir_all(&folder)
+        .map_err(|source| Error::Io { doing: format!("creating {}", folder.display()), source })?;
+    Ok(folder)
+}

@@ -1,0 +1,63 @@
+//! `coldpress tokenize`: token ids of a text, from a bundle or any GGUF with a vocabulary.
+
+use super::Failure;
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::tokenizer;
+use clap::Args;
+use coldpress_runtime::bundle::Bundle;
+use coldpress_runtime::tokenizer::{EncodeOptions, Tokenizer};
+use std::io::Read;
+use std::path::PathBuf;
+
+/// Arguments of `coldpress tokenize`.
+#[derive(Args, Clone, Debug)]
+pub struct TokenizeArgs {
+    /// A bundle or a GGUF (a vocabulary-only one will do).
+    model: PathBuf,
+    /// The text; `-f` reads it from a file instead.
+    #[arg(conflicts_with = "file", required_unless_present = "file", allow_hyphen_values = true)]
+    text: Option<String>,
+    /// File with the text, `-` for standard input.
+    #[arg(short, long)]
+    file: Option<PathBuf>,
+    /// Do not add BOS (or EOS) even if the model wants it.
+    #[arg(long)]
+    no_bos: bool,
+    /// Read special tokens such as `<|im_end|>` in the text as tokens.
+    #[arg(long)]
+    parse_special: bool,
+}
+
+impl TokenizeArgs {
+    /// Prints a JSON array of ids.
+    pub fn execute(self) -> Result<(), Failure> {
+        let text = match (&self.text, &self.file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) => read(path)?,
+            (None, None) => String::new(),
+        };
+        let spec = match Gguf::open(&self.model) {
+            Ok(gguf) => tokenizer::from_gguf(&gguf)?,
+            Err(crate::gguf::Error::NotGguf { .. }) => Bundle::open(&self.model)?.tokenizer_spec()?,
+            Err(e) => return Err(Error::Gguf(e).into()),
+        };
+        let tokenizer = Tokenizer::new(spec).map_err(coldpress_runtime::Error::from)?;
+        let options = EncodeOptions { add_special: !self.no_bos, parse_special: self.parse_special };
+        let ids = tokenizer.encode(&text, options).map_err(coldpress_runtime::Error::from)?;
+        let list: Vec<String> = ids.iter().map(u32::to_string).collect();
+        println!("[{}]", list.join(", "));
+        Ok(())
+    }
+}
+
+fn read(path: &PathBuf) -> Result<String, Error> {
+    let io = |source| Error::Io { doing: format!("reading {}", path.display()), source };
+    let mut text = String::new();
+    if path.as_os_str() == "-" {
+        std::io::stdin().read_to_string(&mut text).map_err(io)?;
+    } else {
+        text = std::fs::read_to_string(path).map_err(io)?;
+    }
+    Ok(text)
+}

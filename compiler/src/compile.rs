@@ -1,0 +1,211 @@
+//! The pipeline: GGUF to bundle, as a list of steps. Each step is a module; nothing here decides anything.
+
+use crate::bundle::{self, Contents};
+use crate::codegen;
+use crate::error::Error;
+use crate::explain::Notes;
+use crate::gguf::Gguf;
+use crate::golden;
+use crate::model::{self, Model};
+use crate::pass;
+use crate::plan::{self, Plan};
+use crate::target::TargetProfile;
+use crate::tokenizer;
+use coldpress_kernels::cpu::abi::KvType;
+use std::path::{Path, PathBuf};
+
+/// What to compile for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Machine.
+    pub target: TargetProfile,
+    /// Sequences that decode together.
+    pub max_batch: usize,
+    /// Tokens per sequence; `None` takes the model's own, at most `DEFAULT_CONTEXT`.
+    pub max_context: Option<usize>,
+    /// KV cache element type.
+    pub kv_type: KvType,
+    /// Worker threads of the compiled program; `None` takes this machine's physical cores.
+    pub threads: Option<usize>,
+    /// Largest total memory; the context is lowered until the plan fits.
+    pub fit: Option<u64>,
+    /// Whether a predicted fall in tokens/s is an error.
+    pub deny_cliffs: bool,
+    /// Where to write graph, plan and code as text.
+    pub emit: Option<PathBuf>,
+}
+
+/// Context compiled for when none is asked for, in tokens (less if the model was trained for less).
+pub const DEFAULT_CONTEXT: usize = 4096;
+
+impl Options {
+    /// Defaults for `target`: batch 8, f16 KV, physical cores.
+    pub fn new(target: TargetProfile) -> Options {
+        Options {
+            target,
+            max_batch: 8,
+            max_context: None,
+            kv_type: KvType::F16,
+            threads: None,
+            fit: None,
+            deny_cliffs: false,
+            emit: None,
+        }
+    }
+}
+
+/// What the pipeline tells whoever watches it.
+pub trait Progress {
+    /// A phase begins; `total` is its length in units of its own (bytes, programs).
+    fn phase(&mut self, name: &'static str, total: u64);
+    /// The current phase has advanced.
+    fn advance(&mut self, units: u64);
+}
+
+/// Watches nothing.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn phase(&mut self, _: &'static str, _: u64) {}
+    fn advance(&mut self, _: u64) {}
+}
+
+/// A model that has been read, built and planned, ready to be packed.
+pub struct Prepared {
+    /// The file.
+    pub gguf: Gguf,
+    /// Its graph after all passes, and what it is.
+    pub model: Model,
+    /// The plan.
+    pub plan: Plan,
+}
+
+/// Reads, builds and plans without writing anything: all of `--dry-run`.
+pub fn prepare(path: &Path, options: &Options) -> Result<Prepared, Error> {
+    let gguf = Gguf::open(path)?;
+    let mut model = model::build(&gguf)?;
+    let mut emitter = Emitter::new(options.emit.as_deref())?;
+    emitter.graph("built", &model.graph.dump())?;
+    let mut failed = None;
+    pass::run_all(&mut model.graph, Some(&mut |name: &str, text: &str| {
+        if let Err(e) = emitter.graph(name, text) {
+            failed = Some(e);
+        }
+    }))?;
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    let plan = fit(&model, options)?;
+    emitter.write("plan.txt", plan.dump().as_bytes())?;
+    let cliffs = plan.cliffs();
+    if options.deny_cliffs && !cliffs.is_empty() {
+        let list: Vec<String> = cliffs
+            .iter()
+            .map(|(b, rate, best)| format!("batch {b}: {rate:.0} tok/s after {best:.0}"))
+            .collect();
+        return Err(Error::Cliff(format!("predicted tokens/s fall ({})", list.join("; "))));
+    }
+    Ok(Prepared { gguf, model, plan })
+}
+
+/// Compiles `path` into the bundle `out`.
+pub fn compile(path: &Path, out: &Path, options: &Options, progress: &mut dyn Progress) -> Result<Prepared, Error> {
+    let prepared = prepare(path, options)?;
+    let Prepared { gguf, model, plan } = &prepared;
+    let spec = tokenizer::from_gguf(gguf)?;
+
+    progress.phase("generating code", plan.programs.len() as u64);
+    let code = codegen::cpu::generate(plan, || progress.advance(1))?;
+    Emitter::new(options.emit.as_deref())?.code(plan, &code)?;
+
+    progress.phase("golden prompts", 1);
+    let golden = golden::prompts(gguf, model)?;
+    progress.advance(1);
+
+    let notes = Notes::new(&model.graph, plan, &code)?;
+    progress.phase("packing weights", plan.weight_bytes);
+    let contents = Contents { gguf, model, plan, code: &code, spec: &spec, golden: &golden, notes: &notes, path };
+    bundle::write(out, &contents, |bytes| progress.advance(bytes))?;
+    Ok(prepared)
+}
+
+/// Plans for the asked context, or for the largest that `fit` allows.
+fn fit(model: &Model, options: &Options) -> Result<Plan, Error> {
+    if options.max_batch == 0 {
+        return Err(Error::Usage("--max-batch must be at least 1".into()));
+    }
+    let trained = model.info.max_context;
+    let wanted = options.max_context.unwrap_or(trained.min(DEFAULT_CONTEXT)).max(1);
+    let workers = options.threads.unwrap_or_else(num_cpus::get_physical).max(1);
+    let build = |max_context: usize| {
+        let sized = plan::Options { max_batch: options.max_batch, max_context, kv_type: options.kv_type, workers };
+        plan::build(&model.graph, &options.target, sized)
+    };
+    let plan = build(wanted)?;
+    let Some(limit) = options.fit else { return Ok(plan) };
+    let memory = plan.memory();
+    if memory.total() <= limit {
+        return Ok(plan);
+    }
+    let page = u64::from(plan.kv.page_tokens);
+    let page_bytes = memory.kv_per_token * page * options.max_batch as u64;
+    let room = limit.saturating_sub(memory.weights + memory.arena);
+    let pages = room.checked_div(page_bytes).unwrap_or(0);
+    if pages == 0 {
+        return Err(Error::DoesNotFit(format!(
+            "--fit: weights {} and activations {} leave no room for {} sequences in {} (lower --max-batch, or take a smaller quantisation)",
+            size(memory.weights),
+            size(memory.arena),
+            options.max_batch,
+            size(limit)
+        )));
+    }
+    build(((pages * page) as usize).min(wanted))
+}
+
+/// `1.5 GiB`.
+pub fn size(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}
+
+/// Writes intermediate text into the `--emit` folder; does nothing without one.
+struct Emitter<'a> {
+    folder: Option<&'a Path>,
+    graphs: usize,
+}
+
+impl<'a> Emitter<'a> {
+    fn new(folder: Option<&'a Path>) -> Result<Emitter<'a>, Error> {
+        if let Some(folder) = folder {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| Error::Io { doing: format!("creating {}", folder.display()), source })?;
+        }
+        Ok(Emitter { folder, graphs: 0 })
+    }
+
+    fn graph(&mut self, name: &str, text: &str) -> Result<(), Error> {
+        let number = self.graphs * 10;
+        self.graphs += 1;
+        self.write(&format!("{number:02}-{name}.txt"), text.as_bytes())
+    }
+
+    fn code(&mut self, plan: &Plan, code: &codegen::cpu::CpuCode) -> Result<(), Error> {
+        if self.folder.is_none() {
+            return Ok(());
+        }
+        for program in &plan.programs {
+            for worker in 0..plan.workers {
+                let name = format!("{:?}-{}-worker{worker}.clif", program.stage, program.rows).to_lowercase();
+                self.write(&name, codegen::cpu::clif(plan, program, worker)?.as_bytes())?;
+            }
+        }
+        self.write("code.bin", &code.bytes)?;
+        self.write("symbols.txt", code.symbols.join("\n").as_bytes())
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let Some(folder) = self.folder else { return Ok(()) };
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).map_err(|source| Error::Io { doing: format!("writing {}", path.display()), source })
+    }
+}

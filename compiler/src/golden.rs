@@ -1,0 +1,36 @@
+//! Golden prompts: a few tokens whose logits are computed here by the graph interpreter over the naive reference, so that
+//! `verify` can judge the compiled code on the machine it runs on.
+
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::graph::interpret;
+use crate::model::Model;
+use coldpress_runtime::manifest::GoldenPrompt;
+
+/// Tokens of the golden prompt: enough for attention over several positions, few enough to interpret in a moment.
+const TOKENS: usize = 4;
+/// Logits kept per position.
+const KEPT: usize = 64;
+/// Allowed error of quantised models: what int8 activations cost in a deep network stays below it; a wrong scale, head or
+/// position does not.
+const NMSE: f64 = 2e-2;
+
+/// The golden prompts of a model.
+pub fn prompts(gguf: &Gguf, model: &Model) -> Result<Vec<GoldenPrompt>, Error> {
+    let vocab = model.info.vocab_size as u64;
+    // Spread over the vocabulary by a multiplicative step, the same for every build.
+    let tokens: Vec<u32> = (1..=TOKENS as u64).map(|i| (i * 2_654_435_761 % vocab) as u32).collect();
+    let logits = interpret::prompt_logits(&model.graph, gguf, &tokens)?;
+    let mut golden = GoldenPrompt { tokens, positions: vec![], ids: vec![], logits: vec![], nmse: NMSE };
+    for (position, row) in logits.iter().enumerate() {
+        let mut ids: Vec<u32> = (0..row.len() as u32).collect();
+        let kept = KEPT.min(ids.len());
+        ids.select_nth_unstable_by(kept - 1, |&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
+        ids.truncate(kept);
+        ids.sort_unstable();
+        golden.positions.push(position as u32);
+        golden.logits.push(ids.iter().map(|&i| row[i as usize]).collect());
+        golden.ids.push(ids);
+    }
+    Ok(vec![golden])
+}

@@ -1,0 +1,141 @@
+//! GGUF tensor bytes to the weights section, in plan order, tensor by tensor: threads pack runs of tiles, one thread
+//! writes them in order. Memory in flight is a few megabytes whatever the model's size.
+
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::graph::{OpGraph, Source, Weight};
+use crate::plan::{Form, Placement};
+use coldpress_kernels::cpu::abi::TILE_N;
+use coldpress_kernels::cpu::tile;
+use coldpress_kernels::quant::{self, QuantFormat};
+use std::io::Write;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+/// Packed bytes of one job; enough to keep a thread busy, little enough to hold several.
+const JOB_BYTES: usize = 2 << 20;
+/// Finished jobs a thread may be ahead of the writer.
+const AHEAD: usize = 2;
+
+/// A run of tiles of one weight, or a whole vector.
+struct Job<'a> {
+    weight: &'a Weight,
+    form: Form,
+    tiles: Range<usize>,
+    bytes: usize,
+}
+
+/// Writes every placement to `out`. `progress` receives the bytes written since its last call.
+pub fn pack(
+    gguf: &Gguf,
+    graph: &OpGraph,
+    placements: &[Placement],
+    threads: usize,
+    out: &mut dyn Write,
+    mut progress: impl FnMut(u64),
+) -> Result<(), Error> {
+    let jobs = jobs(graph, placements)?;
+    let threads = threads.clamp(1, jobs.len().max(1));
+    std::thread::scope(|scope| {
+        let queues: Vec<Receiver<Result<Vec<u8>, Error>>> = (0..threads)
+            .map(|t| {
+                let (send, receive) = sync_channel(AHEAD);
+                let jobs = &jobs;
+                scope.spawn(move || {
+                    for job in jobs.iter().skip(t).step_by(threads) {
+                        // A closed queue means the writer failed and will report it.
+                        if send.send(run(gguf, job)).is_err() {
+                            break;
+                        }
+                    }
+                });
+                receive
+            })
+            .collect();
+        for i in 0..jobs.len() {
+            let bytes = queues[i % threads]
+                .recv()
+                .map_err(|_| Error::Internal(format!("packing {} stopped", jobs[i].weight.name)))??;
+            out.write_all(&bytes).map_err(|source| Error::Io { doing: "writing packed weights".into(), source })?;
+            progress(bytes.len() as u64);
+        }
+        Ok(())
+    })
+}
+
+fn jobs<'a>(graph: &'a OpGraph, placements: &[Placement]) -> Result<Vec<Job<'a>>, Error> {
+    let mut jobs = Vec::new();
+    for p in placements {
+        let weight = &graph.weights[p.weight.0 as usize];
+        match p.form {
+            Form::Vector => jobs.push(Job { weight, form: p.form, tiles: 0..0, bytes: p.bytes as usize }),
+            Form::Tiles => {
+                let count = weight.n.div_ceil(TILE_N);
+                let tile_bytes = p.bytes as usize / count;
+                let run = (JOB_BYTES / tile_bytes).max(1);
+                for start in (0..count).step_by(run) {
+                    let tiles = start..(start + run).min(count);
+                    let bytes = tiles.len() * tile_bytes;
+                    jobs.push(Job { weight, form: p.form, tiles, bytes });
+                }
+            }
+        }
+    }
+    Ok(jobs)
+}
+
+fn run(gguf: &Gguf, job: &Job<'_>) -> Result<Vec<u8>, Error> {
+    let mut out = vec![0u8; job.bytes];
+    match (job.form, &job.weight.source) {
+        (Form::Vector, Source::Computed(values)) => store(values, &mut out),
+        (Form::Vector, Source::Gguf) => store(&vector(gguf, job.weight)?, &mut out),
+        (Form::Tiles, Source::Gguf) => tiles(gguf, job, &mut out)?,
+        (Form::Tiles, Source::Computed(_)) => {
+            return Err(Error::Internal(format!("{}: a computed matrix", job.weight.name)));
+        }
+    }
+    Ok(out)
+}
+
+fn tiles(gguf: &Gguf, job: &Job<'_>, out: &mut [u8]) -> Result<(), Error> {
+    let w = job.weight;
+    let format = format_of(w)?;
+    let data = data(gguf, w)?;
+    let row_bytes = data.len() / w.n;
+    let tile_bytes = out.len() / job.tiles.len();
+    for (tile, packed) in job.tiles.clone().zip(out.chunks_exact_mut(tile_bytes)) {
+        let rows: Vec<&[u8]> = (tile * TILE_N..((tile + 1) * TILE_N).min(w.n))
+            .map(|row| &data[row * row_bytes..(row + 1) * row_bytes])
+            .collect();
+        tile::pack_tile(format, w.k, &rows, packed);
+    }
+    Ok(())
+}
+
+fn vector(gguf: &Gguf, w: &Weight) -> Result<Vec<f32>, Error> {
+    let mut values = vec![0.0; w.n * w.k];
+    quant::dequantise_row(format_of(w)?, data(gguf, w)?, &mut values);
+    Ok(values)
+}
+
+fn store(values: &[f32], out: &mut [u8]) {
+    for (value, bytes) in values.iter().zip(out.chunks_exact_mut(4)) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+fn format_of(w: &Weight) -> Result<&'static QuantFormat, Error> {
+    quant::format(w.ty)
+        .ok_or_else(|| Error::Unsupported { what: w.name.clone(), why: format!("nothing packs {}", w.ty.name()) })
+}
+
+fn data<'g>(gguf: &'g Gguf, w: &Weight) -> Result<&'g [u8], Error> {
+    let missing = || Error::Model { what: w.name.clone(), why: "is not in the file".into() };
+    let tensor = gguf.tensor(&w.name).ok_or_else(missing)?;
+    let bytes = gguf.data(tensor);
+    let expected = w.ty.row_bytes(w.k as u64).and_then(|r| r.checked_mul(w.n as u64));
+    if expected != Some(bytes.len() as u64) {
+        return Err(Error::Internal(format!("{}: {} bytes, expected {expected:?}", w.name, bytes.len())));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,326 @@
+//! The plan: which buckets exist, where every weight and buffer lies, and for each program the launches in order with
+//! their variants, arguments, split over workers and barriers. Everything after this is mechanical.
+//!
+//! `buckets` chooses row counts, `lower` turns graph nodes into launches, `select` picks matmul variants, `memory` places
+//! buffers, `schedule` puts barriers, `verify` checks the result without trusting any of them, `report` prints it.
+
+pub mod buckets;
+pub mod build;
+pub mod lower;
+pub mod memory;
+pub mod report;
+pub mod schedule;
+pub mod select;
+pub mod verify;
+
+use crate::graph::{Activation, WeightId};
+use crate::target::TargetProfile;
+use coldpress_runtime::manifest::{KvPlan, Limits, Stage};
+use std::ops::Range;
+
+pub use build::{Options, build};
+
+/// A finished plan for one target.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Machine it is for.
+    pub target: TargetProfile,
+    /// Instruction streams per program.
+    pub workers: usize,
+    /// Maxima.
+    pub limits: Limits,
+    /// Placement of every weight in the weights section, in section order.
+    pub weights: Vec<Placement>,
+    /// Bytes of the weights section.
+    pub weight_bytes: u64,
+    /// Bytes of the activation arena.
+    pub arena_bytes: usize,
+    /// Arena offset of logits row 0.
+    pub logits_offset: usize,
+    /// Bytes between logits rows.
+    pub logits_stride: usize,
+    /// KV pool.
+    pub kv: KvPlan,
+    /// Programs by stage, then rows ascending.
+    pub programs: Vec<ProgramPlan>,
+}
+
+/// Where a weight lies in the weights section.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placement {
+    /// Which weight.
+    pub weight: WeightId,
+    /// How it is stored.
+    pub form: Form,
+    /// Byte offset, a multiple of 64.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// How a weight is stored in the bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Tiles of the weight's `PackedLayout`.
+    Tiles,
+    /// f32, padded with zeros to a multiple of 16 elements.
+    Vector,
+}
+
+/// One stage for one row count.
+#[derive(Clone, Debug)]
+pub struct ProgramPlan {
+    /// Which half of the step.
+    pub stage: Stage,
+    /// Bucket.
+    pub rows: usize,
+    /// Work in order.
+    pub launches: Vec<Launch>,
+}
+
+impl ProgramPlan {
+    /// Sum of the launches' predictions, seconds.
+    pub fn predicted_seconds(&self) -> f64 {
+        self.launches.iter().map(|l| l.seconds).sum()
+    }
+}
+
+/// One piece of work that all workers share.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Graph label.
+    pub label: String,
+    /// What runs.
+    pub work: Work,
+    /// Whether all workers meet before it.
+    pub barrier: bool,
+    /// Memory it touches.
+    pub accesses: Vec<Access>,
+    /// Why this variant was chosen; empty where there was no choice.
+    pub reason: String,
+    /// Weight bytes streamed.
+    pub bytes: u64,
+    /// Multiply-accumulates.
+    pub macs: u64,
+    /// Predicted time, seconds.
+    pub seconds: f64,
+}
+
+/// What a launch executes.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// A micro-kernel called once per worker on its share of `units`.
+    Call {
+        /// Micro-kernel symbol.
+        symbol: String,
+        /// Arguments in order.
+        args: Vec<Arg>,
+        /// Units to divide among workers (rows, or rows x heads).
+        units: usize,
+    },
+    /// Matmul parts that share an input; workers divide the tiles of all parts.
+    Matmul(Matmul),
+    /// A loop emitted inline over `rows` rows of `width` elements (rows are divided among workers).
+    Elementwise {
+        /// What to compute per element.
+        op: Elementwise,
+        /// Input buffers.
+        inputs: Vec<Buffer>,
+        /// Output buffer; may be an input.
+        output: Buffer,
+        /// Elements per row.
+        width: usize,
+        /// Rows.
+        rows: usize,
+    },
+}
+
+/// An element-wise function that codegen emits inline.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Elementwise {
+    /// a + b.
+    Add,
+    /// a * b.
+    Mul,
+    /// activation(a).
+    Act(Activation),
+    /// activation(a) * b.
+    GatedAct(Activation),
+    /// a * factor.
+    Scale(f32),
+    /// cap * tanh(a / cap).
+    Softcap(f32),
+}
+
+impl Elementwise {
+    /// Inputs it takes.
+    pub fn arity(self) -> usize {
+        match self {
+            Elementwise::Add | Elementwise::Mul | Elementwise::GatedAct(_) => 2,
+            Elementwise::Act(_) | Elementwise::Scale(_) | Elementwise::Softcap(_) => 1,
+        }
+    }
+}
+
+/// An argument of a micro-kernel call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arg {
+    /// Null pointer.
+    Null,
+    /// The step.
+    Step,
+    /// An immediate.
+    Const(usize),
+    /// Address in the weights section.
+    Weights(u64),
+    /// Address in the KV pool.
+    Kv(u64),
+    /// Address in the arena.
+    Arena(usize),
+    /// Address in the arena of the worker's first unit: offset + begin * stride.
+    ArenaAt {
+        /// Offset of unit 0.
+        offset: usize,
+        /// Bytes between units.
+        stride: usize,
+    },
+    /// First unit of the worker's share.
+    Begin,
+    /// One past the last unit of the worker's share.
+    End,
+    /// Number of units in the worker's share.
+    Count,
+}
+
+/// Rows of a value in the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Offset of row 0, a multiple of 64.
+    pub offset: usize,
+    /// Bytes between rows, a multiple of 64.
+    pub stride: usize,
+}
+
+/// A matmul launch.
+#[derive(Clone, Debug)]
+pub struct Matmul {
+    /// Input rows (int8 rows or f32 rows, as the layout reads them).
+    pub input: Buffer,
+    /// Row length.
+    pub k: usize,
+    /// Rows of the bucket.
+    pub rows: usize,
+    /// The matrices.
+    pub parts: Vec<MatmulPart>,
+}
+
+/// One matrix of a matmul launch.
+#[derive(Clone, Debug)]
+pub struct MatmulPart {
+    /// Graph label of the weight.
+    pub label: String,
+    /// Offset of tile 0 in the weights section.
+    pub weights: u64,
+    /// Bytes of one tile.
+    pub tile_bytes: usize,
+    /// Tiles of 16 outputs.
+    pub tiles: usize,
+    /// What the accumulators start from.
+    pub init: Init,
+    /// Output rows.
+    pub output: Buffer,
+    /// Rows cut into stamps: (first row, rows, symbol).
+    pub stamps: Vec<Stamp>,
+}
+
+/// One stamped kernel over some rows of the bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// First row.
+    pub first: usize,
+    /// Rows the stamp computes.
+    pub rows: usize,
+    /// Micro-kernel symbol, also the variant's id.
+    pub symbol: String,
+}
+
+/// Start value of a matmul's accumulators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// Zero.
+    Zero,
+    /// One bias row at this offset of the weights section.
+    Bias(u64),
+    /// Rows of the arena (a residual; may be the output itself).
+    Rows(Buffer),
+}
+
+/// Memory one launch reads or writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// What.
+    pub space: Space,
+    /// Offset of row 0.
+    pub offset: usize,
+    /// Bytes between rows.
+    pub stride: usize,
+    /// Rows touched (0..rows).
+    pub rows: usize,
+    /// Bytes touched in each row.
+    pub width: usize,
+    /// Whether it is written.
+    pub write: bool,
+    /// How workers divide it.
+    pub split: Split,
+}
+
+/// Memory a launch may touch besides weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Space {
+    /// Activation arena.
+    Arena,
+    /// KV pages of a layer: rows are positions unknown at compile time, so any two accesses may meet.
+    Kv(usize),
+}
+
+/// How a launch's workers share an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// Worker w touches the rows of its share of `rows` units.
+    Rows,
+    /// Every worker may touch all of it.
+    Whole,
+    /// Workers touch disjoint column ranges of every row: the tiles of matmul part `.0`.
+    Tiles(usize),
+    /// Worker w touches the cells of its share of rows x `per_row` units, `bytes` each, side by side in a row.
+    Cells {
+        /// Units in a row.
+        per_row: usize,
+        /// Bytes of one unit.
+        bytes: usize,
+    },
+}
+
+/// Worker w's share of `units`, contiguous and balanced to one unit.
+pub fn share(units: usize, workers: usize, w: usize) -> Range<usize> {
+    units * w / workers..units * (w + 1) / workers
+}
+
+impl Matmul {
+    /// Each part's tile range for worker `w`: the tiles of all parts in order, divided by weight bytes.
+    pub fn tile_shares(&self, workers: usize, w: usize) -> Vec<Range<usize>> {
+        let total: usize = self.parts.iter().map(|p| p.tiles * p.tile_bytes).sum();
+        let cut = |w: usize| total / workers * w + total % workers * w / workers;
+        let (lo, hi) = (cut(w), cut(w + 1));
+        let mut start = 0;
+        self.parts
+            .iter()
+            .map(|p| {
+                let tile_at = |byte: usize| byte.saturating_sub(start).div_ceil(p.tile_bytes).min(p.tiles);
+                let range = tile_at(lo)..tile_at(hi);
+                start += p.tiles * p.tile_bytes;
+                range
+            })
+            .collect()
+    }
+}

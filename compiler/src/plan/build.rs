@@ -1,0 +1,205 @@
+//! Assembles a plan: weights, KV pool, stages, then every bucket of every stage, and has `verify` check the result.
+
+use super::lower::Lowering;
+use super::memory::{ALIGN, place, stride};
+use super::select::Selector;
+use super::{Form, Placement, Plan, ProgramPlan, buckets, schedule, verify};
+use crate::error::Error;
+use crate::graph::{Op, OpGraph, Rows, Value, WeightId};
+use crate::target::TargetProfile;
+use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS};
+use coldpress_kernels::cpu::tile;
+use coldpress_runtime::manifest::{KvLayerPlan, KvPlan, Limits, Stage};
+use petgraph::stable_graph::NodeIndex;
+
+/// What a plan is made for, besides the model and the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Sequences that decode together.
+    pub max_batch: usize,
+    /// Tokens per sequence.
+    pub max_context: usize,
+    /// KV cache element type.
+    pub kv_type: KvType,
+    /// Instruction streams.
+    pub workers: usize,
+}
+
+/// Plans `graph` (after passes) for `target`.
+pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Result<Plan, Error> {
+    let (placements, weight_bytes) = place_weights(graph)?;
+    let by_weight = group(graph, &placements);
+    let kv = kv_plan(graph, options)?;
+    let kv_offsets: Vec<u64> = kv.layers.iter().map(|l| l.offset).collect();
+    let (trunk, head) = stages(graph);
+    let (hidden, logits) = boundary_values(graph)?;
+
+    let max_rows = buckets::max_rows(options.max_batch);
+    let hidden_bytes = stride(graph.value_type(hidden)) * max_rows;
+    let logits_stride = stride(graph.value_type(logits));
+    let base = (hidden_bytes + logits_stride * options.max_batch).next_multiple_of(ALIGN);
+
+    let selector = Selector::new(target, options.workers);
+    let mut programs = Vec::new();
+    let mut arena_bytes = base;
+    for (stage, nodes, pinned) in
+        [(Stage::Trunk, &trunk, (hidden, 0)), (Stage::Head, &head, (logits, hidden_bytes))]
+    {
+        let rows_list = match stage {
+            Stage::Trunk => buckets::trunk(options.max_batch),
+            Stage::Head => buckets::head(options.max_batch),
+        };
+        for rows in rows_list {
+            let mut placed = place(graph, nodes, rows, base, &[pinned])?;
+            if stage == Stage::Head {
+                let buffer = super::Buffer { offset: 0, stride: stride(graph.value_type(hidden)) };
+                placed.buffers.insert(hidden, buffer);
+            }
+            arena_bytes = arena_bytes.max(placed.end);
+            let lowering = Lowering {
+                graph,
+                placed: &placed,
+                placements: &by_weight,
+                kv_offsets: &kv_offsets,
+                kv_type: options.kv_type,
+                rows,
+                selector: &selector,
+            };
+            let mut launches = Vec::new();
+            for &node in nodes {
+                launches.extend(lowering.node(node)?);
+            }
+            schedule::barriers(&mut launches);
+            programs.push(ProgramPlan { stage, rows, launches });
+        }
+    }
+    let plan = Plan {
+        target: target.clone(),
+        workers: options.workers,
+        limits: Limits {
+            max_batch: narrow(options.max_batch, "--max-batch")?,
+            max_context: narrow(options.max_context, "--ctx-size")?,
+            max_rows: narrow(max_rows, "--max-batch")?,
+        },
+        weights: placements,
+        weight_bytes,
+        arena_bytes,
+        logits_offset: hidden_bytes,
+        logits_stride,
+        kv,
+        programs,
+    };
+    verify::check(&plan)?;
+    Ok(plan)
+}
+
+/// Every weight's place in the weights section, in graph order, in each form some node reads it.
+fn place_weights(graph: &OpGraph) -> Result<(Vec<Placement>, u64), Error> {
+    let mut as_tiles = vec![false; graph.weights.len()];
+    let mut as_vector = vec![false; graph.weights.len()];
+    for node in graph.order() {
+        match &graph.nodes[node].op {
+            Op::Embed { weight, .. } => as_tiles[weight.0 as usize] = true,
+            Op::MatMul { parts, .. } => {
+                for part in parts {
+                    as_tiles[part.weight.0 as usize] = true;
+                    if let Some(bias) = part.bias {
+                        as_vector[bias.0 as usize] = true;
+                    }
+                }
+            }
+            Op::RmsNorm { weight, .. } | Op::NormQuantise { weight, .. } => as_vector[weight.0 as usize] = true,
+            Op::HeadNorm { norm, .. } => as_vector[norm.weight.0 as usize] = true,
+            Op::RopeTable { inv_freq, .. } => as_vector[inv_freq.0 as usize] = true,
+            Op::RopeAppend { q_norm, k_norm, .. } => {
+                for norm in [q_norm, k_norm].into_iter().flatten() {
+                    as_vector[norm.weight.0 as usize] = true;
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut placements = Vec::new();
+    let mut offset = 0u64;
+    for (i, w) in graph.weights.iter().enumerate() {
+        for (wanted, form) in [(as_tiles[i], Form::Tiles), (as_vector[i], Form::Vector)] {
+            if !wanted {
+                continue;
+            }
+            let bytes = match form {
+                Form::Tiles => {
+                    let layout = super::lower::packed_layout(w)?;
+                    let tile = tile::tile_bytes(&layout, w.k).ok_or_else(|| Error::Model {
+                        what: w.name.clone(),
+                        why: format!("{} rows of {} elements cannot be packed", w.ty.name(), w.k),
+                    })?;
+                    (w.n.div_ceil(16) as u64).checked_mul(tile as u64)
+                }
+                Form::Vector => Some(((w.n * w.k).next_multiple_of(16) * 4) as u64),
+            };
+            let bytes = bytes
+                .and_then(|b| b.checked_next_multiple_of(ALIGN as u64))
+                .ok_or_else(|| Error::Model { what: w.name.clone(), why: "is too large".into() })?;
+            placements.push(Placement { weight: WeightId(i as u32), form, offset, bytes });
+            offset += bytes;
+        }
+    }
+    Ok((placements, offset))
+}
+
+fn group(graph: &OpGraph, placements: &[Placement]) -> Vec<Vec<Placement>> {
+    let mut by_weight = vec![Vec::new(); graph.weights.len()];
+    for p in placements {
+        by_weight[p.weight.0 as usize].push(p.clone());
+    }
+    by_weight
+}
+
+fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
+    let pages_per_slot = options.max_context.div_ceil(PAGE_TOKENS);
+    let pages = pages_per_slot
+        .checked_mul(options.max_batch)
+        .ok_or_else(|| Error::Usage("--max-batch times --ctx-size is too large".into()))?;
+    let mut bytes = 0u64;
+    let mut layers = Vec::new();
+    for layer in &graph.kv {
+        let page_bytes = options.kv_type.page_bytes(layer.kv_heads, layer.head_dim) as u64;
+        layers.push(KvLayerPlan { offset: bytes, page_bytes });
+        bytes = page_bytes
+            .checked_mul(pages as u64)
+            .and_then(|b| bytes.checked_add(b))
+            .ok_or_else(|| Error::DoesNotFit("the KV cache is larger than any address space".into()))?;
+    }
+    Ok(KvPlan {
+        kv_type: options.kv_type,
+        page_tokens: PAGE_TOKENS as u32,
+        pages: narrow(pages, "--ctx-size")?,
+        pages_per_slot: narrow(pages_per_slot, "--ctx-size")?,
+        bytes,
+        layers,
+    })
+}
+
+/// Nodes of the trunk (all rows) and of the head (logits rows), in order.
+fn stages(graph: &OpGraph) -> (Vec<NodeIndex>, Vec<NodeIndex>) {
+    graph.order().into_iter().partition(|&node| {
+        let n = &graph.nodes[node];
+        n.op != Op::Logits && n.outputs.first().is_none_or(|o| o.rows == Rows::Step)
+    })
+}
+
+/// The value that passes from trunk to head, and the logits.
+fn boundary_values(graph: &OpGraph) -> Result<(Value, Value), Error> {
+    let input_of = |wanted: &Op| -> Result<Value, Error> {
+        let mut found = graph.order().into_iter().filter(|&n| graph.nodes[n].op == *wanted);
+        match (found.next(), found.next()) {
+            (Some(node), None) => Ok(graph.inputs(node)[0]),
+            _ => Err(Error::Internal(format!("a graph has exactly one {wanted:?}"))),
+        }
+    };
+    Ok((input_of(&Op::SelectRows)?, input_of(&Op::Logits)?))
+}
+
+fn narrow(value: usize, flag: &str) -> Result<u32, Error> {
+    u32::try_from(value).map_err(|_| Error::Usage(format!("{flag}: {value} is too large")))
+}

@@ -1,0 +1,137 @@
+//! Values to arena offsets: a stage's values live from their producer to their last reader, and values that never live
+//! together share memory. An op that may work in place gets its input's memory when nobody reads that input later.
+
+use super::Buffer;
+use crate::error::Error;
+use crate::graph::{DType, Op, OpGraph, Value, ValueType};
+use coldpress_kernels::cpu::abi::q8_row;
+use petgraph::stable_graph::NodeIndex;
+use std::collections::BTreeMap;
+
+/// Every buffer starts and strides at a multiple of this.
+pub const ALIGN: usize = 64;
+
+/// Where each value of one program lies.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Placed {
+    /// Rows of each value that has data.
+    pub buffers: BTreeMap<Value, Buffer>,
+    /// One past the last byte used.
+    pub end: usize,
+}
+
+/// Bytes between rows of a value.
+pub fn stride(ty: ValueType) -> usize {
+    match ty.dtype {
+        DType::F32 => (ty.width * 4).next_multiple_of(ALIGN),
+        DType::Q8 => q8_row(ty.width.next_multiple_of(32)).bytes,
+        DType::KvWritten => 0,
+    }
+}
+
+/// The input whose memory output 0 of `op` may take over.
+pub fn in_place(op: &Op) -> Option<u16> {
+    match op {
+        Op::MatMul { residual: true, .. } => Some(1),
+        Op::RopeAppend { .. }
+        | Op::HeadNorm { .. }
+        | Op::Rope { .. }
+        | Op::Act(_)
+        | Op::Mul
+        | Op::Add
+        | Op::GatedAct(_)
+        | Op::Scale(_)
+        | Op::Softcap(_) => Some(0),
+        _ => None,
+    }
+}
+
+/// A set of values that share one piece of memory, and the launches between which it is live (inclusive).
+struct Class {
+    values: Vec<Value>,
+    stride: usize,
+    first: usize,
+    last: usize,
+    pinned: Option<usize>,
+}
+
+/// Places the outputs of `nodes` (one stage, in launch order) for `rows` rows, at or above `base`. `pinned` values lie at
+/// the given offsets, which the caller keeps below `base`.
+pub fn place(
+    graph: &OpGraph,
+    nodes: &[NodeIndex],
+    rows: usize,
+    base: usize,
+    pinned: &[(Value, usize)],
+) -> Result<Placed, Error> {
+    let mut classes = classes(graph, nodes, pinned)?;
+    // Long-lived and large first: they shape the arena, the rest fills gaps. Ties in program order.
+    let mut order: Vec<usize> = (0..classes.len()).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(classes[i].stride), classes[i].first));
+    let mut taken: Vec<(usize, usize, usize, usize)> = Vec::new();
+    let mut placed = Placed { end: base, ..Placed::default() };
+    for i in order {
+        let class = &mut classes[i];
+        let bytes = class.stride * rows;
+        let offset = match class.pinned {
+            Some(offset) => offset,
+            None => {
+                let mut busy: Vec<(usize, usize)> = taken
+                    .iter()
+                    .filter(|t| t.2 <= class.last && class.first <= t.3)
+                    .map(|t| (t.0, t.1))
+                    .collect();
+                busy.sort_unstable();
+                let mut offset = base;
+                for (start, end) in busy {
+                    if offset + bytes <= start {
+                        break;
+                    }
+                    offset = offset.max(end);
+                }
+                taken.push((offset, offset + bytes, class.first, class.last));
+                placed.end = placed.end.max(offset + bytes);
+                offset
+            }
+        };
+        for &value in &class.values {
+            placed.buffers.insert(value, Buffer { offset, stride: class.stride });
+        }
+    }
+    Ok(placed)
+}
+
+fn classes(graph: &OpGraph, nodes: &[NodeIndex], pinned: &[(Value, usize)]) -> Result<Vec<Class>, Error> {
+    let index: BTreeMap<NodeIndex, usize> = nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
+    let last_use = |value: Value| -> usize {
+        graph.consumers(value).iter().filter_map(|(node, _)| index.get(node).copied()).max().unwrap_or(0)
+    };
+    let mut classes: Vec<Class> = Vec::new();
+    let mut class_of: BTreeMap<Value, usize> = BTreeMap::new();
+    for (at, &node) in nodes.iter().enumerate() {
+        let inputs = graph.inputs(node);
+        for (port, &ty) in graph.nodes[node].outputs.iter().enumerate() {
+            if ty.dtype == DType::KvWritten {
+                continue;
+            }
+            let value = Value { node, port: port as u16 };
+            let last = last_use(value).max(at);
+            let taken_over = in_place(&graph.nodes[node].op)
+                .filter(|_| port == 0)
+                .map(|input| inputs[input as usize])
+                .filter(|&input| last_use(input) == at && graph.value_type(input) == ty)
+                .and_then(|input| class_of.get(&input).copied());
+            let id = taken_over.unwrap_or_else(|| {
+                classes.push(Class { values: vec![], stride: stride(ty), first: at, last, pinned: None });
+                classes.len() - 1
+            });
+            class_of.insert(value, id);
+            classes[id].values.push(value);
+            classes[id].last = classes[id].last.max(last);
+            if let Some(&(_, offset)) = pinned.iter().find(|p| p.0 == value) {
+                classes[id].pinned = Some(offset);
+            }
+        }
+    }
+    Ok(classes)
+}

@@ -1,0 +1,149 @@
+//! The plan in words and numbers: memory, buckets, predicted curve, and a stable text dump for `--emit`.
+
+use super::{Arg, Launch, Plan, Work};
+use coldpress_runtime::manifest::Stage;
+use std::fmt::Write;
+
+/// Bytes a plan needs, by purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Packed weights, mapped from the bundle.
+    pub weights: u64,
+    /// KV pool.
+    pub kv: u64,
+    /// KV of one token of one sequence.
+    pub kv_per_token: u64,
+    /// Activation arena.
+    pub arena: u64,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.kv + self.arena
+    }
+}
+
+impl Plan {
+    /// Exact memory of this plan.
+    pub fn memory(&self) -> Memory {
+        let page_bytes: u64 = self.kv.layers.iter().map(|l| l.page_bytes).sum();
+        Memory {
+            weights: self.weight_bytes,
+            kv: self.kv.bytes,
+            kv_per_token: page_bytes / u64::from(self.kv.page_tokens.max(1)),
+            arena: self.arena_bytes as u64,
+        }
+    }
+
+    /// Predicted decode time for `batch` sequences: trunk and head of that size, at the cheapest bucket that holds them.
+    pub fn predicted_step(&self, batch: usize) -> Option<f64> {
+        let stage = |stage: Stage| {
+            self.programs
+                .iter()
+                .filter(|p| p.stage == stage && p.rows >= batch)
+                .map(|p| p.predicted_seconds())
+                .min_by(f64::total_cmp)
+        };
+        Some(stage(Stage::Trunk)? + stage(Stage::Head)?)
+    }
+
+    /// Batch sizes at which predicted tokens/s fall below a smaller batch's, with both rates.
+    pub fn cliffs(&self) -> Vec<(usize, f64, f64)> {
+        let mut best = 0.0f64;
+        let mut cliffs = Vec::new();
+        for batch in 1..=self.limits.max_batch as usize {
+            let Some(seconds) = self.predicted_step(batch) else { continue };
+            let rate = batch as f64 / seconds;
+            if rate < best * 0.999 {
+                cliffs.push((batch, rate, best));
+            }
+            best = best.max(rate);
+        }
+        cliffs
+    }
+
+    /// One line per launch of every program.
+    pub fn dump(&self) -> String {
+        let mut out = String::new();
+        let m = self.memory();
+        let _ = writeln!(
+            out,
+            "plan for {}: {} workers, weights {} B, kv {} B, arena {} B",
+            self.target.name, self.workers, m.weights, m.kv, m.arena
+        );
+        for program in &self.programs {
+            let us = program.predicted_seconds() * 1e6;
+            let _ = writeln!(out, "\n{:?} {} rows, {us:.1} us predicted", program.stage, program.rows);
+            for launch in &program.launches {
+                let _ = writeln!(
+                    out,
+                    "{} {:<24} {}",
+                    if launch.barrier { "|" } else { " " },
+                    launch.label,
+                    launch.describe()
+                );
+            }
+        }
+        out
+    }
+}
+
+impl Launch {
+    /// Kernels of the launch, as in the manifest.
+    pub fn kernel(&self) -> String {
+        match &self.work {
+            Work::Call { symbol, .. } => symbol.clone(),
+            Work::Elementwise { op, .. } => format!("inline {op:?}"),
+            Work::Matmul(matmul) => {
+                let mut symbols: Vec<String> = Vec::new();
+                for stamp in matmul.parts.iter().flat_map(|p| &p.stamps) {
+                    if !symbols.contains(&stamp.symbol) {
+                        symbols.push(stamp.symbol.clone());
+                    }
+                }
+                symbols.join(" + ")
+            }
+        }
+    }
+
+    fn describe(&self) -> String {
+        match &self.work {
+            Work::Call { symbol, args, units } => {
+                let args: Vec<String> = args.iter().map(text).collect();
+                format!("{symbol}({}) / {units}", args.join(", "))
+            }
+            Work::Elementwise { op, inputs, output, width, rows } => {
+                let from: Vec<String> = inputs.iter().map(|b| format!("arena+{}", b.offset)).collect();
+                format!("{op:?} {} -> arena+{} [{rows}, {width}]", from.join(", "), output.offset)
+            }
+            Work::Matmul(m) => {
+                let parts: Vec<String> = m
+                    .parts
+                    .iter()
+                    .map(|p| {
+                        let stamps: Vec<&str> = p.stamps.iter().map(|s| s.symbol.as_str()).collect();
+                        let (n, to) = (p.tiles * 16, p.output.offset);
+                        format!("{} [{n}, {}] {} -> arena+{to}", p.label, m.k, stamps.join("+"))
+                    })
+                    .collect();
+                format!("arena+{} x {}", m.input.offset, parts.join("; "))
+            }
+        }
+    }
+}
+
+fn text(arg: &Arg) -> String {
+    match arg {
+        Arg::Null => "null".into(),
+        Arg::Step => "step".into(),
+        Arg::Const(c) => c.to_string(),
+        Arg::Weights(o) => format!("weights+{o}"),
+        Arg::Kv(o) => format!("kv+{o}"),
+        Arg::Arena(o) => format!("arena+{o}"),
+        Arg::ArenaAt { offset, stride } => format!("arena+{offset}+unit*{stride}"),
+        Arg::Begin => "begin".into(),
+        Arg::End => "end".into(),
+        Arg::Count => "count".into(),
+    }
+}

@@ -1,0 +1,118 @@
+//! One variant per matmul per bucket: query, candidates, cheapest legal one, and the reason in words.
+//!
+//! All buckets use the same micro-kernel family, whose stamps give identical bits for a row; only the cut of the rows
+//! into stamps changes, so a row's result does not depend on the bucket it runs in.
+
+use super::Stamp;
+use super::lower::packed_layout;
+use crate::error::Error;
+use crate::graph::Weight;
+use crate::target::TargetProfile;
+use coldpress_kernels::matmul::{self, Candidate, CpuRates, Query};
+use coldpress_kernels::quant::PackedLayout;
+
+/// Chooses variants for one target.
+pub struct Selector<'a> {
+    target: &'a TargetProfile,
+    workers: usize,
+}
+
+/// A chosen variant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pick {
+    /// Rows cut into stamps.
+    pub stamps: Vec<Stamp>,
+    /// Predicted time of the matmul, seconds.
+    pub seconds: f64,
+    /// Why this one.
+    pub reason: String,
+}
+
+impl<'a> Selector<'a> {
+    /// A selector for `target` with `workers` instruction streams.
+    pub fn new(target: &'a TargetProfile, workers: usize) -> Selector<'a> {
+        Selector { target, workers }
+    }
+
+    /// Suffix of the symbols of the chosen micro-kernel family.
+    pub fn isa_name(&self) -> &'static str {
+        self.target.isa().name()
+    }
+
+    /// Layout kernels read for a weight.
+    pub fn layout(&self, weight: &Weight) -> Result<PackedLayout, Error> {
+        packed_layout(weight)
+    }
+
+    /// Every variant for `weight` at `rows`, with its cost or the reason it is not legal.
+    pub fn candidates(&self, weight: &Weight, rows: usize) -> Result<Vec<Candidate>, Error> {
+        Ok(matmul::candidates(&Query {
+            layout: packed_layout(weight)?,
+            n: weight.n,
+            k: weight.k,
+            rows,
+            isas: self.target.isas,
+            rates: &CpuRates {
+                cores: self.workers,
+                hz: self.target.hz,
+                bytes_per_s_per_core: self.target.core_bandwidth,
+                bytes_per_s: self.target.total_bandwidth,
+            },
+        }))
+    }
+
+    /// The cheapest legal candidate; ties go to the first, the table's order.
+    pub fn pick(&self, weight: &Weight, rows: usize) -> Result<Pick, Error> {
+        let candidates = self.candidates(weight, rows)?;
+        // One numeric class per matrix: only the target's best family may run it, whatever the row count. Of equals the
+        // widest stamp wins: the fewest calls.
+        let mut best: Option<(&Candidate, f64)> = None;
+        for candidate in candidates.iter().filter(|c| c.variant.isa == self.target.isa()) {
+            if let Ok(cost) = &candidate.verdict
+                && best.is_none_or(|(_, seconds)| cost.seconds <= seconds)
+            {
+                best = Some((candidate, cost.seconds));
+            }
+        }
+        let Some((chosen, seconds)) = best else {
+            let why: Vec<String> = candidates
+                .iter()
+                .filter_map(|c| c.verdict.as_ref().err().map(|r| format!("{} n{}: {r}", c.variant.isa.name(), c.variant.stamp)))
+                .collect();
+            return Err(Error::Unsupported {
+                what: weight.name.clone(),
+                why: format!(
+                    "no legal matmul variant for {} [{}, {}] at {rows} rows on {} ({})",
+                    weight.ty.name(),
+                    weight.n,
+                    weight.k,
+                    self.target.name,
+                    why.join("; ")
+                ),
+            });
+        };
+        let mut first = 0;
+        let stamps = chosen
+            .batches
+            .iter()
+            .map(|batch| {
+                let stamp = Stamp { first, rows: batch.rows, symbol: batch.kernel.to_string() };
+                first += batch.rows;
+                stamp
+            })
+            .collect();
+        let legal = candidates.iter().filter(|c| c.verdict.is_ok()).count();
+        let reason = match &chosen.verdict {
+            Ok(cost) => format!("{}; cheapest of {legal} legal", cost.text),
+            Err(_) => String::new(),
+        };
+        Ok(Pick { stamps, seconds, reason })
+    }
+
+    /// Time of a launch whose data is in cache: a rendezvous of the workers and the bytes at L2 speed.
+    pub fn light_seconds(&self, bytes: usize) -> f64 {
+        const RENDEZVOUS: f64 = 0.5e-6;
+        const L2_OVER_MEMORY: f64 = 2.0;
+        RENDEZVOUS + bytes as f64 / (self.target.core_bandwidth * L2_OVER_MEMORY)
+    }
+}

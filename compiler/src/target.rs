@@ -1,0 +1,110 @@
+//! Target profiles: what a machine has and how fast it is, as numbers the planner reads. Presets, parsing of `--target`,
+//! and detection of this machine. Only `plan` and `codegen` may look at a profile; passes never do.
+
+use crate::error::Error;
+use coldpress_kernels::matmul::Isa;
+
+/// A machine to compile for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TargetProfile {
+    /// `cpu:avx512`; what `--target` accepts and `inspect` prints.
+    pub name: &'static str,
+    /// `x86_64` or `aarch64`; `any` resolves to the machine that compiles.
+    pub arch: &'static str,
+    /// Micro-kernel families the machine can run, best first.
+    pub isas: &'static [Isa],
+    /// Sustained read bandwidth of one core, bytes per second.
+    pub core_bandwidth: f64,
+    /// Sustained read bandwidth of the whole machine, bytes per second.
+    pub total_bandwidth: f64,
+    /// Sustained clock under vector load, cycles per second.
+    pub hz: f64,
+    /// L2 bytes of one core: how much of a weight matrix stays close while several sub-batches use it.
+    pub l2_bytes: usize,
+    /// One line for `coldpress targets`.
+    pub about: &'static str,
+}
+
+/// Presets, best first: detection takes the first this machine can run.
+pub const PRESETS: &[TargetProfile] = &[
+    TargetProfile {
+        name: "cpu:avx512",
+        arch: "x86_64",
+        isas: &[Isa::Avx512Vnni, Isa::Avx2, Isa::Scalar],
+        core_bandwidth: 15e9,
+        total_bandwidth: 30e9,
+        hz: 3e9,
+        l2_bytes: 1 << 20,
+        about: "x86-64 with AVX-512 F/BW/VL/DQ and VNNI (Ice Lake, Zen 4 and later)",
+    },
+    TargetProfile {
+        name: "cpu:avx2",
+        arch: "x86_64",
+        isas: &[Isa::Avx2, Isa::Scalar],
+        core_bandwidth: 15e9,
+        total_bandwidth: 30e9,
+        hz: 3e9,
+        l2_bytes: 512 << 10,
+        about: "x86-64 with AVX2, FMA and F16C (Haswell, Zen and later)",
+    },
+    TargetProfile {
+        name: "cpu:scalar",
+        arch: "any",
+        isas: &[Isa::Scalar],
+        core_bandwidth: 8e9,
+        total_bandwidth: 20e9,
+        hz: 3e9,
+        l2_bytes: 256 << 10,
+        about: "any 64-bit x86 or ARM machine, portable kernels",
+    },
+];
+
+impl TargetProfile {
+    /// The preset named `name`; `cpu`, `native` and `cpu:native` mean the best this machine can run.
+    pub fn parse(name: &str) -> Result<TargetProfile, Error> {
+        if matches!(name, "cpu" | "native" | "cpu:native") {
+            return Ok(TargetProfile::native());
+        }
+        PRESETS.iter().find(|p| p.name == name).cloned().map(TargetProfile::resolved).ok_or_else(|| {
+            let known: Vec<&str> = PRESETS.iter().map(|p| p.name).collect();
+            Error::Unsupported {
+                what: format!("--target {name}"),
+                why: format!("no such target (supported: native, {})", known.join(", ")),
+            }
+        })
+    }
+
+    /// The best preset this machine can run.
+    pub fn native() -> TargetProfile {
+        PRESETS
+            .iter()
+            .cloned()
+            .map(TargetProfile::resolved)
+            .find(|p| p.arch == std::env::consts::ARCH && p.isas[0].available())
+            .unwrap_or_else(|| PRESETS[PRESETS.len() - 1].clone().resolved())
+    }
+
+    /// CPU features the compiled code needs, by the names the standard library detects.
+    pub fn features(&self) -> Vec<String> {
+        self.isas[0].needs().iter().map(|f| f.to_string()).collect()
+    }
+
+    /// Suffix of micro-kernel symbols of the best family.
+    pub fn isa(&self) -> Isa {
+        self.isas[0]
+    }
+
+    fn resolved(mut self) -> TargetProfile {
+        if self.arch == "any" {
+            self.arch = std::env::consts::ARCH;
+        }
+        self
+    }
+}
+
+impl TargetProfile {
+    /// Whether fused multiply-add exists (decides how inline loops are emitted).
+    pub fn has_fma(&self) -> bool {
+        self.isas[0].needs().contains(&"fma")
+    }
+}

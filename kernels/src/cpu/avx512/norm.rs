@@ -1,0 +1,4 @@
+//! stub
+use crate::cpu::symbols::Named;
+/// stub
+pub const SYMBOLS: &[Named] = &[];

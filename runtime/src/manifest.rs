@@ -1,0 +1,164 @@
+//! What a bundle says about itself: limits, memory, and per target the programs and the launches they consist of.
+//! Plain data; `bundle` alone turns it into bytes and back. Names of models and formats appear only as text to show.
+
+use coldpress_kernels::cpu::abi::KvType;
+use serde::{Deserialize, Serialize};
+
+/// Everything about a bundle except its large sections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// What was compiled.
+    pub model: ModelCard,
+    /// What it was compiled for.
+    pub limits: Limits,
+    /// One plan per target; the runtime picks the first whose requirements this machine meets.
+    pub plans: Vec<TargetPlan>,
+}
+
+/// The model, as text for people and numbers the engine needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelCard {
+    /// `general.name`, or the file name.
+    pub name: String,
+    /// `general.architecture`, shown only.
+    pub architecture: String,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Token ids are below this.
+    pub vocab_size: u32,
+    /// Context length the model was trained for, in tokens.
+    pub trained_context: u32,
+    /// Bytes of the source file(s).
+    pub source_bytes: u64,
+}
+
+/// Maxima chosen at compile time. A run may use less of each, never more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Slots: sequences that decode together.
+    pub max_batch: u32,
+    /// Tokens per sequence.
+    pub max_context: u32,
+    /// Rows of the largest trunk bucket: tokens one step can take.
+    pub max_rows: u32,
+}
+
+/// Code and memory for one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetPlan {
+    /// What the machine must have.
+    pub requires: Requirements,
+    /// Instruction streams per program.
+    pub workers: u32,
+    /// Micro-kernel symbols the code calls, in table order.
+    pub symbols: Vec<String>,
+    /// Index of the weights section among the bundle's sections.
+    pub weights_section: u32,
+    /// Index of the code section.
+    pub code_section: u32,
+    /// Activation arena bytes.
+    pub arena_bytes: u64,
+    /// Where head programs leave logits: arena offset of row 0.
+    pub logits_offset: u64,
+    /// Bytes from one logits row to the next; `vocab_size` f32 are valid in each.
+    pub logits_stride: u64,
+    /// KV pool.
+    pub kv: KvPlan,
+    /// Compiled programs, by stage then by rows ascending.
+    pub programs: Vec<Program>,
+}
+
+/// What a machine must have to run a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requirements {
+    /// Profile name: `cpu:avx512`.
+    pub target: String,
+    /// `x86_64`, `aarch64`.
+    pub arch: String,
+    /// CPU features by the names `is_x86_feature_detected!` uses.
+    pub features: Vec<String>,
+    /// Bytes the runtime allocates (arena, KV), beside the mapped file.
+    pub memory_bytes: u64,
+}
+
+/// Paged KV pool: page p of layer l starts at `layers[l].offset + p * layers[l].page_bytes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvPlan {
+    /// Element type.
+    pub kv_type: KvType,
+    /// Tokens per page.
+    pub page_tokens: u32,
+    /// Pages in the pool, enough for `max_batch` sequences of `max_context`.
+    pub pages: u32,
+    /// Page-table entries per slot.
+    pub pages_per_slot: u32,
+    /// Bytes of the pool.
+    pub bytes: u64,
+    /// Per layer.
+    pub layers: Vec<KvLayerPlan>,
+}
+
+/// Where one layer's pages are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvLayerPlan {
+    /// Byte offset in the pool.
+    pub offset: u64,
+    /// Bytes of one page.
+    pub page_bytes: u64,
+}
+
+/// The two halves of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Stage {
+    /// All rows: embedding to the last layer's residual stream.
+    Trunk,
+    /// Rows whose logits are wanted: final norm and output matmul.
+    Head,
+}
+
+/// One stage compiled for one row count.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// Which half.
+    pub stage: Stage,
+    /// Bucket: the row count it was compiled for; fewer live rows are allowed.
+    pub rows: u32,
+    /// Offset of each worker's entry point in the code section.
+    pub entries: Vec<u64>,
+    /// Predicted time, seconds.
+    pub predicted_seconds: f64,
+    /// What the code does, in order.
+    pub launches: Vec<Launch>,
+}
+
+/// One kernel launch (on the CPU: one span of the step program between barriers).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Graph label: `blk.3.ffn_down`.
+    pub label: String,
+    /// Variant ids or inlined loops it runs.
+    pub kernel: String,
+    /// Why this variant; empty where there was no choice.
+    pub reason: String,
+    /// Bytes it reads and writes that do not fit in cache: weights, KV is counted at run time.
+    pub bytes: u64,
+    /// Multiply-accumulates.
+    pub macs: u64,
+    /// Predicted time, seconds.
+    pub predicted_seconds: f64,
+}
+
+/// A prompt and the logits this compiler expects for it, so that a bundle can be checked on the machine it runs on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GoldenPrompt {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// Positions whose logits are kept.
+    pub positions: Vec<u32>,
+    /// Ids of kept logits, per position (the reference's top ids).
+    pub ids: Vec<Vec<u32>>,
+    /// f32 logits, same shape as `ids`.
+    pub logits: Vec<Vec<f32>>,
+    /// Largest allowed normalised mean square error over the kept logits.
+    pub nmse: f64,
+}

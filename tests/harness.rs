@@ -1,0 +1,315 @@
+//! Shared ground of the integration tests: fixtures, temporary folders, random models, running the commands.
+
+use coldpress_compiler::gguf::write::GgufWriter;
+use coldpress_compiler::gguf::{Array, Value};
+use coldpress_kernels::tensor_type::TensorType;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The fixtures folder; `None` (after saying so) when it is absent, except in CI where that is a failure.
+pub fn fixtures() -> Option<PathBuf> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures");
+    let path = PathBuf::from(std::env::var_os("COLDPRESS_FIXTURES").unwrap_or_else(|| default.into()));
+    if path.is_dir() {
+        return Some(path);
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "fixtures not found at {}", path.display());
+    eprintln!("skipped: fixtures not found at {}", path.display());
+    None
+}
+
+/// One entry of the fixtures' index.
+#[derive(serde::Deserialize)]
+pub struct Fixture {
+    pub name: String,
+    pub file: String,
+    pub arch: String,
+    pub quant: String,
+    pub tokens: Vec<u32>,
+    pub n_vocab: usize,
+    pub logits: String,
+    pub logits_std: f64,
+    pub greedy: Vec<u32>,
+    pub greedy_margin: Vec<f64>,
+    pub native_nmse: f64,
+}
+
+#[derive(serde::Deserialize)]
+struct Index {
+    models: Vec<Fixture>,
+}
+
+/// Every fixture of the index.
+pub fn index(fixtures: &Path) -> Vec<Fixture> {
+    let text = std::fs::read_to_string(fixtures.join("index.json")).expect("index.json");
+    serde_json::from_str::<Index>(&text).expect("index.json parses").models
+}
+
+/// Raw little-endian f32.
+pub fn read_f32(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).expect("golden logits");
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// sum((x - ref)^2) / sum(ref^2), in f64.
+pub fn nmse(x: &[f32], reference: &[f32]) -> f64 {
+    assert_eq!(x.len(), reference.len());
+    let square = |v: f64| v * v;
+    let error: f64 = x.iter().zip(reference).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let norm: f64 = reference.iter().map(|&b| square(f64::from(b))).sum();
+    error / norm
+}
+
+/// `coldpress` with these arguments.
+pub fn coldpress(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_coldpress")).args(args).output().expect("coldpress starts")
+}
+
+/// Standard output of a command that must succeed.
+pub fn succeed(args: &[&str]) -> String {
+    let out = coldpress(args);
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "coldpress {args:?} failed ({:?}):\n{stderr}", out.status.code());
+    stdout.into_owned()
+}
+
+/// Asserts that a command fails with `code` and one `error:` line that contains every `says`.
+pub fn fail(args: &[&str], code: i32, says: &[&str]) {
+    let out = coldpress(args);
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "coldpress {args:?}:\n{stderr}");
+    let errors: Vec<&str> = stderr.lines().filter(|l| l.starts_with("error:")).collect();
+    assert_eq!(errors.len(), 1, "coldpress {args:?} prints one error line:\n{stderr}");
+    for word in says {
+        assert!(stderr.contains(word), "coldpress {args:?} should mention {word:?}:\n{stderr}");
+    }
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("UTF-8 path")
+}
+
+/// An `.npy` file of f32: shape and values.
+pub fn read_npy(path: &Path) -> (Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(path).expect("npy file");
+    assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
+    let length = u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
+    let header = std::str::from_utf8(&bytes[10..10 + length]).expect("npy header");
+    assert!(header.contains("'<f4'") && header.contains("'fortran_order': False"), "{header}");
+    let shape = header.split("'shape': (").nth(1).and_then(|s| s.split(')').next()).expect("shape");
+    let shape: Vec<usize> = shape.split(',').filter_map(|d| d.trim().parse().ok()).collect();
+    let values: Vec<f32> =
+        bytes[10 + length..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    assert_eq!(values.len(), shape.iter().product::<usize>());
+    (shape, values)
+}
+
+/// Shape of a random model.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub arch: &'static str,
+    pub layers: usize,
+    pub hidden: usize,
+    pub ffn: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub vocab: usize,
+    pub tied: bool,
+    /// Type of each matrix, by a hash of its name: mixed files are the rule.
+    pub types: Vec<TensorType>,
+    /// Extra metadata.
+    pub extra: Vec<(String, Value)>,
+}
+
+impl Shape {
+    /// A small qwen3 in F16.
+    pub fn small() -> Shape {
+        Shape {
+            arch: "qwen3",
+            layers: 2,
+            hidden: 64,
+            ffn: 96,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 32,
+            vocab: 300,
+            tied: true,
+            types: vec![TensorType::F16],
+            extra: vec![],
+        }
+    }
+
+    /// Writes a model of this shape with random weights that depend only on `seed`.
+    pub fn write(&self, path: &Path, seed: u64) {
+        self.writer(seed).write(path).expect("model written");
+    }
+
+    /// The model, before writing: tests damage it in their own ways.
+    pub fn writer(&self, seed: u64) -> GgufWriter<'static> {
+        let mut random = Random(seed);
+        let mut w = GgufWriter::new();
+        w.add("general.architecture", Value::Str(self.arch.into()));
+        w.add("general.name", Value::Str("random".into()));
+        let key = |k: &str| format!("{}.{k}", self.arch);
+        for (k, v) in [
+            ("block_count", self.layers),
+            ("context_length", 512),
+            ("embedding_length", self.hidden),
+            ("feed_forward_length", self.ffn),
+            ("attention.head_count", self.heads),
+            ("attention.head_count_kv", self.kv_heads),
+            ("attention.key_length", self.head_dim),
+            ("attention.value_length", self.head_dim),
+            ("rope.dimension_count", self.head_dim),
+        ] {
+            w.add(key(k), Value::U32(v as u32));
+        }
+        w.add(key("rope.freq_base"), Value::F32(10000.0));
+        w.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
+        for (k, v) in &self.extra {
+            w.add(k.clone(), v.clone());
+        }
+        vocabulary(&mut w, self.vocab);
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        self.matrix(&mut w, &mut random, "token_embd.weight", self.vocab, self.hidden);
+        if !self.tied {
+            self.matrix(&mut w, &mut random, "output.weight", self.vocab, self.hidden);
+        }
+        vector(&mut w, &mut random, "output_norm.weight", self.hidden, 1.0);
+        for layer in 0..self.layers {
+            let name = |s: &str| format!("blk.{layer}.{s}.weight");
+            vector(&mut w, &mut random, &name("attn_norm"), self.hidden, 1.0);
+            vector(&mut w, &mut random, &name("ffn_norm"), self.hidden, 1.0);
+            if self.arch == "qwen3" {
+                vector(&mut w, &mut random, &name("attn_q_norm"), self.head_dim, 1.0);
+                vector(&mut w, &mut random, &name("attn_k_norm"), self.head_dim, 1.0);
+            }
+            if self.arch == "qwen2" {
+                for (s, n) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
+                    vector(&mut w, &mut random, &format!("blk.{layer}.{s}.bias"), n, 0.0);
+                }
+            }
+            for (s, n, k) in [
+                ("attn_q", q, self.hidden),
+                ("attn_k", kv, self.hidden),
+                ("attn_v", kv, self.hidden),
+                ("attn_output", self.hidden, q),
+                ("ffn_gate", self.ffn, self.hidden),
+                ("ffn_up", self.ffn, self.hidden),
+                ("ffn_down", self.hidden, self.ffn),
+            ] {
+                self.matrix(&mut w, &mut random, &name(s), n, k);
+            }
+        }
+        w
+    }
+
+    fn matrix(&self, w: &mut GgufWriter<'static>, random: &mut Random, name: &str, n: usize, k: usize) {
+        let wanted = self.types[random.below(self.types.len())];
+        // As quantisers do: a row that the type's quant block does not divide falls back.
+        let ty = [wanted, TensorType::Q8_0, TensorType::F16]
+            .into_iter()
+            .find(|t| (k as u64).is_multiple_of(t.block_len()))
+            .expect("F16 takes any row");
+        let bytes = random_weights(random, ty, n, k);
+        w.tensor(name, ty, &[k as u64, n as u64], bytes);
+    }
+}
+
+/// A byte-level BPE vocabulary without merges: the 256 bytes, then padding tokens and an end.
+fn vocabulary(w: &mut GgufWriter<'static>, vocab: usize) {
+    let mut tokens: Vec<String> = byte_characters();
+    while tokens.len() < vocab {
+        tokens.push(format!("[PAD{}]", tokens.len()));
+    }
+    tokens.truncate(vocab);
+    let kinds: Vec<i32> = (0..vocab).map(|i| if i < 256 { 1 } else { 3 }).collect();
+    w.add("tokenizer.ggml.model", Value::Str("gpt2".into()));
+    w.add("tokenizer.ggml.pre", Value::Str("gpt-2".into()));
+    w.add("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens)));
+    w.add("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds)));
+    w.add("tokenizer.ggml.merges", Value::Array(Array::Str(vec![])));
+    w.add("tokenizer.ggml.eos_token_id", Value::U32(vocab.min(257) as u32 - 1));
+}
+
+/// GPT-2's printable stand-in for each byte (as in its `bytes_to_unicode`).
+fn byte_characters() -> Vec<String> {
+    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
+    let mut next = 256;
+    (0..256u32)
+        .map(|b| {
+            let code = if printable(b) {
+                b
+            } else {
+                next += 1;
+                next - 1
+            };
+            char::from_u32(code).expect("below the surrogates").to_string()
+        })
+        .collect()
+}
+
+fn vector(w: &mut GgufWriter<'static>, random: &mut Random, name: &str, n: usize, mean: f32) {
+    let bytes: Vec<u8> = (0..n).flat_map(|_| (mean + 0.2 * random.uniform()).to_le_bytes()).collect();
+    w.tensor(name, TensorType::F32, &[n as u64], bytes);
+}
+
+/// Random bytes of a quantised matrix with scales that keep activations sane: quants are uniform, so a format's own
+/// scale fields decide the size of its weights.
+fn random_weights(random: &mut Random, ty: TensorType, n: usize, k: usize) -> Vec<u8> {
+    let size = 1.0 / (k as f32).sqrt();
+    let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
+    let mut out = Vec::new();
+    match ty {
+        TensorType::F32 => (0..n * k).for_each(|_| out.extend((1.7 * size * random.uniform()).to_le_bytes())),
+        TensorType::F16 => (0..n * k).for_each(|_| out.extend(half(1.7 * size * random.uniform()))),
+        TensorType::BF16 => (0..n * k)
+            .for_each(|_| out.extend(half::bf16::from_f32(1.7 * size * random.uniform()).to_le_bytes())),
+        _ => {
+            // (offset of each f16 field, its size relative to a weight's), per quant block.
+            let fields: &[(usize, f32)] = match ty {
+                TensorType::Q8_0 => &[(0, 1.0 / 74.0)],
+                TensorType::Q4_0 => &[(0, 1.0 / 4.6)],
+                TensorType::Q4_1 => &[(0, 1.0 / 4.6), (2, -1.6)],
+                TensorType::Q5_0 => &[(0, 1.0 / 9.2)],
+                TensorType::Q5_1 => &[(0, 1.0 / 9.2), (2, -1.6)],
+                TensorType::Q4_K => &[(0, 1.0 / 150.0), (2, 1.0 / 20.0)],
+                TensorType::Q5_K => &[(0, 1.0 / 300.0), (2, 1.0 / 20.0)],
+                TensorType::Q6_K => &[(208, 1.0 / 1400.0)],
+                other => panic!("no random weights for {}", other.name()),
+            };
+            for _ in 0..n * k / ty.block_len() as usize {
+                let start = out.len();
+                (0..ty.block_bytes()).for_each(|_| out.push(random.next() as u8));
+                for &(offset, relative) in fields {
+                    let value = size * relative * (1.0 + 0.2 * random.uniform());
+                    out[start + offset..start + offset + 2].copy_from_slice(&half(value));
+                }
+            }
+        }
+    }
+    out
+}
+
+/// xorshift64*: the same numbers everywhere.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 24
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// In -1..1.
+    pub fn uniform(&mut self) -> f32 {
+        (self.next() % 65536) as f32 / 32768.0 - 1.0
+    }
+}

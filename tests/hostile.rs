@@ -1,0 +1,215 @@
+//! Bad input through the command line: one clear line, the right exit code, nothing half-written.
+
+use crate::harness::*;
+use coldpress_compiler::gguf::write::GgufWriter;
+use coldpress_compiler::gguf::{Array, Value};
+use coldpress_kernels::tensor_type::TensorType;
+use std::path::{Path, PathBuf};
+use tempfile::{TempDir, tempdir};
+
+fn model(dir: &TempDir) -> PathBuf {
+    let path = dir.path().join("model.gguf");
+    Shape::small().write(&path, 1);
+    path
+}
+
+fn bundle(dir: &TempDir) -> PathBuf {
+    let (model, out) = (model(dir), dir.path().join("model.press"));
+    succeed(&["compile", arg(&model), "-o", arg(&out), "--max-batch", "2", "--ctx-size", "64", "-t", "1"]);
+    out
+}
+
+/// Compiling `model` fails with `code`, mentions `says`, and leaves no file behind.
+fn refuses(dir: &TempDir, model: &Path, code: i32, says: &[&str]) {
+    let out = dir.path().join("out.press");
+    fail(&["compile", arg(model), "-o", arg(&out)], code, says);
+    let left: Vec<String> = std::fs::read_dir(dir.path())
+        .expect("folder")
+        .map(|e| e.expect("entry").file_name().to_string_lossy().into_owned())
+        .filter(|name| !name.ends_with(".gguf"))
+        .collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn models_that_cannot_be_read() {
+    let dir = tempdir().expect("temporary folder");
+    let path = model(&dir);
+    let bytes = std::fs::read(&path).expect("model");
+    let damaged = dir.path().join("damaged.gguf");
+    let mut check = |bytes: &[u8], code, says: &[&str]| {
+        std::fs::write(&damaged, bytes).expect("written");
+        refuses(&dir, &damaged, code, says);
+    };
+    check(&bytes[..3], 1, &["damaged.gguf"]);
+    check(&bytes[..bytes.len() / 2], 1, &["damaged.gguf"]);
+    check(b"PK\x03\x04 not a model at all, but long enough", 1, &["damaged.gguf"]);
+    let mut version = bytes.clone();
+    version[4] = 9;
+    check(&version, 1, &["version 9"]);
+    let mut counts = bytes.clone();
+    counts[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+    check(&counts, 1, &["damaged.gguf"]);
+    refuses(&dir, &dir.path().join("absent.gguf"), 1, &["absent.gguf"]);
+}
+
+#[test]
+fn models_that_are_not_supported() {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("odd.gguf");
+    let write = |w: &GgufWriter| w.write(&path).expect("written");
+    let mut w = GgufWriter::new();
+    w.add("general.architecture", Value::Str("mamba9".into()));
+    write(&w);
+    refuses(&dir, &path, 3, &["mamba9", "llama"]);
+
+    let mut shape = Shape::small();
+    shape.extra = vec![("qwen3.rope.scaling.type".into(), Value::Str("spiral".into()))];
+    write(&shape.writer(1));
+    refuses(&dir, &path, 3, &["spiral"]);
+}
+
+#[test]
+fn tensors_that_are_wrong() {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("odd.gguf");
+    let rewritten = |change: &dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool| {
+        // Reads a good model and writes it again tensor by tensor; `change` edits one or drops it.
+        let good = dir.path().join("good.gguf");
+        Shape::small().write(&good, 1);
+        let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+        let mut w = GgufWriter::new();
+        for (key, value) in gguf.keys() {
+            w.add(key, value.clone());
+        }
+        for t in gguf.tensors() {
+            let (mut ty, mut dims, mut bytes) = (t.ty, t.dims.clone(), gguf.data(t).to_vec());
+            if change(&t.name, &mut ty, &mut dims, &mut bytes) {
+                w.tensor(t.name.clone(), ty, &dims, bytes);
+            }
+        }
+        w.write(&path).expect("written");
+    };
+    rewritten(&|name, _, _, _| name != "blk.1.ffn_up.weight");
+    refuses(&dir, &path, 1, &["blk.1.ffn_up.weight"]);
+    rewritten(&|name, _, dims, bytes| {
+        if name == "blk.0.attn_k.weight" {
+            dims[1] /= 2;
+            bytes.truncate(bytes.len() / 2);
+        }
+        true
+    });
+    refuses(&dir, &path, 1, &["blk.0.attn_k.weight", "32", "64"]);
+    rewritten(&|name, ty, dims, bytes| {
+        if name == "blk.0.ffn_gate.weight" {
+            *ty = TensorType::IQ1_S;
+            *dims = vec![256, 24];
+            bytes.resize(TensorType::IQ1_S.block_bytes() as usize * 24, 0);
+        }
+        true
+    });
+    refuses(&dir, &path, 3, &["blk.0.ffn_gate.weight", "IQ1_S", "Q4_K"]);
+}
+
+#[test]
+fn tokenizers_that_are_unknown() {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("vocab.gguf");
+    let write = |model: &str, pre: &str| {
+        let mut w = GgufWriter::new();
+        w.add("general.architecture", Value::Str("llama".into()));
+        w.add("tokenizer.ggml.model", Value::Str(model.into()));
+        w.add("tokenizer.ggml.pre", Value::Str(pre.into()));
+        w.add("tokenizer.ggml.tokens", Value::Array(Array::Str(vec!["a".into(), "b".into()])));
+        w.add("tokenizer.ggml.merges", Value::Array(Array::Str(vec![])));
+        w.write(&path).expect("written");
+    };
+    write("runes", "gpt-2");
+    fail(&["tokenize", arg(&path), "ab"], 3, &["runes"]);
+    write("gpt2", "elvish");
+    fail(&["tokenize", arg(&path), "ab"], 3, &["elvish"]);
+}
+
+#[test]
+fn bundles_that_are_damaged() {
+    let dir = tempdir().expect("temporary folder");
+    let good = bundle(&dir);
+    let bytes = std::fs::read(&good).expect("bundle");
+    let bad = dir.path().join("bad.press");
+    let mut check = |bytes: &[u8], what: &str| {
+        std::fs::write(&bad, bytes).expect("written");
+        let out = coldpress(&["run", arg(&bad), "-p", "a", "-n", "1"]);
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(matches!(out.status.code(), Some(1 | 4)), "{what}: {:?}\n{stderr}", out.status.code());
+        assert_eq!(stderr.lines().filter(|l| l.starts_with("error:")).count(), 1, "{what}:\n{stderr}");
+    };
+    for cut in [0, 1, 7, 8, 15, 16, 31, 63, 64, 100, 200, 4095, 4096, bytes.len() - 1] {
+        check(&bytes[..cut.min(bytes.len() - 1)], &format!("cut at {cut}"));
+    }
+    let mut random = Random(17);
+    for _ in 0..24 {
+        let at = random.below(bytes.len());
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1 << random.below(8);
+        // Padding between sections is the only place no checksum covers.
+        let out = {
+            std::fs::write(&bad, &flipped).expect("written");
+            coldpress(&["run", arg(&bad), "-p", "a", "-n", "1", "--temp", "0"])
+        };
+        if out.status.success() {
+            assert_eq!(bytes[at], 0, "a flip at {at} went unnoticed outside padding");
+        }
+    }
+}
+
+#[test]
+fn bundles_for_another_machine() {
+    let dir = tempdir().expect("temporary folder");
+    let good = bundle(&dir);
+    let mut manifest_of_another = std::fs::read(&good).expect("bundle");
+    manifest_of_another[0] ^= 0xff;
+    let bad = dir.path().join("magic.press");
+    std::fs::write(&bad, &manifest_of_another).expect("written");
+    fail(&["run", arg(&bad), "-p", "a"], 1, &["magic.press"]);
+}
+
+#[test]
+fn requests_beyond_what_was_compiled() {
+    let dir = tempdir().expect("temporary folder");
+    let bundle = bundle(&dir);
+    let long = "x".repeat(100);
+    fail(&["run", arg(&bundle), "-p", &long, "-n", "4"], 1, &["64"]);
+    let out = dir.path().join("o.npy");
+    let three = ["--tokens", "1,2", "--tokens", "3,4", "--tokens", "5,6"];
+    fail(&[&["logits", arg(&bundle), "-o", arg(&out)], &three[..]].concat(), 2, &["2"]);
+    fail(&["logits", arg(&bundle), "--tokens", "1,2,999999", "-o", arg(&out)], 1, &["999999"]);
+    fail(&["logits", arg(&bundle), "--tokens", "1,2", "--tokens", "3", "-o", arg(&out)], 2, &[]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn memory_that_is_not_there() {
+    let dir = tempdir().expect("temporary folder");
+    let path = model(&dir);
+    fail(&["compile", arg(&path), "--fit", "1KiB", "--dry-run"], 5, &["--fit"]);
+}
+
+#[test]
+fn a_full_disk_leaves_nothing() {
+    let dir = tempdir().expect("temporary folder");
+    let path = model(&dir);
+    // A limit on the size of files this command may write stands in for a disk that fills.
+    let out = dir.path().join("full.press");
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 64; exec {} compile {} -o {}",
+        env!("CARGO_BIN_EXE_coldpress"),
+        arg(&path),
+        arg(&out)
+    );
+    let run = std::process::Command::new("bash").args(["-c", &script]).output().expect("bash");
+    let stderr = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("error:") && stderr.contains("full.press"), "{stderr}");
+    let left: Vec<_> = std::fs::read_dir(dir.path()).expect("folder").map(|e| e.expect("entry").file_name()).collect();
+    assert_eq!(left, [std::ffi::OsString::from("model.gguf")]);
+}

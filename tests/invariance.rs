@@ -1,0 +1,124 @@
+//! A row's result does not depend on its company: batch, bucket, chunk, joining and leaving.
+
+use crate::harness::*;
+use coldpress_kernels::tensor_type::TensorType;
+use coldpress_runtime::bundle::Bundle;
+use coldpress_runtime::engine::{Engine, Event, Request};
+use coldpress_runtime::sampler::Sampling;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tempfile::{TempDir, tempdir};
+
+fn quantised() -> Shape {
+    let types = vec![TensorType::Q4_K, TensorType::Q6_K, TensorType::Q8_0, TensorType::Q4_0, TensorType::F16];
+    Shape { hidden: 256, ffn: 512, heads: 4, kv_heads: 2, head_dim: 64, types, ..Shape::small() }
+}
+
+fn compiled(dir: &TempDir, shape: &Shape, threads: &str, kv: &str) -> PathBuf {
+    let (model, bundle) = (dir.path().join("m.gguf"), dir.path().join(format!("m{threads}{kv}.press")));
+    shape.write(&model, 7);
+    let sizes = ["--max-batch", "5", "--ctx-size", "128", "--kv-type", kv, "-t", threads];
+    succeed(&[&["compile", arg(&model), "-o", arg(&bundle)], &sizes[..]].concat());
+    bundle
+}
+
+fn logits(bundle: &Path, sequences: &[Vec<u32>], chunk: Option<usize>) -> Vec<f32> {
+    let out = bundle.with_extension("npy");
+    let mut args = vec!["logits".to_string(), arg(bundle).to_string(), "-o".into(), arg(&out).to_string()];
+    for s in sequences {
+        let list: Vec<String> = s.iter().map(u32::to_string).collect();
+        args.extend(["--tokens".into(), list.join(",")]);
+    }
+    if let Some(chunk) = chunk {
+        args.extend(["--chunk".into(), chunk.to_string()]);
+    }
+    succeed(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    read_npy(&out).1
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn batches_chunks_threads_and_buckets_give_the_same_bits() {
+    let dir = tempdir().expect("temporary folder");
+    for kv in ["f16", "f32", "q8_0"] {
+        let bundle = compiled(&dir, &quantised(), "2", kv);
+        let mut random = Random(3);
+        let sequences: Vec<Vec<u32>> =
+            (0..3).map(|_| (0..37).map(|_| random.below(300) as u32).collect()).collect();
+        let alone: Vec<Vec<u32>> = sequences.iter().map(|s| bits(&logits(&bundle, &[s.clone()], None))).collect();
+        for chunk in [Some(1), Some(7), Some(16)] {
+            for (s, expected) in sequences.iter().zip(&alone) {
+                assert!(bits(&logits(&bundle, &[s.clone()], chunk)) == *expected, "kv {kv} chunk {chunk:?}");
+            }
+        }
+        for chunk in [None, Some(1), Some(7)] {
+            let batch = bits(&logits(&bundle, &sequences, chunk));
+            assert!(batch == alone.concat(), "kv {kv}, batch of three, chunk {chunk:?}");
+        }
+        for threads in ["1", "3"] {
+            let other = compiled(&dir, &quantised(), threads, kv);
+            assert!(bits(&logits(&other, &sequences, None)) == alone.concat(), "kv {kv}, {threads} threads");
+        }
+    }
+}
+
+/// Tokens of each request when `joins[i]` says at which step request i is submitted, and one is cancelled midway.
+fn tokens(bundle: &Path, joins: &[usize], cancelled: Option<usize>) -> BTreeMap<usize, Vec<u32>> {
+    let bundle = Bundle::open(bundle).expect("bundle opens");
+    let mut engine = Engine::new(bundle).expect("engine starts");
+    let mut random = Random(11);
+    let requests: Vec<Request> = (0..joins.len())
+        .map(|i| {
+            let prompt: Vec<u32> = (0..3 + 9 * i).map(|_| random.below(256) as u32).collect();
+            let sampling = match i % 3 {
+                0 => Sampling::greedy(),
+                1 => Sampling { temperature: 0.9, seed: 5, ..Sampling::default() },
+                _ => Sampling { temperature: 1.3, top_k: 20, seed: 9, repeat_penalty: 1.2, ..Sampling::default() },
+            };
+            Request { sampling, max_tokens: 20, ignore_eos: true, ..Request::from_tokens(prompt) }
+        })
+        .collect();
+    let mut ids = BTreeMap::new();
+    let mut got: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+    for step in 0..400 {
+        for (i, request) in requests.iter().enumerate() {
+            if joins[i] == step {
+                ids.insert(engine.submit(request.clone()).expect("fits"), i);
+            }
+        }
+        for event in engine.step().expect("step") {
+            if let Event::Token { id, token, .. } = event {
+                let list = got.entry(ids[&id]).or_default();
+                list.push(token);
+                if cancelled == Some(ids[&id]) && list.len() == 4 {
+                    engine.cancel(id);
+                }
+            }
+        }
+        if engine.is_idle() && step > joins.iter().copied().max().unwrap_or(0) {
+            break;
+        }
+    }
+    got
+}
+
+#[test]
+fn joining_and_leaving_changes_nobody() {
+    let dir = tempdir().expect("temporary folder");
+    let bundle = compiled(&dir, &quantised(), "2", "f16");
+    let together = tokens(&bundle, &[0, 0, 0, 0, 0], None);
+    assert_eq!(together.len(), 5);
+    assert!(together.values().all(|t| t.len() == 20));
+    assert_eq!(tokens(&bundle, &[0, 4, 9, 2, 30], None), together);
+    // One after the other: each alone in the batch.
+    assert_eq!(tokens(&bundle, &[0, 60, 120, 180, 240], None), together);
+    // More requests than slots would wait; one that leaves early frees its slot and disturbs nobody.
+    let mut without = tokens(&bundle, &[0, 4, 9, 2, 30], Some(2));
+    assert_eq!(without.remove(&2).map(|t| t.len()), Some(4));
+    let mut rest = together.clone();
+    rest.remove(&2);
+    assert_eq!(without, rest);
+}

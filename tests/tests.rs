@@ -1,0 +1,20 @@
+//! One integration binary; modules mirror the rooms they test. Whatever needs a device or the fixtures says so when it
+//! skips, and `CI=true` turns a missing fixture into a failure.
+
+/// Shared ground: fixtures, temporary folders, random models, running the commands.
+mod harness;
+
+/// Bad input through the command line: one clear line, the right exit code, nothing left behind.
+mod hostile;
+/// The same rows in other company: buckets, chunks, batches, joining and leaving.
+mod invariance;
+/// Which crate may depend on which.
+mod layering;
+/// Whole models against exact logits and against the interpreter.
+mod logits;
+/// Commands that show things: inspect, explain, verify, targets, emit, reproducibility.
+mod showing;
+/// The model in examples/tiny: what it was trained to do.
+mod tiny;
+/// Token ids against the vectors of real vocabularies.
+mod tokenizer;
