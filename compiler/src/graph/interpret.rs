@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use coldpress_kernels::cpu::abi::ACT_GROUP;
 use coldpress_kernels::quant::{self, QuantFormat};
 
-use super::{Activation, HeadNorm, Op, OpGraph, RopeShape, RopeStyle, Source, Value, Weight, WeightId};
+use super::{
+    Activation, HeadNorm, Op, OpGraph, RopeShape, RopeStyle, Source, Value, Weight, WeightId,
+};
 use crate::error::Error;
 use crate::gguf::Gguf;
 
@@ -76,12 +78,18 @@ impl<'g> Weights<'g> {
                 }
             });
         }
-        Ok(Weights { held, gguf: Some(gguf) })
+        Ok(Weights {
+            held,
+            gguf: Some(gguf),
+        })
     }
 
     /// Values of each weight, in the order of `OpGraph::weights`.
     pub fn new(values: Vec<Vec<f32>>) -> Weights<'static> {
-        Weights { held: values.into_iter().map(Some).collect(), gguf: None }
+        Weights {
+            held: values.into_iter().map(Some).collect(),
+            gguf: None,
+        }
     }
 
     fn vector(&self, id: WeightId) -> &[f32] {
@@ -89,7 +97,13 @@ impl<'g> Weights<'g> {
     }
 
     /// Row `row` of a matrix, in `buffer` if it is not held.
-    fn row<'b>(&'b self, weight: &Weight, id: WeightId, row: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
+    fn row<'b>(
+        &'b self,
+        weight: &Weight,
+        id: WeightId,
+        row: usize,
+        buffer: &'b mut Vec<f32>,
+    ) -> &'b [f32] {
         if let Some(values) = &self.held[id.0 as usize] {
             return &values[row * weight.k..(row + 1) * weight.k];
         }
@@ -124,22 +138,35 @@ fn stored<'g>(weight: &Weight, gguf: &'g Gguf) -> Result<(&'static QuantFormat, 
 /// As [`Weights::read`] and [`Interpreter::step`].
 pub fn prompt_logits(graph: &OpGraph, gguf: &Gguf, tokens: &[u32]) -> Result<Vec<Vec<f32>>, Error> {
     let weights = Weights::stream(graph, gguf)?;
-    let row = |(position, &token)| Row { token, slot: 0, position, wants_logits: true };
+    let row = |(position, &token)| Row {
+        token,
+        slot: 0,
+        position,
+        wants_logits: true,
+    };
     let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
     let logits = Interpreter::new(graph, &weights, Rounding::Exact).step(&rows)?;
-    Ok(logits.into_iter().map(|row| row.into_iter().map(|x| x as f32).collect()).collect())
+    Ok(logits
+        .into_iter()
+        .map(|row| row.into_iter().map(|x| x as f32).collect())
+        .collect())
 }
 
 /// Rows of one value, each `width` long; none for `KvWritten`.
 type Table = Vec<Vec<f64>>;
+
+/// KV layer, slot and position.
+type CacheKey = (usize, usize, usize);
+
+/// K and V of one token, all heads.
+type KeyValue = (Vec<f64>, Vec<f64>);
 
 /// A graph being evaluated, with its KV cache.
 pub struct Interpreter<'a> {
     graph: &'a OpGraph,
     weights: &'a Weights<'a>,
     rounding: Rounding,
-    /// K and V by KV layer, slot and position.
-    cache: BTreeMap<(usize, usize, usize), (Vec<f64>, Vec<f64>)>,
+    cache: BTreeMap<CacheKey, KeyValue>,
 }
 
 impl<'a> Interpreter<'a> {
@@ -184,7 +211,9 @@ impl<'a> Interpreter<'a> {
                     if row.token as usize >= matrix.n {
                         return Err(Error::Usage(format!("token {} of {}", row.token, matrix.n)));
                     }
-                    let weights = self.weights.row(matrix, *weight, row.token as usize, &mut buffer);
+                    let weights =
+                        self.weights
+                            .row(matrix, *weight, row.token as usize, &mut buffer);
                     Ok(weights
                         .iter()
                         .map(|&w| f64::from(w) * f64::from(*scale))
@@ -299,10 +328,15 @@ impl<'a> Interpreter<'a> {
                 })
             });
             let spans: Vec<_> = spans.collect();
-            spans.into_iter().map(|s| s.join().unwrap_or_default()).collect()
+            spans
+                .into_iter()
+                .map(|s| s.join().unwrap_or_default())
+                .collect()
         });
         let columns = columns.concat();
-        (0..x.len()).map(|i| columns.iter().skip(i).step_by(x.len()).copied().collect()).collect()
+        (0..x.len())
+            .map(|i| columns.iter().skip(i).step_by(x.len()).copied().collect())
+            .collect()
     }
 
     fn rms_norm(&self, x: &Table, weight: WeightId, eps: f32) -> Table {
@@ -395,8 +429,12 @@ impl<'a> Interpreter<'a> {
 fn dot(x: &[f64], w: &[f32]) -> f64 {
     let mut sums = [0.0f64; 8];
     let (xs, ws) = (x.chunks_exact(8), w.chunks_exact(8));
-    let rest: f64 =
-        xs.remainder().iter().zip(ws.remainder()).map(|(x, &w)| x * f64::from(w)).sum();
+    let rest: f64 = xs
+        .remainder()
+        .iter()
+        .zip(ws.remainder())
+        .map(|(x, &w)| x * f64::from(w))
+        .sum();
     for (x, w) in xs.zip(ws) {
         for i in 0..8 {
             sums[i] += x[i] * f64::from(w[i]);

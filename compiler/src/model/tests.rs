@@ -316,3 +316,81 @@ fn without_output_weight_the_embedding_is_used() {
         assert_eq!(tied.info.parameters + 8 * 32, untied.info.parameters);
     });
 }
+
+#[test]
+fn frequency_factors_are_llamas_alone() {
+    each(|tiny| {
+        let file = |dims: &[u64], factors: [f32; 4]| {
+            let mut writer = tiny.writer();
+            let bytes: Vec<u8> = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
+            writer.tensor("rope_freqs.weight", TensorType::F32, dims, bytes);
+            build(&open(&writer))
+        };
+        let built = file(&[4], [1.0, 2.0, 4.0, 8.0]);
+        if tiny.architecture != "llama" {
+            let text = built.unwrap_err().to_string();
+            assert!(text.starts_with("rope_freqs.weight: no "), "{text}");
+            return;
+        }
+        let weights = built.unwrap().graph.weights;
+        let table = weights
+            .iter()
+            .find(|weight| weight.name == "<rope_inv_freq>")
+            .unwrap();
+        let Source::Computed(table) = &table.source else {
+            panic!("not computed")
+        };
+        let expected = [1.0, 0.1 / 2.0, 0.01 / 4.0, 0.001 / 8.0f32];
+        assert!(
+            table
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a / b - 1.0).abs() < 1e-6),
+            "{table:?}"
+        );
+        let zero = file(&[4], [1.0, 0.0, 4.0, 8.0]).unwrap_err().to_string();
+        assert_eq!(zero, "rope_freqs.weight: element 1 is 0, must be positive");
+        let square = file(&[2, 2], [1.0; 4]).unwrap_err().to_string();
+        assert!(
+            square.starts_with("rope_freqs.weight: expected [4], found [2, 2]"),
+            "{square}"
+        );
+    });
+}
+
+#[test]
+fn a_fused_qkv_tensor_is_refused_by_name() {
+    each(|tiny| {
+        let fuse = |name: &str| {
+            (name == "blk.0.attn_q.weight").then(|| {
+                (
+                    "blk.0.attn_qkv.weight".into(),
+                    TensorType::F32,
+                    vec![32, 64],
+                )
+            })
+        };
+        let error = error(&edited(tiny, |_| None, fuse));
+        assert_eq!(error.exit_code(), 3);
+        assert!(
+            error
+                .to_string()
+                .starts_with("blk.0.attn_qkv.weight: only separate"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn head_sizes_no_table_could_hold_are_refused() {
+    each(|tiny| {
+        for dim in [u32::MAX, 1 << 17] {
+            let mut writer = tiny.writer();
+            for suffix in ["attention.key_length", "attention.value_length"] {
+                writer.add(format!("{}.{suffix}", tiny.architecture), Value::U32(dim));
+            }
+            let text = error(&writer).to_string();
+            assert!(text.contains(&format!("heads of {dim} elements")), "{text}");
+        }
+    });
+}
