@@ -11,3 +11,4 @@ pub mod pack;
 pub mod pass;
 pub mod plan;
 pub mod target;
+pub mod tokenizer;

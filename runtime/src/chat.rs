@@ -1,0 +1,459 @@
+//! Rendering a model's chat template to the text of a prompt, as Hugging Face's `apply_chat_template` does it.
+//! Tokens are not known here: encode the result with `parse_special`, and without `add_special` when the template
+//! writes the begin token itself.
+
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use serde::Serialize;
+
+/// Instructions a template may execute; real ones need a few hundred per message.
+const FUEL: u64 = 20_000_000;
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, `tool`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message {
+            role: role.into(),
+            content: content.into(),
+        }
+    }
+}
+
+/// What a template sees besides the messages.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChatOptions {
+    /// End with the header of the assistant's turn.
+    pub add_generation_prompt: bool,
+    /// Text of the begin token, empty when there is none.
+    pub bos: String,
+    /// Text of the end token, empty when there is none.
+    pub eos: String,
+    /// Further variables, such as `enable_thinking` or `tools`; they win over the ones above.
+    pub variables: Vec<(String, serde_json::Value)>,
+}
+
+/// Why a template gave no text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChatError {
+    /// The template is not valid Jinja.
+    Syntax(String),
+    /// The template itself refused the messages (`raise_exception`).
+    Refused(String),
+    /// The template ran too long.
+    TooLong,
+    /// Anything else that went wrong while it ran.
+    Render(String),
+}
+
+impl fmt::Display for ChatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Syntax(reason) => write!(f, "chat template: not valid: {reason}"),
+            Self::Refused(reason) => write!(f, "chat template: refuses these messages: {reason}"),
+            Self::TooLong => write!(f, "chat template: stopped after {FUEL} instructions"),
+            Self::Render(reason) => write!(f, "chat template: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for ChatError {}
+
+/// Marks an error as the template's own words.
+#[derive(Debug)]
+struct Raised;
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("raise_exception")
+    }
+}
+
+impl std::error::Error for Raised {}
+
+/// The text of a prompt.
+///
+/// # Errors
+/// The template is invalid, refuses the messages, or does not come to an end.
+pub fn render(
+    template: &str,
+    messages: &[Message],
+    options: &ChatOptions,
+) -> Result<String, ChatError> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(|error| ChatError::Render(error.to_string()))?;
+    env.set_syntax(syntax);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_fuel(Some(FUEL));
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.add_filter("tojson", to_json);
+    env.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message).with_source(Raised))
+        },
+    );
+    env.add_function("strftime_now", |format: String| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        strftime(&format, now.map_or(0, |since| since.as_secs()))
+    });
+
+    let mut variables: Vec<(String, Value)> = vec![
+        ("messages".to_owned(), Value::from(Serde(messages))),
+        (
+            "add_generation_prompt".to_owned(),
+            Value::from(options.add_generation_prompt),
+        ),
+        ("bos_token".to_owned(), Value::from(options.bos.as_str())),
+        ("eos_token".to_owned(), Value::from(options.eos.as_str())),
+        ("tools".to_owned(), Value::from(())),
+        ("documents".to_owned(), Value::from(())),
+    ];
+    for (name, value) in &options.variables {
+        variables.retain(|(known, _)| known != name);
+        variables.push((name.clone(), Value::from(Serde(value))));
+    }
+    env.template_from_str(template)
+        .map_err(|error| ChatError::Syntax(one_line(&error)))?
+        .render(Value::from_pairs(variables))
+        .map_err(|error| match error.kind() {
+            ErrorKind::OutOfFuel => ChatError::TooLong,
+            _ if is_raised(&error) => {
+                ChatError::Refused(error.detail().unwrap_or_default().to_owned())
+            }
+            _ => ChatError::Render(one_line(&error)),
+        })
+}
+
+fn is_raised(error: &Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<Raised>())
+}
+
+fn one_line(error: &Error) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// `tojson` as transformers defines it for templates: Python's `json.dumps` without HTML escapes.
+fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    let _: Option<Value> = kwargs.get("ensure_ascii")?;
+    let _: Option<Value> = kwargs.get("separators")?;
+    let _: Option<Value> = kwargs.get("sort_keys")?;
+    let mut out = Vec::new();
+    let written = match indent {
+        Some(width) => {
+            let spaces = " ".repeat(width.min(16));
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(
+                &mut out, pretty,
+            ))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut out, Spaced,
+        )),
+    };
+    written.map_err(|error| {
+        Error::new(ErrorKind::InvalidOperation, "value has no JSON form").with_source(error)
+    })?;
+    Ok(Value::from(String::from_utf8_lossy(&out).into_owned()))
+}
+
+/// `{"a": 1, "b": 2}`, with Python's spaces.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+const DAYS: [&str; 7] = [
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+];
+
+/// C's `strftime` for the fields templates use, in UTC; `seconds` since 1970.
+fn strftime(format: &str, seconds: u64) -> String {
+    let days = seconds / 86_400;
+    // Gregorian calendar in years that begin in March, so that the leap day comes last.
+    // Source: <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let month_name = MONTHS.get(month as usize - 1).copied().unwrap_or_default();
+    let day_name = DAYS[(days % 7) as usize];
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('Y') => out.push_str(&year.to_string()),
+            Some('y') => out.push_str(&format!("{:02}", year % 100)),
+            Some('m') => out.push_str(&format!("{month:02}")),
+            Some('d') => out.push_str(&format!("{day:02}")),
+            Some('e') => out.push_str(&format!("{day:2}")),
+            Some('B') => out.push_str(month_name),
+            Some('b' | 'h') => out.push_str(&month_name[..3]),
+            Some('A') => out.push_str(day_name),
+            Some('a') => out.push_str(&day_name[..3]),
+            Some('H') => out.push_str(&format!("{hour:02}")),
+            Some('I') => out.push_str(&format!("{:02}", (hour + 11) % 12 + 1)),
+            Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
+            Some('M') => out.push_str(&format!("{minute:02}")),
+            Some('S') => out.push_str(&format!("{second:02}")),
+            Some('F') => out.push_str(&format!("{year}-{month:02}-{day:02}")),
+            Some('T') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
+            Some('%') | None => out.push('%'),
+            Some(other) => {
+                out.push('%');
+                out.push(other);
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn talk() -> Vec<Message> {
+        vec![
+            Message::new("system", " Be brief. "),
+            Message::new("user", "2+2?"),
+            Message::new("assistant", "4"),
+            Message::new("user", "<b>&</b>"),
+        ]
+    }
+
+    fn options() -> ChatOptions {
+        ChatOptions {
+            add_generation_prompt: true,
+            bos: "<s>".to_owned(),
+            eos: "</s>".to_owned(),
+            variables: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn header_style() {
+        let template = "{{- bos_token }}\n{%- if not tools is defined %}\n  {%- set tools = none %}\n{%- endif %}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+";
+        let turn = |role: &str, text: &str| {
+            format!("<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>")
+        };
+        let expected = format!(
+            "<s>{}{}{}{}<|start_header_id|>assistant<|end_header_id|>\n\n",
+            turn("system", "Be brief."),
+            turn("user", "2+2?"),
+            turn("assistant", "4"),
+            turn("user", "<b>&</b>"),
+        );
+        assert_eq!(render(template, &talk(), &options()), Ok(expected));
+    }
+
+    #[test]
+    fn chatml_style_with_thinking_and_namespace() {
+        let template = "{%- set ns = namespace(last=-1) %}
+{%- for m in messages[::-1] %}
+    {%- if ns.last < 0 and m.role == 'user' and not (m.content.startswith('<tool>') and m.content.endswith('</tool>')) %}
+        {%- set ns.last = messages|length - 1 - loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- if tools %}{{ raise_exception('no tools here') }}{% endif %}
+{%- for m in messages %}
+{%- if loop.index0 > ns.last %}{% continue %}{% endif %}
+{{- '<|im_start|>' + m.role + '\\n' + m.content.strip() + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}";
+        let mut options = options();
+        let plain = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n\
+            <|im_start|>assistant\n4<|im_end|>\n<|im_start|>user\n<b>&</b><|im_end|>\n<|im_start|>assistant\n";
+        assert_eq!(render(template, &talk(), &options).as_deref(), Ok(plain));
+        options
+            .variables
+            .push(("enable_thinking".to_owned(), json!(false)));
+        assert_eq!(
+            render(template, &talk(), &options),
+            Ok(format!("{plain}<think>\n\n</think>\n\n"))
+        );
+        options
+            .variables
+            .push(("tools".to_owned(), json!([{"name": "f"}])));
+        assert_eq!(
+            render(template, &talk(), &options),
+            Err(ChatError::Refused("no tools here".to_owned()))
+        );
+    }
+
+    #[test]
+    fn turn_style_with_alternation_check() {
+        let template = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] | trim + '\\n\\n' %}{% set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}
+{% for message in rest %}
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+{{ raise_exception('Conversation roles must alternate') }}
+{% endif %}
+{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+{{ '<start_of_turn>' + role + '\\n' + (first if loop.first else '') + message['content'] | trim }}<end_of_turn>
+{% endfor %}
+{% if add_generation_prompt %}
+<start_of_turn>model
+{% endif %}";
+        assert_eq!(
+            render(template, &talk(), &options()).as_deref(),
+            Ok(
+                "<s><start_of_turn>user\nBe brief.\n\n2+2?<end_of_turn>\n<start_of_turn>model\n4<end_of_turn>\n\
+                <start_of_turn>user\n<b>&</b><end_of_turn>\n<start_of_turn>model\n"
+            )
+        );
+        assert!(matches!(
+            render(template, &talk()[2..], &options()),
+            Err(ChatError::Refused(_))
+        ));
+    }
+
+    #[test]
+    fn json_is_python_s() {
+        let mut options = options();
+        let tool = json!({"name": "f", "args": ["<é>", 1, {"x": null}]});
+        options.variables.push(("tool".to_owned(), tool));
+        assert_eq!(
+            render("{{ tool.args | tojson }}", &[], &options).as_deref(),
+            Ok(r#"["<é>", 1, {"x": null}]"#)
+        );
+        assert_eq!(
+            render("{{ [1] | tojson(indent=2) }}", &[], &options).as_deref(),
+            Ok("[\n  1\n]")
+        );
+        assert_eq!(
+            render(
+                "{% for k, v in tool.items() %}{{ k }};{% endfor %}{{ 'a,b'.split(',')[-1] }}",
+                &[],
+                &options
+            )
+            .map(|text| text.len()),
+            Ok("name;args;b".len())
+        );
+    }
+
+    #[test]
+    fn bad_and_endless_templates_are_errors() {
+        let o = options();
+        assert!(matches!(
+            render("{% if %}", &[], &o),
+            Err(ChatError::Syntax(_))
+        ));
+        assert!(matches!(
+            render("{{ nothing() }}", &[], &o),
+            Err(ChatError::Render(_))
+        ));
+        let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+        assert_eq!(render(nested, &[], &o), Err(ChatError::TooLong));
+        let endless = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
+        assert!(render(endless, &[], &o).is_err());
+    }
+
+    #[test]
+    fn dates() {
+        assert_eq!(strftime("%d %b %Y", 0), "01 Jan 1970");
+        assert_eq!(
+            strftime("%A %F %T", 951_782_399),
+            "Monday 2000-02-28 23:59:59"
+        );
+        assert_eq!(
+            strftime("%a %e %B %y %I%p %%%q", 1_709_164_800),
+            "Thu 29 February 24 12AM %%q"
+        );
+        assert_eq!(strftime("%Y-%m-%d", 4_102_444_799), "2099-12-31");
+    }
+}
