@@ -5,6 +5,7 @@ use coldpress_kernels::tensor_type::TensorType;
 use super::*;
 use crate::gguf::{Array, GgufWriter, Value};
 use crate::graph::Op;
+use crate::graph::dump::dump;
 use crate::pass::tests::{Tiny, open};
 
 fn each(check: impl Fn(Tiny)) {
@@ -204,6 +205,19 @@ fn metadata_that_changes_numbers_is_refused_by_name() {
             );
             build(&open(&with_key(tiny, suffix, neutral))).unwrap();
         }
+    });
+}
+
+#[test]
+fn metadata_that_llama_cpp_does_not_read_is_ignored() {
+    each(|tiny| {
+        let mut writer = with_key(tiny, "attention.sliding_window", Value::U32(16));
+        writer.add(
+            format!("{}.use_parallel_residual", tiny.architecture),
+            Value::Bool(true),
+        );
+        let plain = build(&tiny.gguf()).unwrap().graph;
+        assert_eq!(dump(&build(&open(&writer)).unwrap().graph), dump(&plain));
     });
 }
 
