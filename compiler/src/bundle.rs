@@ -38,21 +38,21 @@ pub struct Contents<'a> {
     pub path: &'a Path,
 }
 
-/// Writes the bundle at `out` (under a temporary name until it is complete). `progress` receives packed bytes.
-pub fn write(out: BundleWriter, contents: &Contents<'_>, progress: impl FnMut(u64)) -> Result<(), Error> {
-    let mut out = out;
-    let code_section = out.section(SectionKind::Code, &contents.code.bytes)?;
-    out.value(SectionKind::Tokenizer, contents.spec)?;
-    out.value(SectionKind::Golden, &contents.golden)?;
-    out.value(SectionKind::Notes, contents.notes)?;
+/// Writes the bundle at `out`, under a temporary name until it is complete. `progress` receives packed bytes.
+pub fn write(out: &Path, contents: &Contents<'_>, progress: impl FnMut(u64)) -> Result<(), Error> {
+    let mut out = BundleWriter::create(out)?;
+    let code_section = out.write_section(SectionKind::Code, &contents.code.bytes)?;
+    out.write_value(SectionKind::Tokenizer, contents.spec)?;
+    out.write_value(SectionKind::Golden, &contents.golden)?;
+    out.write_value(SectionKind::Notes, contents.notes)?;
     let weights_section = out.begin_section(SectionKind::Weights)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     pack::pack(contents.gguf, &contents.model.graph, &contents.plan.weights, threads, &mut out, progress)?;
-    out.end_section()?;
     let manifest = manifest(contents, weights_section, code_section);
-    out.value(SectionKind::Manifest, &manifest)?;
+    out.write_value(SectionKind::Manifest, &manifest)?;
     let requires: Vec<Requirements> = manifest.plans.iter().map(|p| p.requires.clone()).collect();
-    Ok(out.finish(PRODUCER, &requires)?)
+    out.finish(PRODUCER, &requires)?;
+    Ok(())
 }
 
 fn manifest(contents: &Contents<'_>, weights_section: u32, code_section: u32) -> Manifest {

@@ -10,12 +10,14 @@ pub mod tokenize;
 
 use crate::error::Error;
 use clap::{Parser, Subcommand};
+use coldpress_runtime::bundle::embedded;
 use coldpress_runtime::cli as rt;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Compile a GGUF once, run it as a batched decode loop with nothing left to decide.
 #[derive(Parser)]
-#[command(name = "coldpress", version, after_help = EXAMPLES)]
+#[command(name = "coldpress", version, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -50,63 +52,31 @@ enum Command {
     Targets(targets::TargetsArgs),
 }
 
-/// A failure of either crate, with its exit code.
-#[derive(Debug)]
-pub enum Failure {
-    /// From the compiler.
-    Compile(Error),
-    /// From the runtime.
-    Runtime(coldpress_runtime::Error),
-}
-
-impl Failure {
-    fn exit_code(&self) -> u8 {
-        match self {
-            Failure::Compile(e) => e.exit_code(),
-            Failure::Runtime(e) => e.exit_code(),
-        }
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(e: Error) -> Failure {
-        match e {
-            Error::Runtime(e) => Failure::Runtime(e),
-            e => Failure::Compile(e),
-        }
-    }
-}
-
-impl From<coldpress_runtime::Error> for Failure {
-    fn from(e: coldpress_runtime::Error) -> Failure {
-        Failure::Runtime(e)
-    }
-}
-
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
-    rt::main_with(|args| {
-        let cli = match Cli::try_parse_from(args) {
-            Ok(cli) => cli,
-            Err(e) => return rt::usage(&e),
-        };
-        match cli.command.execute() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => {
-                match &failure {
-                    Failure::Compile(e) => eprintln!("error: {e}"),
-                    Failure::Runtime(e) => eprintln!("error: {e}"),
-                }
-                ExitCode::from(failure.exit_code())
-            }
+    let args = match embedded::arguments() {
+        Some(args) => args,
+        None => rt::arguments(),
+    };
+    report(Cli::parse_from(args).command.execute())
+}
+
+/// Prints an error as the one line scripts look for, and turns a result into an exit code.
+fn report(result: Result<(), Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Runtime(e)) => rt::exit_code(Err(e)),
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(e.exit_code())
         }
-    })
+    }
 }
 
 impl Command {
-    fn execute(self) -> Result<(), Failure> {
+    fn execute(self) -> Result<(), Error> {
         match self {
-            Command::Compile(args) => Ok(args.execute()?),
+            Command::Compile(args) => args.execute(),
             Command::Run(args) => args.execute(),
             Command::Tokenize(args) => args.execute(),
             Command::Explain(args) => args.execute(),
@@ -117,4 +87,13 @@ impl Command {
             Command::Verify(args) => Ok(args.execute()?),
         }
     }
+}
+
+/// Whether the file begins like a GGUF.
+fn is_gguf(path: &Path) -> Result<bool, Error> {
+    use std::io::Read;
+    let mut magic = [0u8; 4];
+    let mut file = std::fs::File::open(path)
+        .map_err(|source| Error::Io { doing: format!("opening {}", path.display()), source })?;
+    Ok(file.read_exact(&mut magic).is_ok() && &magic == b"GGUF")
 }

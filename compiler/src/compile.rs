@@ -6,12 +6,14 @@ use crate::error::Error;
 use crate::explain::Notes;
 use crate::gguf::Gguf;
 use crate::golden;
+use crate::graph::dump;
 use crate::model::{self, Model};
 use crate::pass;
 use crate::plan::{self, Plan};
 use crate::target::TargetProfile;
 use crate::tokenizer;
 use coldpress_kernels::cpu::abi::KvType;
+use coldpress_runtime::bundle::embedded;
 use std::path::{Path, PathBuf};
 
 /// What to compile for.
@@ -85,7 +87,7 @@ pub fn prepare(path: &Path, options: &Options) -> Result<Prepared, Error> {
     let gguf = Gguf::open(path)?;
     let mut model = model::build(&gguf)?;
     let mut emitter = Emitter::new(options.emit.as_deref())?;
-    emitter.graph("built", &model.graph.dump())?;
+    emitter.graph("built", &dump::dump(&model.graph))?;
     let mut failed = None;
     pass::run_all(&mut model.graph, Some(&mut |name: &str, text: &str| {
         if let Err(e) = emitter.graph(name, text) {
@@ -126,6 +128,20 @@ pub fn compile(path: &Path, out: &Path, options: &Options, progress: &mut dyn Pr
     progress.phase("packing weights", plan.weight_bytes);
     let contents = Contents { gguf, model, plan, code: &code, spec: &spec, golden: &golden, notes: &notes, path };
     bundle::write(out, &contents, |bytes| progress.advance(bytes))?;
+    Ok(prepared)
+}
+
+/// Compiles `path` into one executable: this program, then the bundle. It runs the bundle unless told otherwise.
+pub fn compile_exe(path: &Path, out: &Path, options: &Options, progress: &mut dyn Progress) -> Result<Prepared, Error> {
+    let folder = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let io = |source| Error::Io { doing: format!("writing {}", out.display()), source };
+    let bundle = tempfile::Builder::new().prefix(".press-").tempfile_in(folder).map_err(io)?.into_temp_path();
+    let prepared = compile(path, &bundle, options, progress)?;
+    let launcher = std::env::current_exe().map_err(io)?;
+    embedded::write(&launcher, &bundle, out)?;
     Ok(prepared)
 }
 

@@ -34,6 +34,8 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// Reading, writing or running a bundle failed (its own exit code).
+    Runtime(coldpress_runtime::Error),
     /// The compiler broke an invariant of its own: a bug (exit 1).
     Internal(String),
 }
@@ -43,6 +45,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Gguf(_) | Error::Model { .. } | Error::Io { .. } | Error::Internal(_) => 1,
+            Error::Runtime(e) => e.exit_code(),
             Error::Usage(_) => 2,
             Error::Unsupported { .. } => 3,
             Error::DoesNotFit(_) => 5,
@@ -55,6 +58,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Gguf(e) => write!(f, "{e}"),
+            Error::Runtime(e) => write!(f, "{e}"),
             Error::Unsupported { what, why } | Error::Model { what, why } => {
                 write!(f, "{what}: {why}")
             }
@@ -69,6 +73,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Gguf(e) => Some(e),
+            Error::Runtime(e) => Some(e),
             Error::Io { source, .. } => Some(source),
             _ => None,
         }
@@ -78,5 +83,11 @@ impl std::error::Error for Error {
 impl From<crate::gguf::Error> for Error {
     fn from(e: crate::gguf::Error) -> Self {
         Error::Gguf(e)
+    }
+}
+
+impl From<coldpress_runtime::Error> for Error {
+    fn from(e: coldpress_runtime::Error) -> Self {
+        Error::Runtime(e)
     }
 }

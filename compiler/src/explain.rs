@@ -147,12 +147,15 @@ fn candidates(
         .collect())
 }
 
+/// A program of the bundle: stage, rows, label of each launch.
+pub type ProgramNote = (Stage, u32, Vec<String>);
+
 /// Follows the tensor (or launch label) `name`. `instructions` turns a code range into text, one instruction per line.
 pub fn explain(
     notes: &Notes,
     name: &str,
     instructions: &dyn Fn(u64, u64) -> String,
-    program_rows: &[(Stage, u32, Vec<String>)],
+    programs: &[ProgramNote],
 ) -> Result<String, String> {
     let label = name.trim_end_matches(".weight");
     let mut out = String::new();
@@ -184,7 +187,7 @@ pub fn explain(
         let mut near: Vec<&str> = notes.tensors.iter().map(|t| t.name.as_str()).filter(|n| n.contains(label)).collect();
         near.truncate(8);
         let hint = if near.is_empty() { "`inspect` lists them".into() } else { format!("did you mean {}?", near.join(", ")) };
-        return Err(format!("{name}: no such tensor or launch in this bundle ({hint})"));
+        return Err(format!("no such tensor or launch in this bundle ({hint})"));
     }
     let _ = writeln!(out, "\ngraph:\n  {}", graph.join("\n  "));
     let _ = writeln!(out, "\nlaunches (| = workers meet before it):");
@@ -195,7 +198,7 @@ pub fn explain(
             let _ = writeln!(out, "    {line}");
         }
     }
-    for (p, (stage, rows, labels)) in program_rows.iter().enumerate() {
+    for (p, (stage, rows, labels)) in programs.iter().enumerate() {
         let Some(code) = notes.code.get(p) else { continue };
         let found: Vec<usize> = (0..labels.len()).filter(|&i| labels[i].split('+').any(|l| l == label)).collect();
         if found.is_empty() {

@@ -8,7 +8,7 @@ use crate::plan::{Form, Placement};
 use coldpress_kernels::cpu::abi::TILE_N;
 use coldpress_kernels::cpu::tile;
 use coldpress_kernels::quant::{self, QuantFormat};
-use std::io::Write;
+use coldpress_runtime::bundle::BundleWriter;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -25,13 +25,13 @@ struct Job<'a> {
     bytes: usize,
 }
 
-/// Writes every placement to `out`. `progress` receives the bytes written since its last call.
+/// Writes every placement to the open section of `out`. `progress` receives the bytes written since its last call.
 pub fn pack(
     gguf: &Gguf,
     graph: &OpGraph,
     placements: &[Placement],
     threads: usize,
-    out: &mut dyn Write,
+    out: &mut BundleWriter,
     mut progress: impl FnMut(u64),
 ) -> Result<(), Error> {
     let jobs = jobs(graph, placements)?;
@@ -56,7 +56,7 @@ pub fn pack(
             let bytes = queues[i % threads]
                 .recv()
                 .map_err(|_| Error::Internal(format!("packing {} stopped", jobs[i].weight.name)))??;
-            out.write_all(&bytes).map_err(|source| Error::Io { doing: "writing packed weights".into(), source })?;
+            out.write_bytes(&bytes)?;
             progress(bytes.len() as u64);
         }
         Ok(())

@@ -7,6 +7,7 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod features;
+pub mod lanes;
 pub mod scalar;
 pub mod symbols;
 pub mod tile;

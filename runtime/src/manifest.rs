@@ -5,7 +5,7 @@ use coldpress_kernels::cpu::abi::KvType;
 use serde::{Deserialize, Serialize};
 
 /// Everything about a bundle except its large sections.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// What was compiled.
     pub model: ModelCard,
@@ -16,7 +16,7 @@ pub struct Manifest {
 }
 
 /// The model, as text for people and numbers the engine needs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelCard {
     /// `general.name`, or the file name.
     pub name: String,
@@ -33,7 +33,7 @@ pub struct ModelCard {
 }
 
 /// Maxima chosen at compile time. A run may use less of each, never more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Slots: sequences that decode together.
     pub max_batch: u32,

@@ -17,7 +17,7 @@ pub struct CompileFlags {
     #[arg(long, default_value = "native")]
     pub target: String,
     /// Sequences that decode together.
-    #[arg(long, default_value_t = 8, visible_aliases = ["parallel", "max-num-seqs", "max-batch-size"])]
+    #[arg(long, default_value_t = 8, visible_alias = "max-batch-size")]
     pub max_batch: usize,
     /// Tokens per sequence [default: the model's, at most 4096].
     #[arg(short = 'c', long, visible_aliases = ["max-model-len", "context-length"])]

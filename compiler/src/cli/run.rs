@@ -1,7 +1,6 @@
 //! `coldpress run`: a bundle goes straight to the runtime; a GGUF is compiled for this machine first and the bundle kept
 //! in the user's cache folder, keyed by file, options and producer.
 
-use super::Failure;
 use super::compile::CompileFlags;
 use super::progress::Bars;
 use crate::compile;
@@ -13,7 +12,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Arguments of `coldpress run`.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Debug)]
 pub struct RunModelArgs {
     #[command(flatten)]
     run: RunArgs,
@@ -23,20 +22,12 @@ pub struct RunModelArgs {
 
 impl RunModelArgs {
     /// Runs.
-    pub fn execute(mut self) -> Result<(), Failure> {
-        if is_gguf(&self.run.bundle)? {
+    pub fn execute(mut self) -> Result<(), Error> {
+        if super::is_gguf(&self.run.bundle)? {
             self.run.bundle = cached(&self.run.bundle, &self.compile)?;
         }
         Ok(self.run.execute()?)
     }
-}
-
-fn is_gguf(path: &Path) -> Result<bool, Error> {
-    use std::io::Read;
-    let mut magic = [0u8; 4];
-    let mut file = std::fs::File::open(path)
-        .map_err(|source| Error::Io { doing: format!("opening {}", path.display()), source })?;
-    Ok(file.read_exact(&mut magic).is_ok() && &magic == b"GGUF")
 }
 
 /// The bundle of `model` in the cache, compiled now if it is not there.

@@ -1,7 +1,7 @@
 //! `coldpress targets`.
 
-use super::Failure;
 use crate::target::{PRESETS, TargetProfile};
+use crate::error::Error;
 use clap::Args;
 use coldpress_runtime::bundle::Machine;
 
@@ -11,7 +11,7 @@ pub struct TargetsArgs {}
 
 impl TargetsArgs {
     /// Prints presets, and what this machine is.
-    pub fn execute(self) -> Result<(), Failure> {
+    pub fn execute(self) -> Result<(), Error> {
         let native = TargetProfile::native();
         for preset in PRESETS {
             let mark = if preset.name == native.name { "  <-- this machine (native)" } else { "" };

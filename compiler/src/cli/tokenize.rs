@@ -1,11 +1,10 @@
 //! `coldpress tokenize`: token ids of a text, from a bundle or any GGUF with a vocabulary.
 
-use super::Failure;
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::tokenizer;
 use clap::Args;
-use coldpress_runtime::bundle::Bundle;
+use coldpress_runtime::bundle::{Bundle, SectionKind};
 use coldpress_runtime::tokenizer::{EncodeOptions, Tokenizer};
 use std::io::Read;
 use std::path::PathBuf;
@@ -31,16 +30,16 @@ pub struct TokenizeArgs {
 
 impl TokenizeArgs {
     /// Prints a JSON array of ids.
-    pub fn execute(self) -> Result<(), Failure> {
+    pub fn execute(self) -> Result<(), Error> {
         let text = match (&self.text, &self.file) {
             (Some(text), _) => text.clone(),
             (None, Some(path)) => read(path)?,
             (None, None) => String::new(),
         };
-        let spec = match Gguf::open(&self.model) {
-            Ok(gguf) => tokenizer::from_gguf(&gguf)?,
-            Err(crate::gguf::Error::NotGguf { .. }) => Bundle::open(&self.model)?.tokenizer_spec()?,
-            Err(e) => return Err(Error::Gguf(e).into()),
+        let spec = if super::is_gguf(&self.model)? {
+            tokenizer::from_gguf(&Gguf::open(&self.model)?)?
+        } else {
+            Bundle::open(&self.model)?.section_value(SectionKind::Tokenizer)?
         };
         let tokenizer = Tokenizer::new(spec).map_err(coldpress_runtime::Error::from)?;
         let options = EncodeOptions { add_special: !self.no_bos, parse_special: self.parse_special };

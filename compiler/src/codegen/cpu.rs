@@ -4,6 +4,8 @@
 
 mod elementwise;
 mod emit;
+#[cfg(test)]
+mod tests;
 
 use crate::error::Error;
 use crate::plan::{Plan, ProgramPlan};

@@ -9,7 +9,7 @@ use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes
 use crate::quant::{FORMATS, PackedLayout, Scale, Store};
 
 /// `matmul_<layout>_avx2_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
-pub const SYMBOLS: &[Named] = matmul_symbols!("avx2", int_matmul [1 2 3 4], float_matmul [1 2 3 4]);
+pub const SYMBOLS: &[Named] = matmul_symbols!("avx2", int_matmul [1 2 3 4], float_matmul [1 2]);
 
 /// Bytes between the weights being used and those being prefetched.
 const PREFETCH: usize = 8192;
@@ -66,7 +66,10 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                 }
                 ahead = ahead.wrapping_add(ahead_per_group);
-                let halves = [0, 1].map(|h| half_scales::<L>(unit, group, h));
+                let halves = [
+                    half_scales::<L>(unit, group, 0),
+                    half_scales::<L>(unit, group, 1),
+                ];
                 let q = [unpack::<L>(quants), unpack::<L>(quants.add(32))];
                 quants = quants.add(group_bytes(layout));
                 each!(N, n, h => {

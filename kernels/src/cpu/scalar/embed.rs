@@ -116,3 +116,84 @@ unsafe extern "C" fn gather_rows(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::lookup;
+    use crate::cpu::tile::pack_tile;
+    use crate::quant::dequantise_row;
+
+    fn step(tokens: &[u32], logit_rows: &[u32]) -> Step {
+        Step {
+            rows: tokens.len(),
+            logits: logit_rows.len(),
+            tokens: tokens.as_ptr(),
+            positions: std::ptr::null(),
+            slots: std::ptr::null(),
+            logit_rows: logit_rows.as_ptr(),
+            page_table: std::ptr::null(),
+            pages_per_slot: 0,
+        }
+    }
+
+    #[test]
+    fn embeddings_are_the_dequantised_rows_of_live_tokens() {
+        let (k, vocab, tokens) = (256, 20, [16, 3, 19]);
+        for fmt in FORMATS {
+            let row_bytes = fmt.ty.row_bytes(k as u64).expect("legal k") as usize;
+            // Bytes below 0x3c keep every f16, bf16 and f32 finite.
+            let raw: Vec<u8> = (0..vocab * row_bytes)
+                .map(|i| (i * 13 % 59) as u8)
+                .collect();
+            let rows: Vec<&[u8]> = raw.chunks_exact(row_bytes).collect();
+            let bytes = tile_bytes(&fmt.layout, k).expect("legal k");
+            let mut tiles = vec![0; 2 * bytes];
+            for (rows, tile) in rows.chunks(TILE_N).zip(tiles.chunks_exact_mut(bytes)) {
+                pack_tile(fmt, k, rows, tile);
+            }
+            let symbol = lookup(&format!("embed_{}_scalar", fmt.layout)).expect("listed");
+            let (step, stride) = (step(&tokens, &[]), k + 16);
+            let mut out = vec![7.0f32; 4 * stride];
+            // SAFETY: the symbol has this type by its name; out holds the live rows.
+            unsafe {
+                let embed: EmbedFn = std::mem::transmute(symbol.0);
+                let scale = 1.5f32.to_bits() as usize;
+                embed(
+                    tiles.as_ptr(),
+                    &step,
+                    out.as_mut_ptr(),
+                    k,
+                    1,
+                    4,
+                    stride * 4,
+                    scale,
+                );
+            }
+            assert!(
+                out[..stride].iter().all(|&v| v == 7.0),
+                "row 0 was not asked for"
+            );
+            assert!(
+                out[3 * stride..].iter().all(|&v| v == 7.0),
+                "row 3 is not live"
+            );
+            let mut expected = vec![0.0; k];
+            for r in [1, 2] {
+                dequantise_row(fmt, rows[tokens[r] as usize], &mut expected);
+                expected.iter_mut().for_each(|v| *v *= 1.5);
+                assert_eq!(out[r * stride..][..k], expected, "{} row {r}", fmt.ty);
+            }
+        }
+    }
+
+    #[test]
+    fn gathered_rows_follow_logit_rows() {
+        let x: Vec<f32> = (0..12).map(|v| v as f32).collect();
+        let mut out = [9.0; 8];
+        let step = step(&[0; 4], &[3, 1]);
+        // SAFETY: x holds 4 rows of 3 floats, out 4 rows of 2.
+        unsafe { gather_rows(x.as_ptr(), &step, out.as_mut_ptr(), 2, 0, 4, 12, 8) };
+        assert_eq!(out, [9.0, 10.0, 3.0, 4.0, 9.0, 9.0, 9.0, 9.0]);
+    }
+}

@@ -1,11 +1,13 @@
 //! Portable matmul micro-kernels over packed tiles. The order of operations per row is the one all ISAs share: per group
 //! of 32 k an exact integer dot product, then its f32 folds.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::symbols::{Named, matmul_symbols};
 use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
 use crate::quant::{FORMATS, PackedLayout, SUPER_GROUP, Scale, Store};
-use half::{bf16, f16};
 
 /// `matmul_<layout>_scalar_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
 pub const SYMBOLS: &[Named] = matmul_symbols!("scalar", int_matmul [1 4], float_matmul [1 4]);
@@ -60,8 +62,8 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                         &quads[half * 8 / halves..][..8 / halves],
                         &q[half * GROUP_K / halves..],
                     );
-                    for c in 0..TILE_N {
-                        acc[c] += sums[c] as f32 * (scales.scale[half][c] * d);
+                    for ((acc, sum), scale) in acc.iter_mut().zip(sums).zip(&scales.scale[half]) {
+                        *acc += sum as f32 * (scale * d);
                     }
                 }
                 for half in 0..halves {
@@ -69,8 +71,8 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                         1 => float(row.s32 + 4 * g),
                         _ => float(row.s16 + 4 * (2 * g + half)),
                     };
-                    for c in 0..TILE_N {
-                        acc[c] -= scales.offset[half][c] * s;
+                    for (acc, offset) in acc.iter_mut().zip(&scales.offset[half]) {
+                        *acc -= offset * s;
                     }
                 }
             }
@@ -95,6 +97,7 @@ unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
     y_stride: usize,
 ) {
     let layout = const { &FORMATS[L].layout };
+    let line_bytes = const { FORMATS[L].ty.block_bytes() as usize * TILE_N };
     let Some(bytes) = tile_bytes(layout, k) else {
         return;
     };
@@ -102,13 +105,13 @@ unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
         // SAFETY: the caller passes `tiles` whole tiles.
         let tile = unsafe { std::slice::from_raw_parts(w.add(t * bytes), bytes) };
         let mut chains = [[[0.0; TILE_N]; N]; 2];
-        for at in 0..k {
-            let weights = float_line(layout, tile, at);
+        for (at, line) in tile.chunks_exact(line_bytes).take(k).enumerate() {
+            let weights = float_line(layout, line);
             for (n, acc) in chains[at % 2].iter_mut().enumerate() {
                 // SAFETY: the caller passes N rows of k floats.
                 let x = unsafe { x.add(n * x_stride).cast::<f32>().add(at).read_unaligned() };
-                for c in 0..TILE_N {
-                    acc[c] += weights[c] * x;
+                for (acc, weight) in acc.iter_mut().zip(&weights) {
+                    *acc += weight * x;
                 }
             }
         }
@@ -148,20 +151,29 @@ unsafe fn store<const N: usize>(
     }
 }
 
-/// Weights of 16 outputs at reduction index `at`.
-fn float_line(layout: &PackedLayout, tile: &[u8], at: usize) -> Lanes {
-    let two = |c: usize| {
-        let i = 2 * (at * TILE_N + c);
-        [tile[i], tile[i + 1]]
-    };
-    std::array::from_fn(|c| match layout.store {
-        Store::F16 => f16::from_le_bytes(two(c)).to_f32(),
-        Store::Bf16 => bf16::from_le_bytes(two(c)).to_f32(),
-        _ => {
-            let i = 4 * (at * TILE_N + c);
-            f32::from_le_bytes([tile[i], tile[i + 1], tile[i + 2], tile[i + 3]])
+/// The 16 weights of one reduction index.
+fn float_line(layout: &PackedLayout, line: &[u8]) -> Lanes {
+    let mut floats = [0.0; TILE_N];
+    match layout.store {
+        Store::F16 => {
+            let mut halves = [f16::ZERO; TILE_N];
+            for (half, b) in halves.iter_mut().zip(line.chunks_exact(2)) {
+                *half = f16::from_le_bytes([b[0], b[1]]);
+            }
+            halves.convert_to_f32_slice(&mut floats);
         }
-    })
+        Store::Bf16 => {
+            for (float, b) in floats.iter_mut().zip(line.chunks_exact(2)) {
+                *float = f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+            }
+        }
+        _ => {
+            for (float, b) in floats.iter_mut().zip(line.chunks_exact(4)) {
+                *float = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+    }
+    floats
 }
 
 /// The 8 quads of a group, one byte per stored integer.

@@ -62,7 +62,7 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
 }
 
 /// Integers, scale, and the integer sums of the two halves.
-fn quantise_group(x: &[f32; ACT_GROUP]) -> ([i8; ACT_GROUP], f32, [i32; 2]) {
+pub(crate) fn quantise_group(x: &[f32; ACT_GROUP]) -> ([i8; ACT_GROUP], f32, [i32; 2]) {
     let amax = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     if amax < AMAX_FLOOR {
         return ([0; ACT_GROUP], 0.0, [0; 2]);

@@ -1,0 +1,151 @@
+//! What this machine is, and what a bundle asks that it does not have. Detection only; nothing here fails.
+
+use crate::manifest::Requirements;
+use coldpress_kernels::cpu;
+
+/// The machine the process runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// `x86_64`, `aarch64`.
+    pub arch: String,
+    /// CPU features by the names `is_x86_feature_detected!` uses.
+    pub features: Vec<String>,
+    /// Bytes that can be allocated now (free memory and cache, or what the control group leaves); `u64::MAX` if unknown.
+    pub memory_bytes: u64,
+    /// Logical cores this process may use.
+    pub cores: u32,
+}
+
+impl Machine {
+    /// Asks the CPU and the operating system.
+    pub fn detect() -> Self {
+        let names = cpu::detect();
+        Self {
+            arch: std::env::consts::ARCH.to_owned(),
+            features: names.names().iter().map(|&name| name.to_owned()).collect(),
+            memory_bytes: available_memory(),
+            cores: u32::try_from(num_cpus::get()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// What of `requires` this machine is not or cannot do, memory aside; each line ends with what helps.
+    pub(super) fn platform_mismatches(&self, requires: &Requirements) -> Vec<String> {
+        let target = &requires.target;
+        if !target.starts_with("cpu") {
+            return vec![format!(
+                "target {target}: this runtime has no driver for it; recompile with --target native"
+            )];
+        }
+        if requires.arch != self.arch {
+            return vec![format!(
+                "target {target} is for {}, this machine is {}; recompile with --target native",
+                requires.arch, self.arch
+            )];
+        }
+        let missing: Vec<&str> = requires
+            .features
+            .iter()
+            .filter(|feature| !self.features.contains(feature))
+            .map(String::as_str)
+            .collect();
+        if missing.is_empty() {
+            return Vec::new();
+        }
+        vec![format!(
+            "target {target} needs CPU features this machine lacks ({}); recompile with --target native",
+            missing.join(", ")
+        )]
+    }
+
+    /// The line that says memory is short, if it is.
+    pub(super) fn memory_mismatch(&self, requires: &Requirements) -> Option<String> {
+        (requires.memory_bytes > self.memory_bytes).then(|| {
+            format!(
+                "target {} allocates {:.2} GiB, {:.2} GiB are available; \
+                 recompile with a smaller --max-batch, --ctx-size or --kv-type",
+                requires.target,
+                gib(requires.memory_bytes),
+                gib(self.memory_bytes)
+            )
+        })
+    }
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+/// `MemAvailable`, or what the control group (version 2) leaves, whichever is less.
+fn available_memory() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = parse_meminfo(&meminfo).unwrap_or(u64::MAX);
+    let number =
+        |path: &str| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
+    // The limit file says `max` where there is no limit. Page cache counts as used, although it can be dropped, so the
+    // limit itself is the bound, not what is left of it.
+    free.min(number("/sys/fs/cgroup/memory.max").unwrap_or(u64::MAX))
+}
+
+fn parse_meminfo(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            arch: "x86_64".into(),
+            features: vec!["avx2".into()],
+            memory_bytes: 1 << 30,
+            cores: 4,
+        }
+    }
+
+    fn requires(target: &str, arch: &str, features: &[&str], memory_bytes: u64) -> Requirements {
+        Requirements {
+            target: target.into(),
+            arch: arch.into(),
+            features: features.iter().map(|&f| f.into()).collect(),
+            memory_bytes,
+        }
+    }
+
+    #[test]
+    fn names_every_missing_feature_at_once() {
+        let lines = machine().platform_mismatches(&requires(
+            "cpu:avx512",
+            "x86_64",
+            &["avx2", "avx512f", "avx512vl"],
+            0,
+        ));
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0].contains("(avx512f, avx512vl)"), "{}", lines[0]);
+        assert!(lines[0].contains("recompile with --target"));
+    }
+
+    #[test]
+    fn names_arch_device_and_memory() {
+        let arch = machine().platform_mismatches(&requires("cpu:neon", "aarch64", &["neon"], 0));
+        assert!(arch[0].contains("is for aarch64, this machine is x86_64"));
+        let gpu = machine().platform_mismatches(&requires("h200", "x86_64", &[], 0));
+        assert!(gpu[0].contains("no driver"));
+        let fits = requires("cpu:avx2", "x86_64", &["avx2"], 1 << 30);
+        assert!(machine().platform_mismatches(&fits).is_empty());
+        assert_eq!(machine().memory_mismatch(&fits), None);
+        let large = requires("cpu:avx2", "x86_64", &["avx2"], 3 << 30);
+        let line = machine().memory_mismatch(&large).expect("too large");
+        assert!(line.contains("3.00 GiB, 1.00 GiB are available"), "{line}");
+    }
+
+    #[test]
+    fn reads_available_memory() {
+        let text = "MemTotal:       100 kB\nMemAvailable:    64 kB\n";
+        assert_eq!(parse_meminfo(text), Some(65536));
+        assert_eq!(parse_meminfo("MemTotal: 100 kB\n"), None);
+        assert!(Machine::detect().cores > 0);
+    }
+}

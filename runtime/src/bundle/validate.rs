@@ -1,0 +1,200 @@
+//! Checks a decoded manifest against the section table, so that a damaged or hostile one is refused here and every
+//! later use may trust its numbers. It cannot vouch for the machine code: a bundle is an executable.
+
+use super::header::{Header, SectionKind};
+use crate::manifest::{KvPlan, Limits, Manifest, Program, Stage, TargetPlan};
+use coldpress_kernels::cpu::abi::PAGE_TOKENS;
+
+const MAX_VOCAB: u32 = 1 << 26;
+const MAX_BATCH: u32 = 1 << 16;
+const MAX_CONTEXT: u32 = 1 << 26;
+const MAX_WORKERS: u32 = 1024;
+const MAX_PLANS: usize = 64;
+const MAX_SYMBOLS: usize = 1 << 16;
+/// Pages of the pool, and entries of the page table: both are lists in memory.
+const MAX_PAGES: u64 = 1 << 28;
+const MAX_LAYERS: usize = 1 << 16;
+/// 16 TiB: more is a damaged number. Keeps every sum below far from overflow.
+const MAX_BYTES: u64 = 1 << 44;
+/// Arena regions, KV layers and rows of logits start at multiples of this.
+const REGION_ALIGN: u64 = 64;
+
+/// The first thing that is wrong, in words.
+pub(super) fn manifest(manifest: &Manifest, header: &Header) -> Result<(), String> {
+    let vocab = manifest.model.vocab_size;
+    bounded("vocabulary size", vocab.into(), 1, MAX_VOCAB.into())?;
+    limits(&manifest.limits)?;
+    bounded("plans", manifest.plans.len() as u64, 1, MAX_PLANS as u64)?;
+    let required = manifest.plans.iter().map(|plan| &plan.requires);
+    if !required.eq(&header.targets) {
+        return Err("header and manifest name different targets".into());
+    }
+    for plan in &manifest.plans {
+        target_plan(plan, vocab, &manifest.limits, header)
+            .map_err(|why| format!("plan {}: {why}", plan.requires.target))?;
+    }
+    Ok(())
+}
+
+fn bounded(what: &str, value: u64, least: u64, most: u64) -> Result<(), String> {
+    if value < least || value > most {
+        return Err(format!("{what} is {value}, {least} to {most} are possible"));
+    }
+    Ok(())
+}
+
+fn limits(limits: &Limits) -> Result<(), String> {
+    bounded("max_batch", limits.max_batch.into(), 1, MAX_BATCH.into())?;
+    bounded(
+        "max_context",
+        limits.max_context.into(),
+        1,
+        MAX_CONTEXT.into(),
+    )?;
+    bounded(
+        "max_rows",
+        limits.max_rows.into(),
+        limits.max_batch.into(),
+        MAX_BATCH.into(),
+    )
+}
+
+fn target_plan(
+    plan: &TargetPlan,
+    vocab: u32,
+    limits: &Limits,
+    header: &Header,
+) -> Result<(), String> {
+    bounded("workers", plan.workers.into(), 1, MAX_WORKERS.into())?;
+    bounded("symbols", plan.symbols.len() as u64, 0, MAX_SYMBOLS as u64)?;
+    let section = |what: &str, index: u32, kind| match header.sections.get(index as usize) {
+        Some(section) if section.kind == kind => Ok(section),
+        Some(section) => Err(format!(
+            "{what} section {index} holds {:?} instead",
+            section.kind
+        )),
+        None => Err(format!("{what} section {index} does not exist")),
+    };
+    section("weights", plan.weights_section, SectionKind::Weights)?;
+    let code_bytes = section("code", plan.code_section, SectionKind::Code)?.bytes;
+    bounded("arena bytes", plan.arena_bytes, 1, MAX_BYTES)?;
+    programs(plan, limits, code_bytes)?;
+    logits(plan, vocab)?;
+    kv(&plan.kv, limits)?;
+    let allocated = plan.arena_bytes + plan.kv.bytes;
+    bounded(
+        "required memory",
+        plan.requires.memory_bytes,
+        allocated,
+        2 * MAX_BYTES,
+    )
+}
+
+fn programs(plan: &TargetPlan, limits: &Limits, code_bytes: u64) -> Result<(), String> {
+    let mut previous: Option<&Program> = None;
+    for (index, program) in plan.programs.iter().enumerate() {
+        let most = limits.max_rows.into();
+        bounded(
+            &format!("rows of program {index}"),
+            program.rows.into(),
+            1,
+            most,
+        )?;
+        let key = |p: &Program| (p.stage == Stage::Head, p.rows);
+        if previous.is_some_and(|p| key(p) >= key(program)) {
+            return Err(format!("program {index} is not ordered by stage and rows"));
+        }
+        if !(program.predicted_seconds >= 0.0 && program.predicted_seconds.is_finite()) {
+            return Err(format!("predicted time of program {index} is not a time"));
+        }
+        if program.entries.len() != plan.workers as usize {
+            return Err(format!(
+                "program {index} has {} entry points for {} workers",
+                program.entries.len(),
+                plan.workers
+            ));
+        }
+        if let Some(entry) = program.entries.iter().find(|&&e| e >= code_bytes) {
+            return Err(format!(
+                "program {index} starts at byte {entry} of {code_bytes} bytes of code"
+            ));
+        }
+        previous = Some(program);
+    }
+    let largest = |stage| plan.programs.iter().rfind(|p| p.stage == stage);
+    if largest(Stage::Trunk).is_none_or(|p| p.rows != limits.max_rows) {
+        return Err(format!(
+            "no trunk program takes max_rows = {} rows",
+            limits.max_rows
+        ));
+    }
+    if largest(Stage::Head).is_none() {
+        return Err("there is no head program".into());
+    }
+    Ok(())
+}
+
+fn logits(plan: &TargetPlan, vocab: u32) -> Result<(), String> {
+    let row_bytes = u64::from(vocab) * 4;
+    bounded("logits stride", plan.logits_stride, row_bytes, MAX_BYTES)?;
+    bounded("logits offset", plan.logits_offset, 0, plan.arena_bytes)?;
+    if !plan.logits_offset.is_multiple_of(REGION_ALIGN) || !plan.logits_stride.is_multiple_of(4) {
+        return Err("logits are not aligned".into());
+    }
+    let head = plan.programs.iter().filter(|p| p.stage == Stage::Head);
+    let rows = u64::from(head.map(|p| p.rows).max().unwrap_or(1));
+    let end = (rows - 1)
+        .checked_mul(plan.logits_stride)
+        .and_then(|bytes| bytes.checked_add(plan.logits_offset + row_bytes));
+    if end.is_none_or(|end| end > plan.arena_bytes) {
+        return Err(format!(
+            "{rows} rows of logits do not fit in the arena of {} bytes",
+            plan.arena_bytes
+        ));
+    }
+    Ok(())
+}
+
+fn kv(kv: &KvPlan, limits: &Limits) -> Result<(), String> {
+    let page_tokens = PAGE_TOKENS as u64;
+    bounded(
+        "tokens per KV page",
+        kv.page_tokens.into(),
+        page_tokens,
+        page_tokens,
+    )?;
+    let per_slot = u64::from(limits.max_context).div_ceil(page_tokens);
+    bounded(
+        "KV pages per slot",
+        kv.pages_per_slot.into(),
+        per_slot,
+        MAX_CONTEXT.into(),
+    )?;
+    bounded(
+        "KV pages",
+        kv.pages.into(),
+        kv.pages_per_slot.into(),
+        MAX_PAGES,
+    )?;
+    let entries = u64::from(limits.max_batch) * u64::from(kv.pages_per_slot);
+    bounded("page table entries", entries, 1, MAX_PAGES)?;
+    bounded("KV layers", kv.layers.len() as u64, 1, MAX_LAYERS as u64)?;
+    bounded("KV bytes", kv.bytes, 1, MAX_BYTES)?;
+    let mut spans = Vec::with_capacity(kv.layers.len());
+    for (index, layer) in kv.layers.iter().enumerate() {
+        let span = u64::from(kv.pages)
+            .checked_mul(layer.page_bytes)
+            .and_then(|bytes| bytes.checked_add(layer.offset))
+            .filter(|&end| end <= kv.bytes)
+            .ok_or_else(|| format!("KV pages of layer {index} are outside the pool"))?;
+        if layer.page_bytes == 0 || !layer.offset.is_multiple_of(REGION_ALIGN) {
+            return Err(format!("KV pages of layer {index} are empty or unaligned"));
+        }
+        spans.push((layer.offset, span));
+    }
+    spans.sort_unstable();
+    if spans.windows(2).any(|pair| pair[0].1 > pair[1].0) {
+        return Err("KV pages of two layers overlap".into());
+    }
+    Ok(())
+}

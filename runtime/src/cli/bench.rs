@@ -1,0 +1,444 @@
+//! `bench`: prompt and generation speed per batch size, in llama-batched-bench's columns, and how much of this machine's
+//! memory bandwidth the generation reaches. Flags, the measuring loop and the table; no engine, no text.
+
+mod bandwidth;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use comfy_table::{Table, presets};
+use rand_pcg::Pcg64;
+use rand_pcg::rand_core::{Rng, SeedableRng};
+
+use super::output::{print, progress};
+use crate::bundle::Bundle;
+use crate::error::Error;
+use crate::executor::{Executor, ExecutorOptions, Row, StepStats};
+use crate::manifest::{Limits, TargetPlan};
+
+/// Measures prompt and generation speed.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArgs {
+    /// The bundle
+    #[arg(value_name = "BUNDLE")]
+    pub bundle: PathBuf,
+    /// Prompt tokens per sequence (also -npp)
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "128"
+    )]
+    pub npp: Vec<u32>,
+    /// Generated tokens per sequence (also -ntg)
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "32"
+    )]
+    pub ntg: Vec<u32>,
+    /// Sequences decoded together (also -npl); default: 1, 2, 4, ... up to the bundle's
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    pub npl: Vec<u32>,
+    /// Tokens already in each sequence before the measurement
+    #[arg(
+        short,
+        long,
+        alias = "n-depth",
+        value_name = "DEPTH",
+        default_value_t = 0
+    )]
+    pub depth: u32,
+    /// Repetitions; the medians are shown
+    #[arg(short, long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repetitions: u32,
+    /// Form of the output
+    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
+    pub output: Format,
+}
+
+/// Form of the results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// A Markdown table
+    Md,
+    /// A JSON array of objects
+    Json,
+    /// Comma-separated values with a header line
+    Csv,
+}
+
+/// Turns `-npp`, `-ntg` and `-npl` of a `bench` command line into the double-dashed flags clap knows.
+pub(super) fn double_dashed(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.collect();
+    if args.get(1).is_some_and(|command| command == "bench") {
+        for arg in &mut args[2..] {
+            let text = arg.to_string_lossy();
+            if ["-npp", "-ntg", "-npl"]
+                .iter()
+                .any(|flag| text.split('=').next() == Some(flag))
+            {
+                *arg = format!("-{text}").into();
+            }
+        }
+    }
+    args
+}
+
+/// One measured configuration; times in seconds, medians.
+#[derive(Clone, Debug, PartialEq)]
+struct Measurement {
+    prompt: u32,
+    generated: u32,
+    batch: u32,
+    depth: u32,
+    prefill: f64,
+    decode: f64,
+    bucket: u32,
+    /// Weights and cache read while decoding.
+    decode_bytes: f64,
+}
+
+impl BenchArgs {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Usage: nothing to measure fits the bundle's limits. Otherwise what opening and running report.
+    pub fn execute(self) -> Result<(), Error> {
+        let bundle = Arc::new(Bundle::open(&self.bundle)?);
+        let mut executor = Executor::new(Arc::clone(&bundle), ExecutorOptions::default())?;
+        let plan = &bundle.manifest().plans[executor.plan()];
+        let cases = self.cases(executor.limits())?;
+        let bandwidth = bandwidth::read_bandwidth(plan.workers as usize);
+        eprintln!(
+            "measured read bandwidth: {:.1} GB/s with {} threads",
+            bandwidth / 1e9,
+            plan.workers
+        );
+        let bar = progress(cases.len() as u64 * u64::from(self.repetitions), "runs");
+        let mut results = Vec::with_capacity(cases.len());
+        for (prompt, generated, batch) in cases {
+            let mut runs = Vec::new();
+            for _ in 0..self.repetitions {
+                runs.push(run(
+                    &mut executor,
+                    plan,
+                    prompt,
+                    generated,
+                    batch,
+                    self.depth,
+                )?);
+                bar.inc(1);
+            }
+            results.push(Measurement {
+                prompt,
+                generated,
+                batch,
+                depth: self.depth,
+                prefill: median(runs.iter().map(|r| r.prefill).collect()),
+                decode: median(runs.iter().map(|r| r.decode).collect()),
+                bucket: runs[0].bucket,
+                decode_bytes: runs[0].decode_bytes,
+            });
+        }
+        bar.finish_and_clear();
+        print(&match self.output {
+            Format::Md => markdown(&results, bandwidth),
+            Format::Json => json(&results, bandwidth),
+            Format::Csv => csv(&results, bandwidth),
+        })
+    }
+
+    /// (prompt, generated, batch) of every run that fits the bundle; says on stderr which do not.
+    fn cases(&self, limits: Limits) -> Result<Vec<(u32, u32, u32)>, Error> {
+        let mut batches = self.npl.clone();
+        if batches.is_empty() {
+            batches = std::iter::successors(Some(1), |&b| Some(b * 2))
+                .take_while(|&b| b <= limits.max_batch)
+                .collect();
+        }
+        let mut cases = Vec::new();
+        for (&prompt, &generated) in self
+            .npp
+            .iter()
+            .flat_map(|p| self.ntg.iter().map(move |g| (p, g)))
+        {
+            let context = u64::from(prompt) + u64::from(generated) + u64::from(self.depth);
+            for &batch in &batches {
+                if batch > limits.max_batch || context > u64::from(limits.max_context) {
+                    eprintln!(
+                        "skipped: {batch} sequences of {context} tokens; the bundle holds {} of {}",
+                        limits.max_batch, limits.max_context
+                    );
+                } else {
+                    cases.push((prompt, generated, batch));
+                }
+            }
+        }
+        if cases.is_empty() {
+            return Err(Error::Usage(format!(
+                "nothing to measure: the bundle holds {} sequences of {} tokens; lower -npl, -npp, -ntg or -d",
+                limits.max_batch, limits.max_context
+            )));
+        }
+        Ok(cases)
+    }
+}
+
+/// One repetition: seconds, and what the decode steps ran in and read.
+struct Run {
+    prefill: f64,
+    decode: f64,
+    bucket: u32,
+    decode_bytes: f64,
+}
+
+/// Runs one configuration on random tokens.
+fn run(
+    executor: &mut Executor,
+    plan: &TargetPlan,
+    prompt: u32,
+    generated: u32,
+    batch: u32,
+    depth: u32,
+) -> Result<Run, Error> {
+    let slots: Vec<u32> = (0..batch).map_while(|_| executor.acquire_slot()).collect();
+    let mut rng = Pcg64::seed_from_u64(u64::from(batch));
+    let measured = (|| {
+        feed(executor, &slots, 0..depth, &mut rng)?;
+        let started = Instant::now();
+        let start = depth + prompt;
+        feed(executor, &slots, depth..start, &mut rng)?;
+        let prefill = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        let mut decode_bytes = 0.0;
+        for position in start..start + generated {
+            feed(executor, &slots, position..position + 1, &mut rng)?;
+            decode_bytes += step_bytes(plan, executor.stats(), batch, position + 1);
+        }
+        let decode = started.elapsed().as_secs_f64();
+        Ok(Run {
+            prefill,
+            decode,
+            bucket: executor.stats().bucket,
+            decode_bytes,
+        })
+    })();
+    slots
+        .into_iter()
+        .for_each(|slot| executor.release_slot(slot));
+    measured
+}
+
+/// Feeds random tokens at `positions` of every slot, as many rows per step as fit; logits of the last position only.
+fn feed(
+    executor: &mut Executor,
+    slots: &[u32],
+    positions: std::ops::Range<u32>,
+    rng: &mut Pcg64,
+) -> Result<(), Error> {
+    let most = executor.limits().max_rows as usize;
+    let vocab = executor.vocab_size();
+    let all: Vec<Row> = slots
+        .iter()
+        .flat_map(|&slot| positions.clone().map(move |position| (slot, position)))
+        .map(|(slot, position)| Row {
+            token: rng.next_u32() % vocab,
+            slot,
+            position,
+            wants_logits: position + 1 == positions.end,
+        })
+        .collect();
+    all.chunks(most).try_for_each(|rows| executor.step(rows))
+}
+
+/// Bytes a decode step reads and writes: what its programs say, and the `tokens` cached tokens of every sequence.
+fn step_bytes(plan: &TargetPlan, stats: &StepStats, batch: u32, tokens: u32) -> f64 {
+    let program = |index: usize| -> u64 {
+        plan.programs
+            .get(index)
+            .map_or(0, |p| p.launches.iter().map(|launch| launch.bytes).sum())
+    };
+    let head = stats.head_program.map_or(0, program) * u64::from(stats.head_runs);
+    let page: u64 = plan.kv.layers.iter().map(|layer| layer.page_bytes).sum();
+    let token = page as f64 / f64::from(plan.kv.page_tokens.max(1));
+    (program(stats.trunk_program) + head) as f64 + f64::from(batch) * f64::from(tokens) * token
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[middle],
+        _ => (values[middle - 1] + values[middle]) / 2.0,
+    }
+}
+
+/// Column names in JSON and CSV, and the values of one row.
+const COLUMNS: [&str; 14] = [
+    "pp",
+    "tg",
+    "pl",
+    "n_kv",
+    "t_pp",
+    "speed_pp",
+    "t_tg",
+    "speed_tg",
+    "t",
+    "speed",
+    "depth",
+    "bucket",
+    "gb_per_s",
+    "bandwidth_share",
+];
+
+fn values(m: &Measurement, bandwidth: f64) -> [f64; 14] {
+    let per = |amount: f64, time: f64| if time > 0.0 { amount / time } else { 0.0 };
+    let [prompt, generated, batch] = [m.prompt, m.generated, m.batch].map(f64::from);
+    let total = m.prefill + m.decode;
+    let achieved = per(m.decode_bytes, m.decode);
+    [
+        prompt,
+        generated,
+        batch,
+        batch * (prompt + generated + f64::from(m.depth)),
+        m.prefill,
+        per(batch * prompt, m.prefill),
+        m.decode,
+        per(batch * generated, m.decode),
+        total,
+        per(batch * (prompt + generated), total),
+        f64::from(m.depth),
+        f64::from(m.bucket),
+        achieved / 1e9,
+        per(achieved, bandwidth),
+    ]
+}
+
+fn markdown(results: &[Measurement], bandwidth: f64) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header([
+        "PP", "TG", "B", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s", "T s", "S t/s",
+        "bucket", "GB/s", "% of bw",
+    ]);
+    for m in results {
+        let v = values(m, bandwidth);
+        let digits = |i: usize, n: usize| format!("{:.n$}", v[i]);
+        table.add_row([
+            digits(0, 0),
+            digits(1, 0),
+            digits(2, 0),
+            digits(3, 0),
+            digits(4, 3),
+            digits(5, 2),
+            digits(6, 3),
+            digits(7, 2),
+            digits(8, 3),
+            digits(9, 2),
+            digits(11, 0),
+            digits(12, 2),
+            format!("{:.1}", v[13] * 100.0),
+        ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(comfy_table::CellAlignment::Right);
+    }
+    format!("{table}\n")
+}
+
+fn json(results: &[Measurement], bandwidth: f64) -> String {
+    let rows: Vec<serde_json::Value> = results
+        .iter()
+        .map(|m| {
+            let object = COLUMNS
+                .iter()
+                .zip(values(m, bandwidth))
+                .map(|(name, value)| {
+                    let whole =
+                        value.fract() == 0.0 && !name.starts_with(['t', 's', 'g']) || *name == "tg";
+                    let number = if whole {
+                        serde_json::json!(value as u64)
+                    } else {
+                        serde_json::json!(value)
+                    };
+                    (name.to_string(), number)
+                });
+            serde_json::Value::Object(object.collect())
+        })
+        .collect();
+    format!("{:#}\n", serde_json::Value::Array(rows))
+}
+
+fn csv(results: &[Measurement], bandwidth: f64) -> String {
+    let mut text = COLUMNS.join(",") + "\n";
+    for m in results {
+        text.push_str(&values(m, bandwidth).map(|v| v.to_string()).join(","));
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_dash_flags_are_understood_after_bench_only() {
+        let args = |line: &str| double_dashed(line.split(' ').map(OsString::from));
+        assert_eq!(
+            args("rt bench m -npp 16 -npl=1,2 -d 3"),
+            ["rt", "bench", "m", "--npp", "16", "--npl=1,2", "-d", "3"]
+        );
+        assert_eq!(args("rt run -npp"), ["rt", "run", "-npp"]);
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(Vec::new()), 0.0);
+    }
+
+    #[test]
+    fn speeds_and_totals_fit_together() {
+        let m = Measurement {
+            prompt: 100,
+            generated: 10,
+            batch: 4,
+            depth: 50,
+            prefill: 2.0,
+            decode: 0.5,
+            bucket: 4,
+            decode_bytes: 5e9,
+        };
+        let v = values(&m, 20e9);
+        assert_eq!(
+            v,
+            [
+                100., 10., 4., 640., 2., 200., 0.5, 80., 2.5, 176., 50., 4., 10., 0.5
+            ]
+        );
+        let table = markdown(std::slice::from_ref(&m), 20e9);
+        assert_eq!(table.lines().count(), 3);
+        assert!(
+            table
+                .lines()
+                .all(|line| line.starts_with('|') && line.ends_with('|')),
+            "{table}"
+        );
+        assert!(table.contains("50.0"), "{table}");
+        let csv = csv(std::slice::from_ref(&m), 20e9);
+        assert!(
+            csv.ends_with("100,10,4,640,2,200,0.5,80,2.5,176,50,4,10,0.5\n"),
+            "{csv}"
+        );
+        let json: serde_json::Value = serde_json::from_str(&json(&[m], 20e9)).expect("valid JSON");
+        assert_eq!(json[0]["pl"], 4);
+        assert_eq!(json[0]["tg"], 10);
+        assert_eq!(json[0]["speed_tg"], 80.0);
+    }
+}

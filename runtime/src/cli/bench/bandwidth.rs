@@ -1,0 +1,68 @@
+//! How fast this machine reads memory: the yardstick beside every decode speed. A sum over a buffer no cache holds.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
+
+/// Bytes per second that `threads` threads read together, the best of three passes.
+pub(super) fn read_bandwidth(threads: usize) -> f64 {
+    let threads = threads.max(1);
+    let words = buffer_bytes() / size_of::<u64>() / threads;
+    let mut best = 0.0f64;
+    let barrier = Barrier::new(threads + 1);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                // Written by the thread that reads it, so that it lies in that thread's memory.
+                let buffer: Vec<u64> = (0..words as u64).collect();
+                for _ in 0..PASSES {
+                    barrier.wait();
+                    black_box(sum(&buffer));
+                    barrier.wait();
+                }
+            });
+        }
+        for _ in 0..PASSES {
+            barrier.wait();
+            let started = Instant::now();
+            barrier.wait();
+            let bytes = (words * threads * size_of::<u64>()) as f64;
+            best = best.max(bytes / started.elapsed().as_secs_f64());
+        }
+    });
+    best
+}
+
+const PASSES: usize = 3;
+
+/// Four times the last cache level, within 256 MiB and 2 GiB.
+fn buffer_bytes() -> usize {
+    const MIB: usize = 1 << 20;
+    let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index3/size")
+        .unwrap_or_default();
+    let kib: usize = size.trim().trim_end_matches('K').parse().unwrap_or(0);
+    (4 * kib * 1024).clamp(256 * MIB, 2048 * MIB)
+}
+
+/// Sixteen independent sums: enough for the loads to be the bottleneck.
+fn sum(words: &[u64]) -> u64 {
+    let (groups, rest) = words.as_chunks::<16>();
+    let mut sums = [0u64; 16];
+    for group in groups {
+        for (sum, word) in sums.iter_mut().zip(group) {
+            *sum = sum.wrapping_add(*word);
+        }
+    }
+    sums.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_takes_every_word() {
+        let words: Vec<u64> = (0..1000).collect();
+        assert_eq!(sum(&words), 499_500);
+    }
+}

@@ -1,0 +1,388 @@
+//! `inspect`: what a bundle is, needs and does, and everything that keeps this machine from running it. Reads, never
+//! runs. The list of kernels is collapsed in `inspect/kernels.rs`.
+
+mod kernels;
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use super::output::{bytes, print, seconds, table};
+use crate::bundle::{Bundle, Header, Machine};
+use crate::error::Error;
+use crate::manifest::{Limits, Manifest, ModelCard, Stage, TargetPlan};
+
+/// Shows what a bundle is and whether this machine can run it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InspectArgs {
+    /// The bundle
+    #[arg(value_name = "BUNDLE")]
+    pub bundle: PathBuf,
+    /// Everything, as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl InspectArgs {
+    /// Runs the command. A bundle for another machine is shown like any other.
+    ///
+    /// # Errors
+    /// The file is no bundle, damaged, or of another format version.
+    pub fn execute(self) -> Result<(), Error> {
+        let bundle = Bundle::open(&self.bundle)?;
+        let machine = Machine::detect();
+        let mismatches = bundle.mismatches(&machine);
+        let view = View {
+            path: &self.bundle,
+            header: bundle.file_header(),
+            manifest: bundle.manifest(),
+            machine: &machine,
+            mismatches: &mismatches,
+            picked: bundle.pick_plan(&machine).ok(),
+        };
+        print(&if self.json { view.json() } else { view.text() })
+    }
+}
+
+/// What there is to show.
+struct View<'a> {
+    path: &'a Path,
+    header: &'a Header,
+    manifest: &'a Manifest,
+    machine: &'a Machine,
+    mismatches: &'a [String],
+    /// The plan this machine would run.
+    picked: Option<&'a TargetPlan>,
+}
+
+impl View<'_> {
+    fn text(&self) -> String {
+        let mut out = self.head();
+        for (index, plan) in self.manifest.plans.iter().enumerate() {
+            let picked = self.picked.is_some_and(|p| std::ptr::eq(p, plan));
+            let mark = if picked {
+                " (runs on this machine)"
+            } else {
+                ""
+            };
+            let _ = write!(
+                out,
+                "\nplan {}: {}{mark}\n\n",
+                index + 1,
+                plan.requires.target
+            );
+            out.push_str(&needs(plan));
+            let weights = self
+                .header
+                .sections
+                .get(plan.weights_section as usize)
+                .map_or(0, |s| s.bytes);
+            let _ = write!(
+                out,
+                "\nmemory\n{}\n",
+                memory(plan, weights, self.manifest.limits)
+            );
+            let _ = write!(out, "\nbuckets\n{}\n", buckets(plan));
+            let _ = write!(out, "\nkernels\n{}\n", kernels::table(plan));
+        }
+        out
+    }
+
+    fn head(&self) -> String {
+        let mut out = String::new();
+        let ModelCard {
+            name,
+            architecture,
+            parameters,
+            vocab_size,
+            trained_context,
+            source_bytes,
+        } = &self.manifest.model;
+        let Limits {
+            max_batch,
+            max_context,
+            max_rows,
+        } = self.manifest.limits;
+        let header = self.header;
+        let machine = self.machine;
+        let _ = write!(
+            out,
+            "bundle    {}: {}, {} sections, by {}\n\
+             model     {name} ({architecture}): {:.1} M parameters, {vocab_size} tokens, trained for {trained_context}, from {}\n\
+             limits    {max_batch} sequences of {max_context} tokens, {max_rows} rows per step\n\
+             machine   {}, {} cores, {} available; {}\n",
+            self.path.display(),
+            bytes(header.file_bytes),
+            header.sections.len(),
+            header.producer,
+            *parameters as f64 / 1e6,
+            bytes(*source_bytes),
+            machine.arch,
+            machine.cores,
+            if machine.memory_bytes == u64::MAX {
+                "unknown memory".into()
+            } else {
+                bytes(machine.memory_bytes)
+            },
+            machine.features.join(" "),
+        );
+        match self.mismatches {
+            [] => out.push_str("verdict   this machine runs it\n"),
+            lines => {
+                out.push_str("verdict   this machine cannot run it:\n");
+                lines.iter().for_each(|line| {
+                    let _ = writeln!(out, "          - {line}");
+                });
+            }
+        }
+        out
+    }
+
+    fn json(&self) -> String {
+        let sections: Vec<serde_json::Value> = self
+            .header
+            .sections
+            .iter()
+            .map(|s| {
+                serde_json::json!({
+                    "kind": format!("{:?}", s.kind).to_lowercase(),
+                    "offset": s.offset,
+                    "bytes": s.bytes,
+                    "checksum": format!("{:016x}", s.checksum),
+                })
+            })
+            .collect();
+        let value = serde_json::json!({
+            "file": self.path.display().to_string(),
+            "file_bytes": self.header.file_bytes,
+            "format_version": crate::bundle::header::FORMAT_VERSION,
+            "producer": self.header.producer,
+            "sections": sections,
+            "machine": {
+                "arch": self.machine.arch,
+                "features": self.machine.features,
+                "memory_bytes": self.machine.memory_bytes,
+                "cores": self.machine.cores,
+            },
+            "runs_here": self.mismatches.is_empty(),
+            "mismatches": self.mismatches,
+            "target": self.picked.map(|plan| &plan.requires.target),
+            "manifest": self.manifest,
+        });
+        format!("{value:#}\n")
+    }
+}
+
+fn needs(plan: &TargetPlan) -> String {
+    let requires = &plan.requires;
+    let features = if requires.features.is_empty() {
+        "no features".into()
+    } else {
+        requires.features.join(" ")
+    };
+    format!(
+        "needs     {} with {features}; {} threads\n",
+        requires.arch, plan.workers
+    )
+}
+
+fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table {
+    let kv = &plan.kv;
+    let page: u64 = kv.layers.iter().map(|layer| layer.page_bytes).sum();
+    let token = page / u64::from(kv.page_tokens.max(1));
+    let mut table = table(["what", "size", "how"]);
+    table.add_row([
+        "weights".into(),
+        bytes(weights),
+        "mapped from the bundle, shared and evictable".into(),
+    ]);
+    table.add_row([
+        "KV cache".into(),
+        bytes(kv.bytes),
+        format!(
+            "{:?}, {} per token, {} pages of {} tokens for {} sequences of {}",
+            kv.kv_type,
+            bytes(token),
+            kv.pages,
+            kv.page_tokens,
+            limits.max_batch,
+            limits.max_context
+        ),
+    ]);
+    table.add_row([
+        "activations".into(),
+        bytes(plan.arena_bytes),
+        "one arena for every bucket".into(),
+    ]);
+    table.add_row([
+        "allocated".into(),
+        bytes(plan.requires.memory_bytes),
+        "all of it before the first step".into(),
+    ]);
+    table
+}
+
+/// One line per row count: its trunk and head, predicted.
+fn buckets(plan: &TargetPlan) -> comfy_table::Table {
+    let mut table = table([
+        "stage",
+        "rows",
+        "predicted",
+        "rows/s",
+        "read and written",
+        "multiply-adds",
+        "launches",
+    ]);
+    for program in &plan.programs {
+        let sum =
+            |of: fn(&crate::manifest::Launch) -> u64| program.launches.iter().map(of).sum::<u64>();
+        let speed = if program.predicted_seconds > 0.0 {
+            format!("{:.1}", f64::from(program.rows) / program.predicted_seconds)
+        } else {
+            "-".into()
+        };
+        table.add_row([
+            stage_name(program.stage).into(),
+            program.rows.to_string(),
+            seconds(program.predicted_seconds),
+            speed,
+            bytes(sum(|launch| launch.bytes)),
+            format!("{:.2} G", sum(|launch| launch.macs) as f64 / 1e9),
+            program.launches.len().to_string(),
+        ]);
+    }
+    table
+}
+
+fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Trunk => "trunk",
+        Stage::Head => "head",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{KvLayerPlan, KvPlan, Program, Requirements};
+    use coldpress_kernels::cpu::abi::KvType;
+
+    fn plan() -> TargetPlan {
+        TargetPlan {
+            requires: Requirements {
+                target: "cpu:avx512".into(),
+                arch: "x86_64".into(),
+                features: vec!["avx512f".into()],
+                memory_bytes: 3 << 20,
+            },
+            workers: 4,
+            symbols: Vec::new(),
+            weights_section: 0,
+            code_section: 0,
+            arena_bytes: 1 << 20,
+            logits_offset: 0,
+            logits_stride: 0,
+            kv: KvPlan {
+                kv_type: KvType::F16,
+                page_tokens: 32,
+                pages: 8,
+                pages_per_slot: 4,
+                bytes: 2 << 20,
+                layers: vec![KvLayerPlan {
+                    offset: 0,
+                    page_bytes: 1 << 18,
+                }],
+            },
+            programs: vec![Program {
+                stage: Stage::Trunk,
+                rows: 2,
+                entries: Vec::new(),
+                predicted_seconds: 0.004,
+                launches: Vec::new(),
+            }],
+        }
+    }
+
+    fn show(mismatches: &[String], json: bool) -> String {
+        let manifest = Manifest {
+            model: ModelCard {
+                name: "tiny".into(),
+                architecture: "any".into(),
+                parameters: 1_500_000,
+                vocab_size: 256,
+                trained_context: 128,
+                source_bytes: 6 << 20,
+            },
+            limits: Limits {
+                max_batch: 2,
+                max_context: 128,
+                max_rows: 8,
+            },
+            plans: vec![plan()],
+        };
+        let header = Header {
+            producer: "coldpress 0.1.0".into(),
+            targets: vec![plan().requires],
+            sections: Vec::new(),
+            file_bytes: 7 << 20,
+            header_bytes: 100,
+        };
+        let machine = Machine {
+            arch: "x86_64".into(),
+            features: vec!["avx2".into()],
+            memory_bytes: 1 << 30,
+            cores: 2,
+        };
+        let picked = mismatches.is_empty().then(|| &manifest.plans[0]);
+        let path = Path::new("tiny.press");
+        let view = View {
+            path,
+            header: &header,
+            manifest: &manifest,
+            machine: &machine,
+            mismatches,
+            picked,
+        };
+        if json { view.json() } else { view.text() }
+    }
+
+    #[test]
+    fn text_has_every_part() {
+        let text = show(&[], false);
+        for part in [
+            "tiny.press: 7.00 MiB",
+            "1.5 M parameters",
+            "2 sequences of 128",
+            "this machine runs it",
+            "cpu:avx512 (runs",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        for part in ["8.00 KiB per token", "8 pages of 32", "4.00 ms", "500.0"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn mismatches_are_all_listed() {
+        let text = show(
+            &["no avx512f; recompile".into(), "too little memory".into()],
+            false,
+        );
+        assert!(
+            text.contains("cannot run it")
+                && text.contains("- no avx512f")
+                && text.contains("- too little")
+        );
+        assert!(!text.contains("(runs on this machine)"));
+        let json: serde_json::Value =
+            serde_json::from_str(&show(&["x".into()], true)).expect("valid JSON");
+        assert_eq!(json["runs_here"], false);
+        assert_eq!(json["mismatches"][0], "x");
+        assert_eq!(json["target"], serde_json::Value::Null);
+        assert_eq!(json["manifest"]["limits"]["max_batch"], 2);
+        assert_eq!(
+            json["manifest"]["plans"][0]["requires"]["target"],
+            "cpu:avx512"
+        );
+    }
+}

@@ -1,0 +1,261 @@
+//! Persistent worker threads. The caller is worker 0; the others wait for work by spinning for a while, so that steps
+//! that follow each other start within about a microsecond, and then sleep, so that an idle engine uses no CPU.
+
+use super::barrier::{Padded, spin_until};
+use super::code::Entry;
+use crate::error::Error;
+use coldpress_kernels::cpu::abi::WorkerContext;
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What all workers run next.
+#[derive(Clone, Copy)]
+struct Job {
+    /// `[workers]`, or null to stop.
+    entries: *const Entry,
+    context: *const WorkerContext,
+}
+
+struct Shared {
+    /// Advances with every job. The caller writes `job` before and nobody reads it until the advance is seen.
+    generation: Padded<AtomicU32>,
+    /// Workers (the caller excluded) that have not finished the current job.
+    running: Padded<AtomicU32>,
+    job: Padded<UnsafeCell<Job>>,
+    /// Per worker from 1: whether it may be asleep.
+    asleep: Vec<Padded<AtomicBool>>,
+    /// Threads of workers from 1, to wake them; set once, before the first job.
+    threads: std::sync::OnceLock<Vec<std::thread::Thread>>,
+    spin: Duration,
+}
+
+// SAFETY: `job` is written by the caller only while no job runs (`running` is 0, acquired) and read by workers only after
+// they acquired the generation that published it; everything else is atomic or immutable.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointers in `job` are only followed during a job, whose caller keeps them alive.
+unsafe impl Send for Shared {}
+
+/// The workers of one device.
+pub(super) struct Team {
+    shared: Arc<Shared>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Team {
+    /// Starts `workers - 1` threads that spin for `spin` after each job before they sleep.
+    pub(super) fn new(workers: u32, spin: Duration) -> Result<Self, Error> {
+        let shared = Arc::new(Shared {
+            generation: Padded(AtomicU32::new(0)),
+            running: Padded(AtomicU32::new(0)),
+            job: Padded(UnsafeCell::new(Job {
+                entries: std::ptr::null(),
+                context: std::ptr::null(),
+            })),
+            asleep: (1..workers)
+                .map(|_| Padded(AtomicBool::new(false)))
+                .collect(),
+            threads: std::sync::OnceLock::new(),
+            spin,
+        });
+        let mut team = Self {
+            shared: shared.clone(),
+            handles: Vec::new(),
+        };
+        for worker in 1..workers as usize {
+            let shared = shared.clone();
+            // On failure the threads started so far are stopped by `Drop`.
+            let handle = std::thread::Builder::new()
+                .name(format!("worker-{worker}"))
+                .spawn(move || shared.work(worker))
+                .map_err(|e| {
+                    Error::Device(format!("starting worker {worker} of {workers}: {e}"))
+                })?;
+            team.handles.push(handle);
+        }
+        let threads = team.handles.iter().map(|h| h.thread().clone()).collect();
+        let _ = shared.threads.set(threads);
+        Ok(team)
+    }
+
+    /// Runs `entries[w]` on every worker w and returns when all are done.
+    ///
+    /// # Safety
+    /// There is one entry per worker; each may be called with `context`, all at the same time.
+    pub(super) unsafe fn run(&mut self, entries: &[Entry], context: *const WorkerContext) {
+        debug_assert_eq!(entries.len(), self.handles.len() + 1);
+        let others = self.handles.len();
+        if others > 0 {
+            self.shared
+                .running
+                .0
+                .store(others as u32, Ordering::Relaxed);
+            self.publish(Job {
+                entries: entries.as_ptr(),
+                context,
+            });
+            self.shared.wake_children(0);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { call(entries[0], context) };
+        spin_until(|| self.shared.running.0.load(Ordering::Acquire) == 0);
+    }
+
+    fn publish(&mut self, job: Job) {
+        // SAFETY: `&mut self` and `running` being 0 mean that no worker is between acquiring a generation and finishing.
+        unsafe { *self.shared.job.0.get() = job };
+        self.shared.generation.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.publish(Job {
+            entries: std::ptr::null(),
+            context: std::ptr::null(),
+        });
+        for handle in self.handles.drain(..) {
+            handle.thread().unpark();
+            // Workers do not panic: a panic in a program aborts the process.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work(&self, worker: usize) {
+        let mut seen = 0;
+        loop {
+            seen = self.await_generation(worker, seen);
+            // SAFETY: the generation was acquired; see the `Sync` invariant.
+            let job = unsafe { *self.job.0.get() };
+            if job.entries.is_null() {
+                return;
+            }
+            self.wake_children(worker);
+            // SAFETY: `Team::run` was promised one entry per worker, callable with this context until it returns,
+            // which it does not before `running` is 0.
+            unsafe { call(*job.entries.add(worker), job.context) };
+            self.running.0.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Waits for a generation other than `seen`.
+    fn await_generation(&self, worker: usize, seen: u32) -> u32 {
+        let current = || self.generation.0.load(Ordering::SeqCst);
+        let mut since: Option<Instant> = None;
+        loop {
+            for _ in 0..64 {
+                if current() != seen {
+                    return current();
+                }
+                std::hint::spin_loop();
+            }
+            if since.get_or_insert_with(Instant::now).elapsed() >= self.spin {
+                break;
+            }
+        }
+        let asleep = &self.asleep[worker - 1].0;
+        loop {
+            // Whoever wakes reads the flag after the generation advanced, this reads the generation after setting the
+            // flag: in the single order of these operations one of the two sees the other.
+            asleep.store(true, Ordering::SeqCst);
+            if current() != seen {
+                asleep.store(false, Ordering::SeqCst);
+                return current();
+            }
+            std::thread::park();
+        }
+    }
+
+    /// Wakes the workers this one is responsible for, if they sleep: a tree, so that nobody wakes many.
+    fn wake_children(&self, worker: usize) {
+        let Some(threads) = self.threads.get() else {
+            return;
+        };
+        for child in [2 * worker + 1, 2 * worker + 2] {
+            if let Some(asleep) = self.asleep.get(child - 1)
+                && asleep.0.swap(false, Ordering::SeqCst)
+            {
+                threads[child - 1].unpark();
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `entry` may be called with `context`.
+unsafe fn call(entry: Entry, context: *const WorkerContext) {
+    struct AbortOnUnwind;
+    impl Drop for AbortOnUnwind {
+        fn drop(&mut self) {
+            std::process::abort();
+        }
+    }
+    // Nothing unwinds out of `extern "C"`; should that ever change, the other workers must not wait forever.
+    let guard = AbortOnUnwind;
+    // SAFETY: the caller's promise.
+    unsafe { entry(context) };
+    std::mem::forget(guard);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::cpu::barrier::{Barrier, barrier_symbol};
+
+    /// The arena holds a counter per worker.
+    unsafe extern "C" fn add<const WORKER: usize>(context: *const WorkerContext) {
+        // SAFETY: the test's arena outlives the run, and every worker has a counter of its own.
+        unsafe {
+            let counters = (*context).arena.cast::<u64>();
+            *counters.add(WORKER) += 1;
+            barrier_symbol((*context).barrier);
+            let first = *counters;
+            barrier_symbol((*context).barrier);
+            assert_eq!(*counters.add(WORKER), first);
+        }
+    }
+
+    const ENTRIES: [Entry; 4] = [add::<0>, add::<1>, add::<2>, add::<3>];
+
+    #[test]
+    fn every_worker_runs_every_job_awake_or_asleep() {
+        for (spin, jobs) in [(Duration::ZERO, 300), (Duration::from_micros(50), 1000)] {
+            for workers in 1..=4 {
+                let mut counters = [0u64; 4];
+                let barrier = Barrier::new(workers);
+                let context = WorkerContext {
+                    arena: counters.as_mut_ptr().cast(),
+                    weights: std::ptr::null(),
+                    kv: std::ptr::null_mut(),
+                    step: std::ptr::null(),
+                    symbols: std::ptr::null(),
+                    barrier: (&raw const barrier).cast(),
+                };
+                let mut team = Team::new(workers, spin).expect("threads start");
+                for job in 0..jobs {
+                    if job % 100 == 99 {
+                        // Long enough for all to fall asleep.
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    // SAFETY: one entry per worker, counters and barrier live as long as the team.
+                    unsafe { team.run(&ENTRIES[..workers as usize], &context) };
+                }
+                drop(team);
+                assert!(counters[..workers as usize].iter().all(|&c| c == jobs));
+            }
+        }
+    }
+
+    #[test]
+    fn stops_from_sleep_and_from_spinning() {
+        drop(Team::new(3, Duration::ZERO).expect("threads start"));
+        drop(Team::new(3, Duration::from_secs(1)).expect("threads start"));
+        let team = Team::new(3, Duration::ZERO).expect("threads start");
+        std::thread::sleep(Duration::from_millis(5));
+        drop(team);
+    }
+}

@@ -1,0 +1,51 @@
+//! What the engine needs of the thing that runs rows. One implementation runs bundles (`Executor`); another can stand
+//! in for it where scheduling is to be studied without a model.
+
+use crate::error::Error;
+use crate::executor::{Executor, Row};
+use crate::manifest::Limits;
+
+/// Runs steps of rows over slots.
+pub trait Steps {
+    /// Slots, tokens per slot, rows per step.
+    fn limits(&self) -> Limits;
+    /// Token ids are below this; the length of a logits row.
+    fn vocab_size(&self) -> u32;
+    /// A free slot with an empty cache, if there is one.
+    fn acquire_slot(&mut self) -> Option<u32>;
+    /// Gives a slot back.
+    fn release_slot(&mut self, slot: u32);
+    /// Runs 1 to `max_rows` rows; rows of one slot are consecutive and continue its cache.
+    ///
+    /// # Errors
+    /// The device failed; the caches hold what they held before.
+    fn step(&mut self, rows: &[Row]) -> Result<(), Error>;
+    /// Logits of the i-th row of the last step that wanted them: `[vocab_size]`.
+    fn logits(&self, i: usize) -> &[f32];
+}
+
+impl Steps for Executor {
+    fn limits(&self) -> Limits {
+        Executor::limits(self)
+    }
+
+    fn vocab_size(&self) -> u32 {
+        Executor::vocab_size(self)
+    }
+
+    fn acquire_slot(&mut self) -> Option<u32> {
+        Executor::acquire_slot(self)
+    }
+
+    fn release_slot(&mut self, slot: u32) {
+        Executor::release_slot(self, slot);
+    }
+
+    fn step(&mut self, rows: &[Row]) -> Result<(), Error> {
+        Executor::step(self, rows)
+    }
+
+    fn logits(&self, i: usize) -> &[f32] {
+        Executor::logits(self, i)
+    }
+}

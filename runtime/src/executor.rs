@@ -1,0 +1,340 @@
+//! Runs steps: checks rows, keeps the KV page table, chooses buckets and reads logits. What a row means (prompt, decode,
+//! speculation) is the caller's business; how a program runs is the device's.
+
+mod buckets;
+
+#[cfg(test)]
+mod tests;
+
+use crate::bundle::{Bundle, Machine};
+use crate::device::cpu::{CpuDevice, DEFAULT_SPIN};
+use crate::device::{Device, StepInput};
+use crate::error::Error;
+use crate::kv_cache::KvCache;
+use crate::manifest::{Limits, Manifest, Stage};
+use buckets::Buckets;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One token of one slot in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Token id.
+    pub token: u32,
+    /// Slot, from [`Executor::acquire_slot`].
+    pub slot: u32,
+    /// Position in the slot's sequence: the number of tokens before it.
+    pub position: u32,
+    /// Whether the logits that follow this token are wanted.
+    pub wants_logits: bool,
+}
+
+/// How to run a bundle.
+#[derive(Clone, Copy, Debug)]
+pub struct ExecutorOptions {
+    /// How long idle workers wait busily for the next step before they sleep.
+    pub spin: Duration,
+}
+
+impl Default for ExecutorOptions {
+    fn default() -> Self {
+        Self { spin: DEFAULT_SPIN }
+    }
+}
+
+/// What the last step did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepStats {
+    /// Live rows.
+    pub rows: u32,
+    /// Rows whose logits were computed.
+    pub logits_rows: u32,
+    /// Rows the trunk program was compiled for.
+    pub bucket: u32,
+    /// The trunk program, an index into the plan's programs.
+    pub trunk_program: usize,
+    /// The (last) head program, if a head ran.
+    pub head_program: Option<usize>,
+    /// Head programs run; more than one if more logits were wanted than the largest computes.
+    pub head_runs: u32,
+    /// Seconds in the trunk program.
+    pub trunk_seconds: f64,
+    /// Seconds in head programs.
+    pub head_seconds: f64,
+}
+
+impl StepStats {
+    /// Seconds in the device.
+    pub fn device_seconds(&self) -> f64 {
+        self.trunk_seconds + self.head_seconds
+    }
+}
+
+/// Runs steps of rows over the slots of one plan.
+pub struct Executor {
+    device: Box<dyn Device>,
+    kv: KvCache,
+    limits: Limits,
+    vocab_size: u32,
+    plan: usize,
+    trunk: Buckets,
+    head: Buckets,
+    stats: StepStats,
+    // The step as arrays, `[rows]` each and `[logits]`.
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    slots: Vec<u32>,
+    logit_rows: Vec<u32>,
+    /// Per slot the tokens it will hold after the step; kept to allocate once.
+    lengths: Vec<u32>,
+    /// Logits of all wanted rows, `[logits][vocab_size]`, if one head run could not hold them; else empty.
+    gathered: Vec<f32>,
+}
+
+impl Executor {
+    /// Loads the first plan of `bundle` this machine can run.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] and [`Error::Memory`] from [`Bundle::pick_plan`]; whatever loading reports.
+    pub fn new(bundle: impl Into<Arc<Bundle>>, options: ExecutorOptions) -> Result<Self, Error> {
+        let bundle = bundle.into();
+        let picked = bundle.pick_plan(&Machine::detect())?;
+        let plans = &bundle.manifest().plans;
+        let plan = plans
+            .iter()
+            .position(|p| std::ptr::eq(p, picked))
+            .unwrap_or(0);
+        let device = CpuDevice::new(bundle.clone(), plan, options.spin)?;
+        Self::with_plan(bundle.manifest(), plan, Box::new(device))
+    }
+
+    /// Runs the first plan of `manifest` on any device, as tests do.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the manifest has no plan, or the plan lacks trunk or head programs.
+    pub fn with_device(manifest: &Manifest, device: Box<dyn Device>) -> Result<Self, Error> {
+        Self::with_plan(manifest, 0, device)
+    }
+
+    fn with_plan(
+        manifest: &Manifest,
+        index: usize,
+        device: Box<dyn Device>,
+    ) -> Result<Self, Error> {
+        let Some(plan) = manifest.plans.get(index) else {
+            return Err(Error::Device(format!("the bundle has no plan {index}")));
+        };
+        let buckets = |stage| {
+            Buckets::new(&plan.programs, stage)
+                .ok_or_else(|| Error::Device(format!("the plan has no {stage:?} program")))
+        };
+        let (trunk, head) = (buckets(Stage::Trunk)?, buckets(Stage::Head)?);
+        let limits = Limits {
+            max_rows: manifest.limits.max_rows.min(trunk.largest()),
+            ..manifest.limits
+        };
+        Ok(Self {
+            device,
+            kv: KvCache::new(&plan.kv, limits.max_batch),
+            limits,
+            vocab_size: manifest.model.vocab_size,
+            plan: index,
+            trunk,
+            head,
+            stats: StepStats::default(),
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            slots: Vec::new(),
+            logit_rows: Vec::new(),
+            lengths: vec![0; limits.max_batch as usize],
+            gathered: Vec::new(),
+        })
+    }
+
+    /// Slots, tokens per slot, rows per step.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Token ids are below this; the length of a logits row.
+    pub fn vocab_size(&self) -> u32 {
+        self.vocab_size
+    }
+
+    /// Index of the plan that runs, among the manifest's.
+    pub fn plan(&self) -> usize {
+        self.plan
+    }
+
+    /// Logits rows one head run can compute; a step may want more.
+    pub fn max_head_rows(&self) -> u32 {
+        self.head.largest()
+    }
+
+    /// A free slot with an empty cache, if there is one.
+    pub fn acquire_slot(&mut self) -> Option<u32> {
+        self.kv.acquire_slot()
+    }
+
+    /// Gives a slot back; nothing happens if nobody has it.
+    pub fn release_slot(&mut self, slot: u32) {
+        self.kv.release(slot);
+    }
+
+    /// Forgets all but the first `tokens` tokens of `slot`.
+    pub fn truncate(&mut self, slot: u32, tokens: u32) {
+        self.kv.truncate(slot, tokens);
+    }
+
+    /// The page bookkeeping: slots, tokens held, free pages.
+    pub fn kv(&self) -> &KvCache {
+        &self.kv
+    }
+
+    /// What the last step did.
+    pub fn stats(&self) -> &StepStats {
+        &self.stats
+    }
+
+    /// Runs up to `max_rows` rows. Each continues its slot: its position is the number of tokens the slot holds, rows
+    /// before it in the step included. No rows do nothing.
+    ///
+    /// # Errors
+    /// [`Error::Step`] if a row cannot run, [`Error::Device`] if the device fails; the slots then hold what they held
+    /// before, and there are no logits.
+    pub fn step(&mut self, rows: &[Row]) -> Result<(), Error> {
+        self.stats = StepStats::default();
+        self.gathered.clear();
+        self.logit_rows.clear();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.check(rows)?;
+        let result = self.extend(rows).and_then(|()| self.run(rows));
+        if result.is_err() {
+            self.stats.logits_rows = 0;
+            self.restore(rows);
+        }
+        result
+    }
+
+    /// Logits of the i-th row of the last step that wanted them: `[vocab_size]`.
+    ///
+    /// # Panics
+    /// If the last step had no such row.
+    pub fn logits(&self, i: usize) -> &[f32] {
+        let count = self.stats.logits_rows as usize;
+        assert!(i < count, "logits row {i} of {count}");
+        if self.gathered.is_empty() {
+            return self.device.logits(i);
+        }
+        let width = self.vocab_size as usize;
+        &self.gathered[i * width..][..width]
+    }
+
+    fn check(&mut self, rows: &[Row]) -> Result<(), Error> {
+        if rows.len() > self.limits.max_rows as usize {
+            return Err(Error::Step(format!(
+                "{} rows in a step, the bundle was compiled for {}",
+                rows.len(),
+                self.limits.max_rows
+            )));
+        }
+        for (slot, length) in self.lengths.iter_mut().enumerate() {
+            *length = self.kv.tokens(slot as u32);
+        }
+        for (index, row) in rows.iter().enumerate() {
+            self.check_row(row)
+                .map_err(|why| Error::Step(format!("row {index}: {why}")))?;
+        }
+        Ok(())
+    }
+
+    fn check_row(&mut self, row: &Row) -> Result<(), String> {
+        if row.token >= self.vocab_size {
+            return Err(format!(
+                "token {}: the vocabulary has {} tokens",
+                row.token, self.vocab_size
+            ));
+        }
+        if !self.kv.is_acquired(row.slot) {
+            return Err(format!("slot {} is not acquired", row.slot));
+        }
+        if row.position >= self.limits.max_context {
+            return Err(format!(
+                "position {}: the bundle was compiled for a context of {}",
+                row.position, self.limits.max_context
+            ));
+        }
+        let length = &mut self.lengths[row.slot as usize];
+        if row.position != *length {
+            return Err(format!(
+                "position {} of slot {}, which holds {length} tokens",
+                row.position, row.slot
+            ));
+        }
+        *length += 1;
+        Ok(())
+    }
+
+    fn extend(&mut self, rows: &[Row]) -> Result<(), Error> {
+        for row in rows {
+            self.kv.ensure(row.slot, row.position + 1)?;
+        }
+        Ok(())
+    }
+
+    /// Undoes `extend`: the first row of a slot stands where the slot ended before.
+    fn restore(&mut self, rows: &[Row]) {
+        for row in rows.iter().rev() {
+            self.kv.truncate(row.slot, row.position);
+        }
+    }
+
+    fn run(&mut self, rows: &[Row]) -> Result<(), Error> {
+        self.tokens.clear();
+        self.positions.clear();
+        self.slots.clear();
+        for (index, row) in rows.iter().enumerate() {
+            self.tokens.push(row.token);
+            self.positions.push(row.position);
+            self.slots.push(row.slot);
+            if row.wants_logits {
+                self.logit_rows.push(index as u32);
+            }
+        }
+        let step = StepInput {
+            tokens: &self.tokens,
+            positions: &self.positions,
+            slots: &self.slots,
+            logit_rows: &[],
+            kv: &self.kv,
+        };
+        let bucket = self.trunk.cheapest(rows.len() as u32);
+        self.stats.rows = rows.len() as u32;
+        self.stats.bucket = bucket.rows;
+        self.stats.trunk_program = bucket.program;
+        let start = Instant::now();
+        self.device.run(bucket.program, &step)?;
+        self.stats.trunk_seconds = start.elapsed().as_secs_f64();
+
+        let start = Instant::now();
+        let most = self.head.largest() as usize;
+        let several = self.logit_rows.len() > most;
+        for logit_rows in self.logit_rows.chunks(most) {
+            let bucket = self.head.cheapest(logit_rows.len() as u32);
+            self.device
+                .run(bucket.program, &StepInput { logit_rows, ..step })?;
+            self.stats.head_program = Some(bucket.program);
+            self.stats.head_runs += 1;
+            if several {
+                for row in 0..logit_rows.len() {
+                    self.gathered.extend_from_slice(self.device.logits(row));
+                }
+            }
+        }
+        self.stats.logits_rows = self.logit_rows.len() as u32;
+        self.stats.head_seconds = start.elapsed().as_secs_f64();
+        Ok(())
+    }
+}
