@@ -9,11 +9,16 @@ use std::process::{Command, Output};
 /// The fixtures folder; `None` (after saying so) when it is absent, except in CI where that is a failure.
 pub fn fixtures() -> Option<PathBuf> {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures");
-    let path = PathBuf::from(std::env::var_os("COLDPRESS_FIXTURES").unwrap_or_else(|| default.into()));
+    let path =
+        PathBuf::from(std::env::var_os("COLDPRESS_FIXTURES").unwrap_or_else(|| default.into()));
     if path.is_dir() {
         return Some(path);
     }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "fixtures not found at {}", path.display());
+    assert!(
+        std::env::var("CI").as_deref() != Ok("true"),
+        "fixtures not found at {}",
+        path.display()
+    );
     eprintln!("skipped: fixtures not found at {}", path.display());
     None
 }
@@ -42,34 +47,53 @@ struct Index {
 /// Every fixture of the index.
 pub fn index(fixtures: &Path) -> Vec<Fixture> {
     let text = std::fs::read_to_string(fixtures.join("index.json")).expect("index.json");
-    serde_json::from_str::<Index>(&text).expect("index.json parses").models
+    serde_json::from_str::<Index>(&text)
+        .expect("index.json parses")
+        .models
 }
 
 /// Raw little-endian f32.
 pub fn read_f32(path: &Path) -> Vec<f32> {
     let bytes = std::fs::read(path).expect("golden logits");
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect()
 }
 
 /// sum((x - ref)^2) / sum(ref^2), in f64.
 pub fn nmse(x: &[f32], reference: &[f32]) -> f64 {
     assert_eq!(x.len(), reference.len());
     let square = |v: f64| v * v;
-    let error: f64 = x.iter().zip(reference).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+    let error: f64 = x
+        .iter()
+        .zip(reference)
+        .map(|(&a, &b)| square(f64::from(a) - f64::from(b)))
+        .sum();
     let norm: f64 = reference.iter().map(|&b| square(f64::from(b))).sum();
     error / norm
 }
 
 /// `coldpress` with these arguments.
 pub fn coldpress(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_coldpress")).args(args).output().expect("coldpress starts")
+    Command::new(env!("CARGO_BIN_EXE_coldpress"))
+        .args(args)
+        .output()
+        .expect("coldpress starts")
 }
 
 /// Standard output of a command that must succeed.
 pub fn succeed(args: &[&str]) -> String {
     let out = coldpress(args);
-    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    assert!(out.status.success(), "coldpress {args:?} failed ({:?}):\n{stderr}", out.status.code());
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr),
+    );
+    assert!(
+        out.status.success(),
+        "coldpress {args:?} failed ({:?}):\n{stderr}",
+        out.status.code()
+    );
     stdout.into_owned()
 }
 
@@ -77,11 +101,22 @@ pub fn succeed(args: &[&str]) -> String {
 pub fn fail(args: &[&str], code: i32, says: &[&str]) {
     let out = coldpress(args);
     let stderr = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(code), "coldpress {args:?}:\n{stderr}");
+    assert_eq!(
+        out.status.code(),
+        Some(code),
+        "coldpress {args:?}:\n{stderr}"
+    );
     let errors: Vec<&str> = stderr.lines().filter(|l| l.starts_with("error:")).collect();
-    assert_eq!(errors.len(), 1, "coldpress {args:?} prints one error line:\n{stderr}");
+    assert_eq!(
+        errors.len(),
+        1,
+        "coldpress {args:?} prints one error line:\n{stderr}"
+    );
     for word in says {
-        assert!(stderr.contains(word), "coldpress {args:?} should mention {word:?}:\n{stderr}");
+        assert!(
+            stderr.contains(word),
+            "coldpress {args:?} should mention {word:?}:\n{stderr}"
+        );
     }
 }
 
@@ -96,11 +131,23 @@ pub fn read_npy(path: &Path) -> (Vec<usize>, Vec<f32>) {
     assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
     let length = u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
     let header = std::str::from_utf8(&bytes[10..10 + length]).expect("npy header");
-    assert!(header.contains("'<f4'") && header.contains("'fortran_order': False"), "{header}");
-    let shape = header.split("'shape': (").nth(1).and_then(|s| s.split(')').next()).expect("shape");
-    let shape: Vec<usize> = shape.split(',').filter_map(|d| d.trim().parse().ok()).collect();
-    let values: Vec<f32> =
-        bytes[10 + length..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    assert!(
+        header.contains("'<f4'") && header.contains("'fortran_order': False"),
+        "{header}"
+    );
+    let shape = header
+        .split("'shape': (")
+        .nth(1)
+        .and_then(|s| s.split(')').next())
+        .expect("shape");
+    let shape: Vec<usize> = shape
+        .split(',')
+        .filter_map(|d| d.trim().parse().ok())
+        .collect();
+    let values: Vec<f32> = bytes[10 + length..]
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
     assert_eq!(values.len(), shape.iter().product::<usize>());
     (shape, values)
 }
@@ -173,9 +220,21 @@ impl Shape {
         }
         vocabulary(&mut w, self.vocab);
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        self.matrix(&mut w, &mut random, "token_embd.weight", self.vocab, self.hidden);
+        self.matrix(
+            &mut w,
+            &mut random,
+            "token_embd.weight",
+            self.vocab,
+            self.hidden,
+        );
         if !self.tied {
-            self.matrix(&mut w, &mut random, "output.weight", self.vocab, self.hidden);
+            self.matrix(
+                &mut w,
+                &mut random,
+                "output.weight",
+                self.vocab,
+                self.hidden,
+            );
         }
         vector(&mut w, &mut random, "output_norm.weight", self.hidden, 1.0);
         for layer in 0..self.layers {
@@ -183,12 +242,30 @@ impl Shape {
             vector(&mut w, &mut random, &name("attn_norm"), self.hidden, 1.0);
             vector(&mut w, &mut random, &name("ffn_norm"), self.hidden, 1.0);
             if self.arch == "qwen3" {
-                vector(&mut w, &mut random, &name("attn_q_norm"), self.head_dim, 1.0);
-                vector(&mut w, &mut random, &name("attn_k_norm"), self.head_dim, 1.0);
+                vector(
+                    &mut w,
+                    &mut random,
+                    &name("attn_q_norm"),
+                    self.head_dim,
+                    1.0,
+                );
+                vector(
+                    &mut w,
+                    &mut random,
+                    &name("attn_k_norm"),
+                    self.head_dim,
+                    1.0,
+                );
             }
             if self.arch == "qwen2" {
                 for (s, n) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
-                    vector(&mut w, &mut random, &format!("blk.{layer}.{s}.bias"), n, 0.0);
+                    vector(
+                        &mut w,
+                        &mut random,
+                        &format!("blk.{layer}.{s}.bias"),
+                        n,
+                        0.0,
+                    );
                 }
             }
             for (s, n, k) in [
@@ -206,7 +283,14 @@ impl Shape {
         w
     }
 
-    fn matrix(&self, w: &mut GgufWriter<'static>, random: &mut Random, name: &str, n: usize, k: usize) {
+    fn matrix(
+        &self,
+        w: &mut GgufWriter<'static>,
+        random: &mut Random,
+        name: &str,
+        n: usize,
+        k: usize,
+    ) {
         let wanted = self.types[random.below(self.types.len())];
         // As quantisers do: a row that the type's quant block does not divide falls back.
         let ty = [wanted, TensorType::Q8_0, TensorType::F16]
@@ -231,12 +315,16 @@ fn vocabulary(w: &mut GgufWriter<'static>, vocab: usize) {
     w.add("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens)));
     w.add("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds)));
     w.add("tokenizer.ggml.merges", Value::Array(Array::Str(vec![])));
-    w.add("tokenizer.ggml.eos_token_id", Value::U32(vocab.min(257) as u32 - 1));
+    w.add(
+        "tokenizer.ggml.eos_token_id",
+        Value::U32(vocab.min(257) as u32 - 1),
+    );
 }
 
 /// GPT-2's printable stand-in for each byte (as in its `bytes_to_unicode`).
 fn byte_characters() -> Vec<String> {
-    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
+    let printable =
+        |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
     let mut next = 256;
     (0..256u32)
         .map(|b| {
@@ -246,13 +334,17 @@ fn byte_characters() -> Vec<String> {
                 next += 1;
                 next - 1
             };
-            char::from_u32(code).expect("below the surrogates").to_string()
+            char::from_u32(code)
+                .expect("below the surrogates")
+                .to_string()
         })
         .collect()
 }
 
 fn vector(w: &mut GgufWriter<'static>, random: &mut Random, name: &str, n: usize, mean: f32) {
-    let bytes: Vec<u8> = (0..n).flat_map(|_| (mean + 0.2 * random.uniform()).to_le_bytes()).collect();
+    let bytes: Vec<u8> = (0..n)
+        .flat_map(|_| (mean + 0.2 * random.uniform()).to_le_bytes())
+        .collect();
     w.tensor(name, TensorType::F32, &[n as u64], bytes);
 }
 
@@ -263,10 +355,13 @@ fn random_weights(random: &mut Random, ty: TensorType, n: usize, k: usize) -> Ve
     let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
     let mut out = Vec::new();
     match ty {
-        TensorType::F32 => (0..n * k).for_each(|_| out.extend((1.7 * size * random.uniform()).to_le_bytes())),
+        TensorType::F32 => {
+            (0..n * k).for_each(|_| out.extend((1.7 * size * random.uniform()).to_le_bytes()))
+        }
         TensorType::F16 => (0..n * k).for_each(|_| out.extend(half(1.7 * size * random.uniform()))),
-        TensorType::BF16 => (0..n * k)
-            .for_each(|_| out.extend(half::bf16::from_f32(1.7 * size * random.uniform()).to_le_bytes())),
+        TensorType::BF16 => (0..n * k).for_each(|_| {
+            out.extend(half::bf16::from_f32(1.7 * size * random.uniform()).to_le_bytes())
+        }),
         _ => {
             // (offset of each f16 field, its size relative to a weight's), per quant block.
             let fields: &[(usize, f32)] = match ty {

@@ -15,7 +15,18 @@ fn model(dir: &TempDir) -> PathBuf {
 
 fn bundle(dir: &TempDir) -> PathBuf {
     let (model, out) = (model(dir), dir.path().join("model.press"));
-    succeed(&["compile", arg(&model), "-o", arg(&out), "--max-batch", "2", "--ctx-size", "64", "-t", "1"]);
+    succeed(&[
+        "compile",
+        arg(&model),
+        "-o",
+        arg(&out),
+        "--max-batch",
+        "2",
+        "--ctx-size",
+        "64",
+        "-t",
+        "1",
+    ]);
     out
 }
 
@@ -43,7 +54,11 @@ fn models_that_cannot_be_read() {
     };
     check(&bytes[..3], 1, &["damaged.gguf"]);
     check(&bytes[..bytes.len() / 2], 1, &["damaged.gguf"]);
-    check(b"PK\x03\x04 not a model at all, but long enough", 1, &["damaged.gguf"]);
+    check(
+        b"PK\x03\x04 not a model at all, but long enough",
+        1,
+        &["damaged.gguf"],
+    );
     let mut version = bytes.clone();
     version[4] = 9;
     check(&version, 1, &["version 9"]);
@@ -64,7 +79,10 @@ fn models_that_are_not_supported() {
     refuses(&dir, &path, 3, &["mamba9", "llama"]);
 
     let mut shape = Shape::small();
-    shape.extra = vec![("qwen3.rope.scaling.type".into(), Value::Str("spiral".into()))];
+    shape.extra = vec![(
+        "qwen3.rope.scaling.type".into(),
+        Value::Str("spiral".into()),
+    )];
     write(&shape.writer(1));
     refuses(&dir, &path, 3, &["spiral"]);
 }
@@ -73,23 +91,24 @@ fn models_that_are_not_supported() {
 fn tensors_that_are_wrong() {
     let dir = tempdir().expect("temporary folder");
     let path = dir.path().join("odd.gguf");
-    let rewritten = |change: &dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool| {
-        // Reads a good model and writes it again tensor by tensor; `change` edits one or drops it.
-        let good = dir.path().join("good.gguf");
-        Shape::small().write(&good, 1);
-        let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
-        let mut w = GgufWriter::new();
-        for (key, value) in gguf.keys() {
-            w.add(key, value.clone());
-        }
-        for t in gguf.tensors() {
-            let (mut ty, mut dims, mut bytes) = (t.ty, t.dims.clone(), gguf.data(t).to_vec());
-            if change(&t.name, &mut ty, &mut dims, &mut bytes) {
-                w.tensor(t.name.clone(), ty, &dims, bytes);
+    let rewritten =
+        |change: &dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool| {
+            // Reads a good model and writes it again tensor by tensor; `change` edits one or drops it.
+            let good = dir.path().join("good.gguf");
+            Shape::small().write(&good, 1);
+            let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+            let mut w = GgufWriter::new();
+            for (key, value) in gguf.keys() {
+                w.add(key, value.clone());
             }
-        }
-        w.write(&path).expect("written");
-    };
+            for t in gguf.tensors() {
+                let (mut ty, mut dims, mut bytes) = (t.ty, t.dims.clone(), gguf.data(t).to_vec());
+                if change(&t.name, &mut ty, &mut dims, &mut bytes) {
+                    w.tensor(t.name.clone(), ty, &dims, bytes);
+                }
+            }
+            w.write(&path).expect("written");
+        };
     rewritten(&|name, _, _, _| name != "blk.1.ffn_up.weight");
     refuses(&dir, &path, 1, &["blk.1.ffn_up.weight"]);
     rewritten(&|name, _, dims, bytes| {
@@ -120,7 +139,10 @@ fn tokenizers_that_are_unknown() {
         w.add("general.architecture", Value::Str("llama".into()));
         w.add("tokenizer.ggml.model", Value::Str(model.into()));
         w.add("tokenizer.ggml.pre", Value::Str(pre.into()));
-        w.add("tokenizer.ggml.tokens", Value::Array(Array::Str(vec!["a".into(), "b".into()])));
+        w.add(
+            "tokenizer.ggml.tokens",
+            Value::Array(Array::Str(vec!["a".into(), "b".into()])),
+        );
         w.add("tokenizer.ggml.merges", Value::Array(Array::Str(vec![])));
         w.write(&path).expect("written");
     };
@@ -140,10 +162,33 @@ fn bundles_that_are_damaged() {
         std::fs::write(&bad, bytes).expect("written");
         let out = coldpress(&["run", arg(&bad), "-p", "a", "-n", "1"]);
         let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(matches!(out.status.code(), Some(1 | 4)), "{what}: {:?}\n{stderr}", out.status.code());
-        assert_eq!(stderr.lines().filter(|l| l.starts_with("error:")).count(), 1, "{what}:\n{stderr}");
+        assert!(
+            matches!(out.status.code(), Some(1 | 4)),
+            "{what}: {:?}\n{stderr}",
+            out.status.code()
+        );
+        assert_eq!(
+            stderr.lines().filter(|l| l.starts_with("error:")).count(),
+            1,
+            "{what}:\n{stderr}"
+        );
     };
-    for cut in [0, 1, 7, 8, 15, 16, 31, 63, 64, 100, 200, 4095, 4096, bytes.len() - 1] {
+    for cut in [
+        0,
+        1,
+        7,
+        8,
+        15,
+        16,
+        31,
+        63,
+        64,
+        100,
+        200,
+        4095,
+        4096,
+        bytes.len() - 1,
+    ] {
         check(&bytes[..cut.min(bytes.len() - 1)], &format!("cut at {cut}"));
     }
     let mut random = Random(17);
@@ -157,7 +202,10 @@ fn bundles_that_are_damaged() {
             coldpress(&["run", arg(&bad), "-p", "a", "-n", "1", "--temp", "0"])
         };
         if out.status.success() {
-            assert_eq!(bytes[at], 0, "a flip at {at} went unnoticed outside padding");
+            assert_eq!(
+                bytes[at], 0,
+                "a flip at {at} went unnoticed outside padding"
+            );
         }
     }
 }
@@ -181,9 +229,37 @@ fn requests_beyond_what_was_compiled() {
     fail(&["run", arg(&bundle), "-p", &long, "-n", "4"], 1, &["64"]);
     let out = dir.path().join("o.npy");
     let three = ["--tokens", "1,2", "--tokens", "3,4", "--tokens", "5,6"];
-    fail(&[&["logits", arg(&bundle), "-o", arg(&out)], &three[..]].concat(), 2, &["2"]);
-    fail(&["logits", arg(&bundle), "--tokens", "1,2,999999", "-o", arg(&out)], 1, &["999999"]);
-    fail(&["logits", arg(&bundle), "--tokens", "1,2", "--tokens", "3", "-o", arg(&out)], 2, &[]);
+    fail(
+        &[&["logits", arg(&bundle), "-o", arg(&out)], &three[..]].concat(),
+        2,
+        &["2"],
+    );
+    fail(
+        &[
+            "logits",
+            arg(&bundle),
+            "--tokens",
+            "1,2,999999",
+            "-o",
+            arg(&out),
+        ],
+        1,
+        &["999999"],
+    );
+    fail(
+        &[
+            "logits",
+            arg(&bundle),
+            "--tokens",
+            "1,2",
+            "--tokens",
+            "3",
+            "-o",
+            arg(&out),
+        ],
+        2,
+        &[],
+    );
     assert!(!out.exists());
 }
 
@@ -191,7 +267,11 @@ fn requests_beyond_what_was_compiled() {
 fn memory_that_is_not_there() {
     let dir = tempdir().expect("temporary folder");
     let path = model(&dir);
-    fail(&["compile", arg(&path), "--fit", "1KiB", "--dry-run"], 5, &["--fit"]);
+    fail(
+        &["compile", arg(&path), "--fit", "1KiB", "--dry-run"],
+        5,
+        &["--fit"],
+    );
 }
 
 #[test]
@@ -206,10 +286,19 @@ fn a_full_disk_leaves_nothing() {
         arg(&path),
         arg(&out)
     );
-    let run = std::process::Command::new("bash").args(["-c", &script]).output().expect("bash");
+    let run = std::process::Command::new("bash")
+        .args(["-c", &script])
+        .output()
+        .expect("bash");
     let stderr = String::from_utf8_lossy(&run.stderr);
     assert_eq!(run.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("error:") && stderr.contains("full.press"), "{stderr}");
-    let left: Vec<_> = std::fs::read_dir(dir.path()).expect("folder").map(|e| e.expect("entry").file_name()).collect();
+    assert!(
+        stderr.contains("error:") && stderr.contains("full.press"),
+        "{stderr}"
+    );
+    let left: Vec<_> = std::fs::read_dir(dir.path())
+        .expect("folder")
+        .map(|e| e.expect("entry").file_name())
+        .collect();
     assert_eq!(left, [std::ffi::OsString::from("model.gguf")]);
 }

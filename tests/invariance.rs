@@ -10,21 +10,52 @@ use std::path::{Path, PathBuf};
 use tempfile::{TempDir, tempdir};
 
 fn quantised() -> Shape {
-    let types = vec![TensorType::Q4_K, TensorType::Q6_K, TensorType::Q8_0, TensorType::Q4_0, TensorType::F16];
-    Shape { hidden: 256, ffn: 512, heads: 4, kv_heads: 2, head_dim: 64, types, ..Shape::small() }
+    let types = vec![
+        TensorType::Q4_K,
+        TensorType::Q6_K,
+        TensorType::Q8_0,
+        TensorType::Q4_0,
+        TensorType::F16,
+    ];
+    Shape {
+        hidden: 256,
+        ffn: 512,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 64,
+        types,
+        ..Shape::small()
+    }
 }
 
 fn compiled(dir: &TempDir, shape: &Shape, threads: &str, kv: &str) -> PathBuf {
-    let (model, bundle) = (dir.path().join("m.gguf"), dir.path().join(format!("m{threads}{kv}.press")));
+    let (model, bundle) = (
+        dir.path().join("m.gguf"),
+        dir.path().join(format!("m{threads}{kv}.press")),
+    );
     shape.write(&model, 7);
-    let sizes = ["--max-batch", "5", "--ctx-size", "128", "--kv-type", kv, "-t", threads];
+    let sizes = [
+        "--max-batch",
+        "5",
+        "--ctx-size",
+        "128",
+        "--kv-type",
+        kv,
+        "-t",
+        threads,
+    ];
     succeed(&[&["compile", arg(&model), "-o", arg(&bundle)], &sizes[..]].concat());
     bundle
 }
 
 fn logits(bundle: &Path, sequences: &[Vec<u32>], chunk: Option<usize>) -> Vec<f32> {
     let out = bundle.with_extension("npy");
-    let mut args = vec!["logits".to_string(), arg(bundle).to_string(), "-o".into(), arg(&out).to_string()];
+    let mut args = vec![
+        "logits".to_string(),
+        arg(bundle).to_string(),
+        "-o".into(),
+        arg(&out).to_string(),
+    ];
     for s in sequences {
         let list: Vec<String> = s.iter().map(u32::to_string).collect();
         args.extend(["--tokens".into(), list.join(",")]);
@@ -46,21 +77,34 @@ fn batches_chunks_threads_and_buckets_give_the_same_bits() {
     for kv in ["f16", "f32", "q8_0"] {
         let bundle = compiled(&dir, &quantised(), "2", kv);
         let mut random = Random(3);
-        let sequences: Vec<Vec<u32>> =
-            (0..3).map(|_| (0..37).map(|_| random.below(300) as u32).collect()).collect();
-        let alone: Vec<Vec<u32>> = sequences.iter().map(|s| bits(&logits(&bundle, &[s.clone()], None))).collect();
+        let sequences: Vec<Vec<u32>> = (0..3)
+            .map(|_| (0..37).map(|_| random.below(300) as u32).collect())
+            .collect();
+        let alone: Vec<Vec<u32>> = sequences
+            .iter()
+            .map(|s| bits(&logits(&bundle, &[s.clone()], None)))
+            .collect();
         for chunk in [Some(1), Some(7), Some(16)] {
             for (s, expected) in sequences.iter().zip(&alone) {
-                assert!(bits(&logits(&bundle, &[s.clone()], chunk)) == *expected, "kv {kv} chunk {chunk:?}");
+                assert!(
+                    bits(&logits(&bundle, &[s.clone()], chunk)) == *expected,
+                    "kv {kv} chunk {chunk:?}"
+                );
             }
         }
         for chunk in [None, Some(1), Some(7)] {
             let batch = bits(&logits(&bundle, &sequences, chunk));
-            assert!(batch == alone.concat(), "kv {kv}, batch of three, chunk {chunk:?}");
+            assert!(
+                batch == alone.concat(),
+                "kv {kv}, batch of three, chunk {chunk:?}"
+            );
         }
         for threads in ["1", "3"] {
             let other = compiled(&dir, &quantised(), threads, kv);
-            assert!(bits(&logits(&other, &sequences, None)) == alone.concat(), "kv {kv}, {threads} threads");
+            assert!(
+                bits(&logits(&other, &sequences, None)) == alone.concat(),
+                "kv {kv}, {threads} threads"
+            );
         }
     }
 }
@@ -75,10 +119,25 @@ fn tokens(bundle: &Path, joins: &[usize], cancelled: Option<usize>) -> BTreeMap<
             let prompt: Vec<u32> = (0..3 + 9 * i).map(|_| random.below(256) as u32).collect();
             let sampling = match i % 3 {
                 0 => Sampling::greedy(),
-                1 => Sampling { temperature: 0.9, seed: 5, ..Sampling::default() },
-                _ => Sampling { temperature: 1.3, top_k: 20, seed: 9, repeat_penalty: 1.2, ..Sampling::default() },
+                1 => Sampling {
+                    temperature: 0.9,
+                    seed: 5,
+                    ..Sampling::default()
+                },
+                _ => Sampling {
+                    temperature: 1.3,
+                    top_k: 20,
+                    seed: 9,
+                    repeat_penalty: 1.2,
+                    ..Sampling::default()
+                },
             };
-            Request { sampling, max_tokens: 20, ignore_eos: true, ..Request::from_tokens(prompt) }
+            Request {
+                sampling,
+                max_tokens: 20,
+                ignore_eos: true,
+                ..Request::from_tokens(prompt)
+            }
         })
         .collect();
     let mut ids = BTreeMap::new();

@@ -6,20 +6,45 @@ use std::process::Command;
 /// Names in the normal dependency tree of a package.
 fn tree(package: &str) -> BTreeSet<String> {
     let out = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--locked", "-p", package, "-e", "normal", "--prefix", "none"])
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "-p",
+            package,
+            "-e",
+            "normal",
+            "--prefix",
+            "none",
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo tree runs");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     let text = String::from_utf8_lossy(&out.stdout);
-    text.lines().filter_map(|l| l.split_whitespace().next()).map(str::to_string).collect()
+    text.lines()
+        .filter_map(|l| l.split_whitespace().next())
+        .map(str::to_string)
+        .collect()
 }
 
 #[test]
 fn the_runtime_contains_nothing_of_the_compiler() {
     let tree = tree("coldpress-runtime");
-    assert!(tree.contains("coldpress-kernels") && tree.contains("memmap2"), "{tree:?}");
-    for banned in ["petgraph", "tera", "cranelift-codegen", "coldpress-compiler"] {
+    assert!(
+        tree.contains("coldpress-kernels") && tree.contains("memmap2"),
+        "{tree:?}"
+    );
+    for banned in [
+        "petgraph",
+        "tera",
+        "cranelift-codegen",
+        "coldpress-compiler",
+    ] {
         assert!(!tree.contains(banned), "runtime depends on {banned}");
     }
 }
@@ -28,7 +53,13 @@ fn the_runtime_contains_nothing_of_the_compiler() {
 fn kernels_depend_on_almost_nothing() {
     let tree = tree("coldpress-kernels");
     assert!(tree.contains("half"));
-    for banned in ["coldpress-runtime", "coldpress-compiler", "memmap2", "clap", "tokenizers"] {
+    for banned in [
+        "coldpress-runtime",
+        "coldpress-compiler",
+        "memmap2",
+        "clap",
+        "tokenizers",
+    ] {
         assert!(!tree.contains(banned), "kernels depend on {banned}");
     }
 }
@@ -40,14 +71,30 @@ fn the_runtime_hears_no_model_or_format_name() {
     let mut files = vec![std::path::PathBuf::from(root)];
     while let Some(path) = files.pop() {
         if path.is_dir() {
-            files.extend(std::fs::read_dir(&path).expect("folder").map(|e| e.expect("entry").path()));
+            files.extend(
+                std::fs::read_dir(&path)
+                    .expect("folder")
+                    .map(|e| e.expect("entry").path()),
+            );
             continue;
         }
-        let text = std::fs::read_to_string(&path).expect("source").to_lowercase();
-        let code: String = text.split("#[cfg(test)]").next().unwrap_or_default().to_string();
+        let text = std::fs::read_to_string(&path)
+            .expect("source")
+            .to_lowercase();
+        let code: String = text
+            .split("#[cfg(test)]")
+            .next()
+            .unwrap_or_default()
+            .to_string();
         for line in code.lines().filter(|l| !l.trim_start().starts_with("//")) {
-            for name in ["llama", "qwen", "gemma", "q4_k", "q6_k", "ggml", "rmsnorm", "matmul"] {
-                assert!(!line.contains(name), "{} says {name}: {line}", path.display());
+            for name in [
+                "llama", "qwen", "gemma", "q4_k", "q6_k", "ggml", "rmsnorm", "matmul",
+            ] {
+                assert!(
+                    !line.contains(name),
+                    "{} says {name}: {line}",
+                    path.display()
+                );
             }
         }
     }

@@ -47,7 +47,14 @@ pub fn write(out: &Path, contents: &Contents<'_>, progress: impl FnMut(u64)) -> 
     out.write_value(SectionKind::Notes, contents.notes)?;
     let weights_section = out.begin_section(SectionKind::Weights)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    pack::pack(contents.gguf, &contents.model.graph, &contents.plan.weights, threads, &mut out, progress)?;
+    pack::pack(
+        contents.gguf,
+        &contents.model.graph,
+        &contents.plan.weights,
+        threads,
+        &mut out,
+        progress,
+    )?;
     let manifest = manifest(contents, weights_section, code_section);
     out.write_value(SectionKind::Manifest, &manifest)?;
     let requires: Vec<Requirements> = manifest.plans.iter().map(|p| p.requires.clone()).collect();
@@ -56,9 +63,20 @@ pub fn write(out: &Path, contents: &Contents<'_>, progress: impl FnMut(u64)) -> 
 }
 
 fn manifest(contents: &Contents<'_>, weights_section: u32, code_section: u32) -> Manifest {
-    let Contents { gguf, model, plan, code, .. } = contents;
+    let Contents {
+        gguf,
+        model,
+        plan,
+        code,
+        ..
+    } = contents;
     let name = if model.info.name.is_empty() {
-        contents.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+        contents
+            .path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
     } else {
         model.info.name.clone()
     };

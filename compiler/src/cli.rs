@@ -91,7 +91,9 @@ impl Command {
 fn is_gguf(path: &Path) -> Result<bool, Error> {
     use std::io::Read;
     let mut magic = [0u8; 4];
-    let mut file = std::fs::File::open(path)
-        .map_err(|source| Error::Io { doing: format!("opening {}", path.display()), source })?;
+    let mut file = std::fs::File::open(path).map_err(|source| Error::Io {
+        doing: format!("opening {}", path.display()),
+        source,
+    })?;
     Ok(file.read_exact(&mut magic).is_ok() && &magic == b"GGUF")
 }

@@ -89,11 +89,14 @@ pub fn prepare(path: &Path, options: &Options) -> Result<Prepared, Error> {
     let mut emitter = Emitter::new(options.emit.as_deref())?;
     emitter.graph("built", &dump::dump(&model.graph))?;
     let mut failed = None;
-    pass::run_all(&mut model.graph, Some(&mut |name: &str, text: &str| {
-        if let Err(e) = emitter.graph(name, text) {
-            failed = Some(e);
-        }
-    }))?;
+    pass::run_all(
+        &mut model.graph,
+        Some(&mut |name: &str, text: &str| {
+            if let Err(e) = emitter.graph(name, text) {
+                failed = Some(e);
+            }
+        }),
+    )?;
     if let Some(e) = failed {
         return Err(e);
     }
@@ -105,13 +108,21 @@ pub fn prepare(path: &Path, options: &Options) -> Result<Prepared, Error> {
             .iter()
             .map(|(b, rate, best)| format!("batch {b}: {rate:.0} tok/s after {best:.0}"))
             .collect();
-        return Err(Error::Cliff(format!("predicted tokens/s fall ({})", list.join("; "))));
+        return Err(Error::Cliff(format!(
+            "predicted tokens/s fall ({})",
+            list.join("; ")
+        )));
     }
     Ok(Prepared { gguf, model, plan })
 }
 
 /// Compiles `path` into the bundle `out`.
-pub fn compile(path: &Path, out: &Path, options: &Options, progress: &mut dyn Progress) -> Result<Prepared, Error> {
+pub fn compile(
+    path: &Path,
+    out: &Path,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Prepared, Error> {
     let prepared = prepare(path, options)?;
     let Prepared { gguf, model, plan } = &prepared;
     let spec = tokenizer::from_gguf(gguf)?;
@@ -126,19 +137,40 @@ pub fn compile(path: &Path, out: &Path, options: &Options, progress: &mut dyn Pr
 
     let notes = Notes::new(&model.graph, plan, &code)?;
     progress.phase("packing weights", plan.weight_bytes);
-    let contents = Contents { gguf, model, plan, code: &code, spec: &spec, golden: &golden, notes: &notes, path };
+    let contents = Contents {
+        gguf,
+        model,
+        plan,
+        code: &code,
+        spec: &spec,
+        golden: &golden,
+        notes: &notes,
+        path,
+    };
     bundle::write(out, &contents, |bytes| progress.advance(bytes))?;
     Ok(prepared)
 }
 
 /// Compiles `path` into one executable: this program, then the bundle. It runs the bundle unless told otherwise.
-pub fn compile_exe(path: &Path, out: &Path, options: &Options, progress: &mut dyn Progress) -> Result<Prepared, Error> {
+pub fn compile_exe(
+    path: &Path,
+    out: &Path,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Prepared, Error> {
     let folder = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let io = |source| Error::Io { doing: format!("writing {}", out.display()), source };
-    let bundle = tempfile::Builder::new().prefix(".press-").tempfile_in(folder).map_err(io)?.into_temp_path();
+    let io = |source| Error::Io {
+        doing: format!("writing {}", out.display()),
+        source,
+    };
+    let bundle = tempfile::Builder::new()
+        .prefix(".press-")
+        .tempfile_in(folder)
+        .map_err(io)?
+        .into_temp_path();
     let prepared = compile(path, &bundle, options, progress)?;
     let launcher = std::env::current_exe().map_err(io)?;
     embedded::write(&launcher, &bundle, out)?;
@@ -151,14 +183,27 @@ fn fit(model: &Model, options: &Options) -> Result<Plan, Error> {
         return Err(Error::Usage("--max-batch must be at least 1".into()));
     }
     let trained = model.info.max_context;
-    let wanted = options.max_context.unwrap_or(trained.min(DEFAULT_CONTEXT)).max(1);
-    let workers = options.threads.unwrap_or_else(num_cpus::get_physical).max(1);
+    let wanted = options
+        .max_context
+        .unwrap_or(trained.min(DEFAULT_CONTEXT))
+        .max(1);
+    let workers = options
+        .threads
+        .unwrap_or_else(num_cpus::get_physical)
+        .max(1);
     let build = |max_context: usize| {
-        let sized = plan::Options { max_batch: options.max_batch, max_context, kv_type: options.kv_type, workers };
+        let sized = plan::Options {
+            max_batch: options.max_batch,
+            max_context,
+            kv_type: options.kv_type,
+            workers,
+        };
         plan::build(&model.graph, &options.target, sized)
     };
     let plan = build(wanted)?;
-    let Some(limit) = options.fit else { return Ok(plan) };
+    let Some(limit) = options.fit else {
+        return Ok(plan);
+    };
     let memory = plan.memory();
     if memory.total() <= limit {
         return Ok(plan);
@@ -193,8 +238,10 @@ struct Emitter<'a> {
 impl<'a> Emitter<'a> {
     fn new(folder: Option<&'a Path>) -> Result<Emitter<'a>, Error> {
         if let Some(folder) = folder {
-            std::fs::create_dir_all(folder)
-                .map_err(|source| Error::Io { doing: format!("creating {}", folder.display()), source })?;
+            std::fs::create_dir_all(folder).map_err(|source| Error::Io {
+                doing: format!("creating {}", folder.display()),
+                source,
+            })?;
         }
         Ok(Emitter { folder, graphs: 0 })
     }
@@ -211,7 +258,8 @@ impl<'a> Emitter<'a> {
         }
         for program in &plan.programs {
             for worker in 0..plan.workers {
-                let name = format!("{:?}-{}-worker{worker}.clif", program.stage, program.rows).to_lowercase();
+                let name = format!("{:?}-{}-worker{worker}.clif", program.stage, program.rows)
+                    .to_lowercase();
                 self.write(&name, codegen::cpu::clif(plan, program, worker)?.as_bytes())?;
             }
         }
@@ -220,8 +268,13 @@ impl<'a> Emitter<'a> {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let Some(folder) = self.folder else { return Ok(()) };
+        let Some(folder) = self.folder else {
+            return Ok(());
+        };
         let path = folder.join(name);
-        std::fs::write(&path, bytes).map_err(|source| Error::Io { doing: format!("writing {}", path.display()), source })
+        std::fs::write(&path, bytes).map_err(|source| Error::Io {
+            doing: format!("writing {}", path.display()),
+            source,
+        })
     }
 }

@@ -68,9 +68,14 @@ impl Notes {
     /// Collects notes of a finished plan and its code.
     pub fn new(graph: &OpGraph, plan: &Plan, code: &CpuCode) -> Result<Notes, Error> {
         let selector = Selector::new(&plan.target, plan.workers);
-        let mut rows: Vec<(Stage, usize)> = plan.programs.iter().map(|p| (p.stage, p.rows)).collect();
+        let mut rows: Vec<(Stage, usize)> =
+            plan.programs.iter().map(|p| (p.stage, p.rows)).collect();
         rows.sort_by_key(|r| r.1);
-        let mut notes = Notes { graph: dump::dump(graph), plan: plan.dump(), ..Notes::default() };
+        let mut notes = Notes {
+            graph: dump::dump(graph),
+            plan: plan.dump(),
+            ..Notes::default()
+        };
         let mut seen: Vec<((String, usize, usize, Stage), u32)> = Vec::new();
         for place in &plan.weights {
             let w = &graph.weights[place.weight.0 as usize];
@@ -106,7 +111,11 @@ impl Notes {
                 choice,
             });
         }
-        notes.code = code.launches.iter().map(|p| p.iter().map(|r| (r.start, r.end)).collect()).collect();
+        notes.code = code
+            .launches
+            .iter()
+            .map(|p| p.iter().map(|r| (r.start, r.end)).collect())
+            .collect();
         Ok(notes)
     }
 }
@@ -134,12 +143,15 @@ fn candidates(
         .map(|c| {
             let symbols: Vec<String> = c.batches.iter().map(|b| b.kernel.to_string()).collect();
             let used = symbols.len() == picked.stamps.len()
-                && symbols.iter().zip(&picked.stamps).all(|(s, stamp)| *s == stamp.symbol);
+                && symbols
+                    .iter()
+                    .zip(&picked.stamps)
+                    .all(|(s, stamp)| *s == stamp.symbol);
             CandidateNote {
                 variant: format!("{} n{}", c.variant.isa.name(), c.variant.stamp),
                 picked: used && c.verdict.is_ok(),
                 verdict: match c.verdict {
-                    Ok(cost) => Ok((cost.seconds, cost.text)),
+                    Ok(cost) => Ok((cost.seconds, cost.to_string())),
                     Err(reason) => Err(reason.to_string()),
                 },
             }
@@ -159,12 +171,22 @@ pub fn explain(
 ) -> Result<String, String> {
     let label = name.trim_end_matches(".weight");
     let mut out = String::new();
-    let tensors: Vec<&TensorNote> =
-        notes.tensors.iter().filter(|t| t.name.trim_end_matches(".weight") == label).collect();
+    let tensors: Vec<&TensorNote> = notes
+        .tensors
+        .iter()
+        .filter(|t| t.name.trim_end_matches(".weight") == label)
+        .collect();
     for t in &tensors {
         let _ = writeln!(out, "{}: {} [{}, {}] in the GGUF", t.name, t.ty, t.n, t.k);
-        let (bits, end) = (t.bytes as f64 * 8.0 / (t.n * t.k).max(1) as f64, t.offset + t.bytes);
-        let _ = writeln!(out, "  packed as {} ({bits:.3} bits per weight) at {}..{end} of the weights section", t.layout, t.offset);
+        let (bits, end) = (
+            t.bytes as f64 * 8.0 / (t.n * t.k).max(1) as f64,
+            t.offset + t.bytes,
+        );
+        let _ = writeln!(
+            out,
+            "  packed as {} ({bits:.3} bits per weight) at {}..{end} of the weights section",
+            t.layout, t.offset
+        );
         if let Some(choice) = t.choice.and_then(|c| notes.choices.get(c as usize)) {
             let _ = writeln!(out, "\ncandidates (predicted us, <-- picked):");
             for (rows, candidates) in &choice.buckets {
@@ -180,13 +202,25 @@ pub fn explain(
             }
         }
     }
-    let mentions = |line: &&str| line.split(|c: char| !(c.is_alphanumeric() || "._".contains(c))).any(|w| w.trim_end_matches(".weight") == label);
+    let mentions = |line: &&str| {
+        line.split(|c: char| !(c.is_alphanumeric() || "._".contains(c)))
+            .any(|w| w.trim_end_matches(".weight") == label)
+    };
     let graph: Vec<&str> = notes.graph.lines().filter(mentions).collect();
     let plan: Vec<&str> = notes.plan.lines().filter(mentions).collect();
     if tensors.is_empty() && graph.is_empty() && plan.is_empty() {
-        let mut near: Vec<&str> = notes.tensors.iter().map(|t| t.name.as_str()).filter(|n| n.contains(label)).collect();
+        let mut near: Vec<&str> = notes
+            .tensors
+            .iter()
+            .map(|t| t.name.as_str())
+            .filter(|n| n.contains(label))
+            .collect();
         near.truncate(8);
-        let hint = if near.is_empty() { "`inspect` lists them".into() } else { format!("did you mean {}?", near.join(", ")) };
+        let hint = if near.is_empty() {
+            "`inspect` lists them".into()
+        } else {
+            format!("did you mean {}?", near.join(", "))
+        };
         return Err(format!("no such tensor or launch in this bundle ({hint})"));
     }
     let _ = writeln!(out, "\ngraph:\n  {}", graph.join("\n  "));
@@ -199,8 +233,12 @@ pub fn explain(
         }
     }
     for (p, (stage, rows, labels)) in programs.iter().enumerate() {
-        let Some(code) = notes.code.get(p) else { continue };
-        let found: Vec<usize> = (0..labels.len()).filter(|&i| labels[i].split('+').any(|l| l == label)).collect();
+        let Some(code) = notes.code.get(p) else {
+            continue;
+        };
+        let found: Vec<usize> = (0..labels.len())
+            .filter(|&i| labels[i].split('+').any(|l| l == label))
+            .collect();
         if found.is_empty() {
             continue;
         }

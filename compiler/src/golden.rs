@@ -19,17 +19,29 @@ const NMSE: f64 = 2e-2;
 pub fn prompts(gguf: &Gguf, model: &Model) -> Result<Vec<GoldenPrompt>, Error> {
     let vocab = model.info.vocab_size as u64;
     // Spread over the vocabulary by a multiplicative step, the same for every build.
-    let tokens: Vec<u32> = (1..=TOKENS as u64).map(|i| (i * 2_654_435_761 % vocab) as u32).collect();
+    let tokens: Vec<u32> = (1..=TOKENS as u64)
+        .map(|i| (i * 2_654_435_761 % vocab) as u32)
+        .collect();
     let logits = interpret::prompt_logits(&model.graph, gguf, &tokens)?;
-    let mut golden = GoldenPrompt { tokens, positions: vec![], ids: vec![], logits: vec![], nmse: NMSE };
+    let mut golden = GoldenPrompt {
+        tokens,
+        positions: vec![],
+        ids: vec![],
+        logits: vec![],
+        nmse: NMSE,
+    };
     for (position, row) in logits.iter().enumerate() {
         let mut ids: Vec<u32> = (0..row.len() as u32).collect();
         let kept = KEPT.min(ids.len());
-        ids.select_nth_unstable_by(kept - 1, |&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
+        ids.select_nth_unstable_by(kept - 1, |&a, &b| {
+            row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b))
+        });
         ids.truncate(kept);
         ids.sort_unstable();
         golden.positions.push(position as u32);
-        golden.logits.push(ids.iter().map(|&i| row[i as usize]).collect());
+        golden
+            .logits
+            .push(ids.iter().map(|&i| row[i as usize]).collect());
         golden.ids.push(ids);
     }
     Ok(vec![golden])

@@ -136,7 +136,7 @@ pub enum Op {
         /// Added to the mean square.
         eps: f32,
     },
-    /// x [, residual when `residual`] -> one output per part: x W^T + bias [+ residual, single part only].
+    /// x [, residual when `residual`] -> one output per part: x W^T + bias, or + residual (one part without a bias).
     MatMul {
         /// Matrices that share the input.
         parts: Vec<Part>,

@@ -53,9 +53,9 @@ pub fn pack(
             })
             .collect();
         for i in 0..jobs.len() {
-            let bytes = queues[i % threads]
-                .recv()
-                .map_err(|_| Error::Internal(format!("packing {} stopped", jobs[i].weight.name)))??;
+            let bytes = queues[i % threads].recv().map_err(|_| {
+                Error::Internal(format!("packing {} stopped", jobs[i].weight.name))
+            })??;
             out.write_bytes(&bytes)?;
             progress(bytes.len() as u64);
         }
@@ -68,7 +68,12 @@ fn jobs<'a>(graph: &'a OpGraph, placements: &[Placement]) -> Result<Vec<Job<'a>>
     for p in placements {
         let weight = &graph.weights[p.weight.0 as usize];
         match p.form {
-            Form::Vector => jobs.push(Job { weight, form: p.form, tiles: 0..0, bytes: p.bytes as usize }),
+            Form::Vector => jobs.push(Job {
+                weight,
+                form: p.form,
+                tiles: 0..0,
+                bytes: p.bytes as usize,
+            }),
             Form::Tiles => {
                 let count = weight.n.div_ceil(TILE_N);
                 let tile_bytes = p.bytes as usize / count;
@@ -76,7 +81,12 @@ fn jobs<'a>(graph: &'a OpGraph, placements: &[Placement]) -> Result<Vec<Job<'a>>
                 for start in (0..count).step_by(run) {
                     let tiles = start..(start + run).min(count);
                     let bytes = tiles.len() * tile_bytes;
-                    jobs.push(Job { weight, form: p.form, tiles, bytes });
+                    jobs.push(Job {
+                        weight,
+                        form: p.form,
+                        tiles,
+                        bytes,
+                    });
                 }
             }
         }
@@ -91,7 +101,10 @@ fn run(gguf: &Gguf, job: &Job<'_>) -> Result<Vec<u8>, Error> {
         (Form::Vector, Source::Gguf) => store(&vector(gguf, job.weight)?, &mut out),
         (Form::Tiles, Source::Gguf) => tiles(gguf, job, &mut out)?,
         (Form::Tiles, Source::Computed(_)) => {
-            return Err(Error::Internal(format!("{}: a computed matrix", job.weight.name)));
+            return Err(Error::Internal(format!(
+                "{}: a computed matrix",
+                job.weight.name
+            )));
         }
     }
     Ok(out)
@@ -125,17 +138,28 @@ fn store(values: &[f32], out: &mut [u8]) {
 }
 
 fn format_of(w: &Weight) -> Result<&'static QuantFormat, Error> {
-    quant::format(w.ty)
-        .ok_or_else(|| Error::Unsupported { what: w.name.clone(), why: format!("nothing packs {}", w.ty.name()) })
+    quant::format(w.ty).ok_or_else(|| Error::Unsupported {
+        what: w.name.clone(),
+        why: format!("nothing packs {}", w.ty.name()),
+    })
 }
 
 fn data<'g>(gguf: &'g Gguf, w: &Weight) -> Result<&'g [u8], Error> {
-    let missing = || Error::Model { what: w.name.clone(), why: "is not in the file".into() };
+    let missing = || Error::Model {
+        what: w.name.clone(),
+        why: "is not in the file".into(),
+    };
     let tensor = gguf.tensor(&w.name).ok_or_else(missing)?;
     let bytes = gguf.data(tensor);
-    let expected = w.ty.row_bytes(w.k as u64).and_then(|r| r.checked_mul(w.n as u64));
+    let expected =
+        w.ty.row_bytes(w.k as u64)
+            .and_then(|r| r.checked_mul(w.n as u64));
     if expected != Some(bytes.len() as u64) {
-        return Err(Error::Internal(format!("{}: {} bytes, expected {expected:?}", w.name, bytes.len())));
+        return Err(Error::Internal(format!(
+            "{}: {} bytes, expected {expected:?}",
+            w.name,
+            bytes.len()
+        )));
     }
     Ok(bytes)
 }

@@ -316,7 +316,11 @@ impl Matmul {
         self.parts
             .iter()
             .map(|p| {
-                let tile_at = |byte: usize| byte.saturating_sub(start).div_ceil(p.tile_bytes).min(p.tiles);
+                let tile_at = |byte: usize| {
+                    byte.saturating_sub(start)
+                        .div_ceil(p.tile_bytes)
+                        .min(p.tiles)
+                };
                 let range = tile_at(lo)..tile_at(hi);
                 start += p.tiles * p.tile_bytes;
                 range

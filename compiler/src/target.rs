@@ -65,13 +65,18 @@ impl TargetProfile {
         if matches!(name, "cpu" | "native" | "cpu:native") {
             return Ok(TargetProfile::native());
         }
-        PRESETS.iter().find(|p| p.name == name).cloned().map(TargetProfile::resolved).ok_or_else(|| {
-            let known: Vec<&str> = PRESETS.iter().map(|p| p.name).collect();
-            Error::Unsupported {
-                what: format!("--target {name}"),
-                why: format!("no such target (supported: native, {})", known.join(", ")),
-            }
-        })
+        PRESETS
+            .iter()
+            .find(|p| p.name == name)
+            .cloned()
+            .map(TargetProfile::resolved)
+            .ok_or_else(|| {
+                let known: Vec<&str> = PRESETS.iter().map(|p| p.name).collect();
+                Error::Unsupported {
+                    what: format!("--target {name}"),
+                    why: format!("no such target (supported: native, {})", known.join(", ")),
+                }
+            })
     }
 
     /// The best preset this machine can run.

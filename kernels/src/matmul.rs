@@ -149,16 +149,34 @@ pub struct Candidate {
 }
 
 /// Prediction for one matmul on all cores.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
     /// The larger of memory time and arithmetic time.
     pub seconds: f64,
+    /// Time to stream the weights, seconds.
+    pub memory_seconds: f64,
+    /// Time of the arithmetic, seconds.
+    pub arithmetic_seconds: f64,
     /// Bytes of weights read, once for all sub-batches: the step program loops tiles outermost.
     pub bytes: u64,
     /// Multiply-adds, padding columns included.
     pub macs: u64,
-    /// Which wall it is, for people.
-    pub text: String,
+}
+
+impl fmt::Display for Cost {
+    /// Which wall binds, for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let wall = if self.memory_seconds >= self.arithmetic_seconds {
+            "memory"
+        } else {
+            "arithmetic"
+        };
+        let (memory, arithmetic) = (self.memory_seconds * 1e6, self.arithmetic_seconds * 1e6);
+        write!(
+            f,
+            "{wall}: {memory:.1} us of bytes, {arithmetic:.1} us of arithmetic"
+        )
+    }
 }
 
 /// Why a variant cannot compute a query.
@@ -284,21 +302,12 @@ fn plan(variant: &Variant, query: &Query) -> Result<(Vec<SubBatch>, Cost), Reaso
         bytes as f64 / bandwidth,
         cycles / (rates.hz * rates.cores as f64),
     );
-    let wall = if memory >= arithmetic {
-        "memory"
-    } else {
-        "arithmetic"
-    };
-    let text = format!(
-        "{wall}: {:.1} us of bytes, {:.1} us of arithmetic",
-        memory * 1e6,
-        arithmetic * 1e6
-    );
     let cost = Cost {
         seconds: memory.max(arithmetic),
         bytes: bytes as u64,
         macs: macs_per_row as u64 * rows as u64,
-        text,
+        memory_seconds: memory,
+        arithmetic_seconds: arithmetic,
     };
     Ok((batches, cost))
 }

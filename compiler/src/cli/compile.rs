@@ -45,7 +45,11 @@ pub enum KvFlag {
 impl CompileFlags {
     /// As pipeline options.
     pub fn options(&self) -> Result<Options, Error> {
-        for (flag, value) in [("--max-batch", Some(self.max_batch)), ("--ctx-size", self.ctx_size), ("--threads", self.threads)] {
+        for (flag, value) in [
+            ("--max-batch", Some(self.max_batch)),
+            ("--ctx-size", self.ctx_size),
+            ("--threads", self.threads),
+        ] {
             if let Some(v) = value
                 && !(1..=1 << 24).contains(&v)
             {
@@ -69,7 +73,9 @@ impl CompileFlags {
 
 /// Arguments of `coldpress compile`.
 #[derive(Args, Clone, Debug)]
-#[command(after_help = "Examples:\n  coldpress compile model.gguf -o model.press\n  coldpress compile model.gguf --max-batch 32 -c 8192 --fit 24GiB --dry-run")]
+#[command(
+    after_help = "Examples:\n  coldpress compile model.gguf -o model.press\n  coldpress compile model.gguf --max-batch 32 -c 8192 --fit 24GiB --dry-run"
+)]
 pub struct CompileArgs {
     /// The model: a GGUF, or any file of a split one.
     pub model: PathBuf,
@@ -122,7 +128,12 @@ impl CompileArgs {
         };
         let written = std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0);
         eprintln!("{}", summary(&prepared.plan));
-        eprintln!("wrote {} ({}) in {:.1} s", out.display(), size(written), start.elapsed().as_secs_f64());
+        eprintln!(
+            "wrote {} ({}) in {:.1} s",
+            out.display(),
+            size(written),
+            start.elapsed().as_secs_f64()
+        );
         Ok(())
     }
 }
@@ -143,21 +154,30 @@ fn summary(plan: &Plan) -> String {
         size(m.total())
     );
     text.push_str("\ndecode   predicted tok/s");
-    for batch in [1, 2, 4, 8, 16, 32].into_iter().filter(|&b| b <= plan.limits.max_batch as usize) {
+    for batch in [1, 2, 4, 8, 16, 32]
+        .into_iter()
+        .filter(|&b| b <= plan.limits.max_batch as usize)
+    {
         if let Some(seconds) = plan.predicted_step(batch) {
             text.push_str(&format!("  {batch}: {:.0}", batch as f64 / seconds));
         }
     }
     for (batch, rate, best) in plan.cliffs() {
-        text.push_str(&format!("\ncliff    batch {batch}: {rate:.0} tok/s predicted after {best:.0}"));
+        text.push_str(&format!(
+            "\ncliff    batch {batch}: {rate:.0} tok/s predicted after {best:.0}"
+        ));
     }
     text
 }
 
 /// `24GiB`, `900M`, `1.5g`, plain bytes.
 fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-    let number: f64 = text[..digits].parse().map_err(|_| format!("{text} is not a size such as 24GiB"))?;
+    let digits = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
+    let number: f64 = text[..digits]
+        .parse()
+        .map_err(|_| format!("{text} is not a size such as 24GiB"))?;
     let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,

@@ -28,12 +28,30 @@ impl ExplainArgs {
         let x86 = plan.requires.arch == "x86_64";
         let instructions = |start: u64, end: u64| {
             let bytes = code.get(start as usize..end as usize).unwrap_or_default();
-            if x86 { disassembled(bytes, start) } else { hexadecimal(bytes, start) }
+            if x86 {
+                disassembled(bytes, start)
+            } else {
+                hexadecimal(bytes, start)
+            }
         };
-        let programs: Vec<explain::ProgramNote> =
-            plan.programs.iter().map(|p| (p.stage, p.rows, p.launches.iter().map(|l| l.label.clone()).collect())).collect();
-        let text = explain::explain(&notes, &self.tensor, &instructions, &programs)
-            .map_err(|why| Error::Model { what: self.tensor.clone(), why })?;
+        let programs: Vec<explain::ProgramNote> = plan
+            .programs
+            .iter()
+            .map(|p| {
+                (
+                    p.stage,
+                    p.rows,
+                    p.launches.iter().map(|l| l.label.clone()).collect(),
+                )
+            })
+            .collect();
+        let text =
+            explain::explain(&notes, &self.tensor, &instructions, &programs).map_err(|why| {
+                Error::Model {
+                    what: self.tensor.clone(),
+                    why,
+                }
+            })?;
         Ok(rt::print(&text)?)
     }
 }

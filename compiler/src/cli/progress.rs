@@ -12,7 +12,9 @@ pub struct Bars {
 impl Bars {
     /// Bars that stay silent when stderr is not a terminal.
     pub fn new() -> Bars {
-        Bars { bar: ProgressBar::hidden() }
+        Bars {
+            bar: ProgressBar::hidden(),
+        }
     }
 }
 
@@ -22,9 +24,15 @@ impl Progress for Bars {
         if !std::io::stderr().is_terminal() {
             return;
         }
-        let counted = if total > 1 << 20 { "{bytes}/{total_bytes} {bytes_per_sec}" } else { "{pos}/{len}" };
+        let counted = if total > 1 << 20 {
+            "{bytes}/{total_bytes} {bytes_per_sec}"
+        } else {
+            "{pos}/{len}"
+        };
         self.bar = ProgressBar::new(total);
-        if let Ok(style) = ProgressStyle::with_template(&format!("{{msg:<18}} {{wide_bar}} {counted}")) {
+        if let Ok(style) =
+            ProgressStyle::with_template(&format!("{{msg:<18}} {{wide_bar}} {counted}"))
+        {
             self.bar.set_style(style);
         }
         self.bar.set_message(name);

@@ -34,27 +34,42 @@ impl RunModelArgs {
 fn cached(model: &Path, flags: &CompileFlags) -> Result<PathBuf, Error> {
     let folder = cache_folder()?;
     let options = flags.options()?;
-    let io = |doing: &str, source| Error::Io { doing: format!("{doing} {}", model.display()), source };
+    let io = |doing: &str, source| Error::Io {
+        doing: format!("{doing} {}", model.display()),
+        source,
+    };
     let full = model.canonicalize().map_err(|e| io("resolving", e))?;
     let meta = full.metadata().map_err(|e| io("reading", e))?;
-    let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+    let modified = meta
+        .modified()
+        .ok()
+        .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
+        .unwrap_or_default();
     let threads = options.threads.unwrap_or_else(num_cpus::get_physical);
     let mut key = Xxh3::new();
-    key.write(format!(
-        "{}|{}|{}|{}|{}|{}|{:?}|{:?}|{threads}",
-        full.display(),
-        meta.len(),
-        modified.as_nanos(),
-        crate::bundle::PRODUCER,
-        options.target.name,
-        options.max_batch,
-        options.max_context,
-        options.kv_type,
-    ).as_bytes());
+    key.write(
+        format!(
+            "{}|{}|{}|{}|{}|{}|{:?}|{:?}|{threads}",
+            full.display(),
+            meta.len(),
+            modified.as_nanos(),
+            crate::bundle::PRODUCER,
+            options.target.name,
+            options.max_batch,
+            options.max_context,
+            options.kv_type,
+        )
+        .as_bytes(),
+    );
     let stem = model.file_stem().unwrap_or_default().to_string_lossy();
     let bundle = folder.join(format!("{stem}-{:016x}.press", key.finish()));
     if !bundle.exists() {
-        eprintln!("compiling {} for {} (once; kept in {})", model.display(), options.target.name, bundle.display());
+        eprintln!(
+            "compiling {} for {} (once; kept in {})",
+            model.display(),
+            options.target.name,
+            bundle.display()
+        );
         compile::compile(model, &bundle, &options, &mut Bars::new())?;
     }
     Ok(bundle)
@@ -66,7 +81,9 @@ fn cache_folder() -> Result<PathBuf, Error> {
         .or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")))
         .unwrap_or_else(std::env::temp_dir);
     let folder = base.join("coldpress");
-    std::fs::create_dir_all(&folder)
-        .map_err(|source| Error::Io { doing: format!("creating {}", folder.display()), source })?;
+    std::fs::create_dir_all(&folder).map_err(|source| Error::Io {
+        doing: format!("creating {}", folder.display()),
+        source,
+    })?;
     Ok(folder)
 }

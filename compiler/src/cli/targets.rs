@@ -1,7 +1,7 @@
 //! `coldpress targets`.
 
-use crate::target::{PRESETS, TargetProfile};
 use crate::error::Error;
+use crate::target::{PRESETS, TargetProfile};
 use clap::Args;
 use coldpress_runtime::bundle::Machine;
 
@@ -14,11 +14,20 @@ impl TargetsArgs {
     pub fn execute(self) -> Result<(), Error> {
         let native = TargetProfile::native();
         for preset in PRESETS {
-            let mark = if preset.name == native.name { "  <-- this machine (native)" } else { "" };
+            let mark = if preset.name == native.name {
+                "  <-- this machine (native)"
+            } else {
+                ""
+            };
             println!("{:<12} {}{mark}", preset.name, preset.about);
         }
         let machine = Machine::detect();
-        println!("\nthis machine: {}, {} cores, {}", machine.arch, machine.cores, crate::compile::size(machine.memory_bytes));
+        println!(
+            "\nthis machine: {}, {} cores, {}",
+            machine.arch,
+            machine.cores,
+            crate::compile::size(machine.memory_bytes)
+        );
         println!("features: {}", machine.features.join(" "));
         Ok(())
     }

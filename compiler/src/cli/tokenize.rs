@@ -15,7 +15,11 @@ pub struct TokenizeArgs {
     /// A bundle or a GGUF (a vocabulary-only one will do).
     model: PathBuf,
     /// The text; `-f` reads it from a file instead.
-    #[arg(conflicts_with = "file", required_unless_present = "file", allow_hyphen_values = true)]
+    #[arg(
+        conflicts_with = "file",
+        required_unless_present = "file",
+        allow_hyphen_values = true
+    )]
     text: Option<String>,
     /// File with the text, `-` for standard input.
     #[arg(short, long)]
@@ -41,9 +45,15 @@ impl TokenizeArgs {
         } else {
             Bundle::open(&self.model)?.section_value(SectionKind::Tokenizer)?
         };
-        let tokenizer = Tokenizer::new(spec).map_err(|e| coldpress_runtime::Error::Tokenizer(Box::new(e)))?;
-        let options = EncodeOptions { add_special: !self.no_bos, parse_special: self.parse_special };
-        let ids = tokenizer.encode(&text, options).map_err(|e| coldpress_runtime::Error::Tokenizer(Box::new(e)))?;
+        let tokenizer =
+            Tokenizer::new(spec).map_err(|e| coldpress_runtime::Error::Tokenizer(Box::new(e)))?;
+        let options = EncodeOptions {
+            add_special: !self.no_bos,
+            parse_special: self.parse_special,
+        };
+        let ids = tokenizer
+            .encode(&text, options)
+            .map_err(|e| coldpress_runtime::Error::Tokenizer(Box::new(e)))?;
         let list: Vec<String> = ids.iter().map(u32::to_string).collect();
         println!("[{}]", list.join(", "));
         Ok(())
@@ -51,7 +61,10 @@ impl TokenizeArgs {
 }
 
 fn read(path: &PathBuf) -> Result<String, Error> {
-    let io = |source| Error::Io { doing: format!("reading {}", path.display()), source };
+    let io = |source| Error::Io {
+        doing: format!("reading {}", path.display()),
+        source,
+    };
     let mut text = String::new();
     if path.as_os_str() == "-" {
         std::io::stdin().read_to_string(&mut text).map_err(io)?;

@@ -61,7 +61,12 @@ pub const BARRIER: &str = "barrier";
 pub fn generate(plan: &Plan, mut progress: impl FnMut()) -> Result<CpuCode, Error> {
     let isa = target_isa(&plan.target)?;
     let mut symbols = SymbolTable::default();
-    let mut code = CpuCode { bytes: Vec::new(), entries: Vec::new(), symbols: Vec::new(), launches: Vec::new() };
+    let mut code = CpuCode {
+        bytes: Vec::new(),
+        entries: Vec::new(),
+        symbols: Vec::new(),
+        launches: Vec::new(),
+    };
     for program in &plan.programs {
         let mut entries = Vec::with_capacity(plan.workers);
         for worker in 0..plan.workers {
@@ -71,7 +76,11 @@ pub fn generate(plan: &Plan, mut progress: impl FnMut()) -> Result<CpuCode, Erro
             let compiled = compile(isa.as_ref(), function, program)?;
             if worker == 0 {
                 code.launches.push(
-                    compiled.launches.iter().map(|r| start + u64::from(r.start)..start + u64::from(r.end)).collect(),
+                    compiled
+                        .launches
+                        .iter()
+                        .map(|r| start + u64::from(r.start)..start + u64::from(r.end))
+                        .collect(),
                 );
             }
             entries.push(start);
@@ -87,7 +96,15 @@ pub fn generate(plan: &Plan, mut progress: impl FnMut()) -> Result<CpuCode, Erro
 /// Cranelift's text for one worker of one program, for `--emit` and `explain`.
 pub fn clif(plan: &Plan, program: &ProgramPlan, worker: usize) -> Result<String, Error> {
     let isa = target_isa(&plan.target)?;
-    Ok(emit::function(isa.as_ref(), plan, program, worker, &mut SymbolTable::default()).display().to_string())
+    Ok(emit::function(
+        isa.as_ref(),
+        plan,
+        program,
+        worker,
+        &mut SymbolTable::default(),
+    )
+    .display()
+    .to_string())
 }
 
 /// One function's machine code.
@@ -96,41 +113,73 @@ struct Compiled {
     launches: Vec<Range<u32>>,
 }
 
-fn compile(isa: &dyn isa::TargetIsa, function: ir::Function, program: &ProgramPlan) -> Result<Compiled, Error> {
-    let internal = |why: String| Error::Internal(format!("{:?} program of {} rows: {why}", program.stage, program.rows));
+fn compile(
+    isa: &dyn isa::TargetIsa,
+    function: ir::Function,
+    program: &ProgramPlan,
+) -> Result<Compiled, Error> {
+    let internal = |why: String| {
+        Error::Internal(format!(
+            "{:?} program of {} rows: {why}",
+            program.stage, program.rows
+        ))
+    };
     let mut context = Context::for_function(function);
-    let compiled =
-        context.compile(isa, &mut ControlPlane::default()).map_err(|e| internal(format!("{:?}", e.inner)))?;
+    let compiled = context
+        .compile(isa, &mut ControlPlane::default())
+        .map_err(|e| internal(format!("{:?}", e.inner)))?;
     // Bundle code is mapped wherever there is room, by a loader that does not link.
     if !compiled.buffer.relocs().is_empty() {
-        return Err(internal(format!("code needs relocations: {:?}", compiled.buffer.relocs())));
+        return Err(internal(format!(
+            "code needs relocations: {:?}",
+            compiled.buffer.relocs()
+        )));
     }
     let mut launches = vec![0..0; program.launches.len()];
     for span in compiled.buffer.get_srclocs_sorted() {
         if let Some(range) = launches.get_mut(span.loc.bits() as usize) {
-            let start = if range.start == range.end { span.start } else { range.start.min(span.start) };
+            let start = if range.start == range.end {
+                span.start
+            } else {
+                range.start.min(span.start)
+            };
             *range = start..range.end.max(span.end);
         }
     }
-    Ok(Compiled { bytes: compiled.code_buffer().to_vec(), launches })
+    Ok(Compiled {
+        bytes: compiled.code_buffer().to_vec(),
+        launches,
+    })
 }
 
 fn target_isa(target: &TargetProfile) -> Result<OwnedTargetIsa, Error> {
     let internal = |why: String| Error::Internal(format!("cranelift for {}: {why}", target.name));
     let mut flags = settings::builder();
-    for (name, value) in [("opt_level", "speed"), ("enable_verifier", "false"), ("regalloc_algorithm", "backtracking")] {
-        flags.set(name, value).map_err(|e| internal(e.to_string()))?;
+    for (name, value) in [
+        ("opt_level", "speed"),
+        ("enable_verifier", "false"),
+        ("regalloc_algorithm", "backtracking"),
+    ] {
+        flags
+            .set(name, value)
+            .map_err(|e| internal(e.to_string()))?;
     }
     let mut builder = isa::lookup_by_name(target.arch).map_err(|e| internal(e.to_string()))?;
     if target.arch == "x86_64" {
         for feature in ["has_sse3", "has_ssse3", "has_sse41", "has_sse42"] {
-            builder.enable(feature).map_err(|e| internal(e.to_string()))?;
+            builder
+                .enable(feature)
+                .map_err(|e| internal(e.to_string()))?;
         }
         if target.has_fma() {
             for feature in ["has_avx", "has_avx2", "has_fma"] {
-                builder.enable(feature).map_err(|e| internal(e.to_string()))?;
+                builder
+                    .enable(feature)
+                    .map_err(|e| internal(e.to_string()))?;
             }
         }
     }
-    builder.finish(settings::Flags::new(flags)).map_err(|e| internal(e.to_string()))
+    builder
+        .finish(settings::Flags::new(flags))
+        .map_err(|e| internal(e.to_string()))
 }

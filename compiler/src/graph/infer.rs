@@ -178,8 +178,9 @@ impl Checker<'_> {
         inputs: &[ValueType],
     ) -> Result<Vec<ValueType>, Error> {
         self.ensure(!parts.is_empty(), || "has no parts".into())?;
-        self.ensure(!residual || parts.len() == 1, || {
-            format!("{} parts and a residual", parts.len())
+        let plain = parts.len() == 1 && parts[0].bias.is_none();
+        self.ensure(!residual || plain, || {
+            "a residual beside a bias or several parts".into()
         })?;
         let x = match residual {
             true => self.arity::<2>(inputs)?[0],

@@ -19,8 +19,10 @@ pub(super) fn run(graph: &mut OpGraph) -> Result<(), Error> {
             else {
                 continue;
             };
-            // The only reader is this Add, so the other operand cannot depend on the matmul.
-            if parts.len() != 1 || !graph.has_one_consumer(product) {
+            // The only reader is this Add, so the other operand cannot depend on the matmul. Accumulators start from one
+            // thing, the residual or the bias: a matmul with a bias keeps its Add.
+            let plain = parts.len() == 1 && parts[0].bias.is_none();
+            if !plain || !graph.has_one_consumer(product) {
                 continue;
             }
             let op = Op::MatMul {

@@ -14,7 +14,12 @@ const PREFILL: [usize; 8] = [12, 16, 20, 24, 32, 40, 48, 64];
 pub fn trunk(max_batch: usize) -> Vec<usize> {
     let mut rows = decode(max_batch);
     let top = max_rows(max_batch);
-    rows.extend(PREFILL.iter().copied().filter(|&r| r > max_batch && r < top));
+    rows.extend(
+        PREFILL
+            .iter()
+            .copied()
+            .filter(|&r| r > max_batch && r < top),
+    );
     rows.push(top);
     rows.sort_unstable();
     rows.dedup();
@@ -28,7 +33,11 @@ pub fn head(max_batch: usize) -> Vec<usize> {
 
 /// Rows one step can take: a whole decode batch and still a prefill chunk beside it.
 pub fn max_rows(max_batch: usize) -> usize {
-    if max_batch <= CHUNK / 4 { CHUNK } else { (max_batch + CHUNK).next_multiple_of(16) }
+    if max_batch <= CHUNK / 4 {
+        CHUNK
+    } else {
+        (max_batch + CHUNK).next_multiple_of(16)
+    }
 }
 
 fn decode(max_batch: usize) -> Vec<usize> {
@@ -50,7 +59,10 @@ mod tests {
             assert!(trunk.contains(&max_batch) && head.last() == Some(&max_batch));
             assert_eq!(trunk.last(), Some(&max_rows(max_batch)));
             assert!(trunk.is_sorted() && trunk[0] == 1 && head[0] == 1);
-            assert!(max_rows(max_batch) >= max_batch + 32, "a full batch leaves room for prefill");
+            assert!(
+                max_rows(max_batch) >= max_batch + 32,
+                "a full batch leaves room for prefill"
+            );
         }
     }
 }

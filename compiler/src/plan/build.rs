@@ -42,9 +42,10 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
     let selector = Selector::new(target, options.workers);
     let mut programs = Vec::new();
     let mut arena_bytes = base;
-    for (stage, nodes, pinned) in
-        [(Stage::Trunk, &trunk, (hidden, 0)), (Stage::Head, &head, (logits, hidden_bytes))]
-    {
+    for (stage, nodes, pinned) in [
+        (Stage::Trunk, &trunk, (hidden, 0)),
+        (Stage::Head, &head, (logits, hidden_bytes)),
+    ] {
         let rows_list = match stage {
             Stage::Trunk => buckets::trunk(options.max_batch),
             Stage::Head => buckets::head(options.max_batch),
@@ -52,7 +53,10 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
         for rows in rows_list {
             let mut placed = place(graph, nodes, rows, base, &[pinned])?;
             if stage == Stage::Head {
-                let buffer = super::Buffer { offset: 0, stride: stride(graph.value_type(hidden)) };
+                let buffer = super::Buffer {
+                    offset: 0,
+                    stride: stride(graph.value_type(hidden)),
+                };
                 placed.buffers.insert(hidden, buffer);
             }
             arena_bytes = arena_bytes.max(placed.end);
@@ -70,7 +74,11 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
                 launches.extend(lowering.node(node)?);
             }
             schedule::barriers(&mut launches);
-            programs.push(ProgramPlan { stage, rows, launches });
+            programs.push(ProgramPlan {
+                stage,
+                rows,
+                launches,
+            });
         }
     }
     let plan = Plan {
@@ -108,7 +116,9 @@ fn place_weights(graph: &OpGraph) -> Result<(Vec<Placement>, u64), Error> {
                     }
                 }
             }
-            Op::RmsNorm { weight, .. } | Op::NormQuantise { weight, .. } => as_vector[weight.0 as usize] = true,
+            Op::RmsNorm { weight, .. } | Op::NormQuantise { weight, .. } => {
+                as_vector[weight.0 as usize] = true
+            }
             Op::HeadNorm { norm, .. } => as_vector[norm.weight.0 as usize] = true,
             Op::RopeTable { inv_freq, .. } => as_vector[inv_freq.0 as usize] = true,
             Op::RopeAppend { q_norm, k_norm, .. } => {
@@ -139,8 +149,16 @@ fn place_weights(graph: &OpGraph) -> Result<(Vec<Placement>, u64), Error> {
             };
             let bytes = bytes
                 .and_then(|b| b.checked_next_multiple_of(ALIGN as u64))
-                .ok_or_else(|| Error::Model { what: w.name.clone(), why: "is too large".into() })?;
-            placements.push(Placement { weight: WeightId(i as u32), form, offset, bytes });
+                .ok_or_else(|| Error::Model {
+                    what: w.name.clone(),
+                    why: "is too large".into(),
+                })?;
+            placements.push(Placement {
+                weight: WeightId(i as u32),
+                form,
+                offset,
+                bytes,
+            });
             offset += bytes;
         }
     }
@@ -164,11 +182,16 @@ fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
     let mut layers = Vec::new();
     for layer in &graph.kv {
         let page_bytes = options.kv_type.page_bytes(layer.kv_heads, layer.head_dim) as u64;
-        layers.push(KvLayerPlan { offset: bytes, page_bytes });
+        layers.push(KvLayerPlan {
+            offset: bytes,
+            page_bytes,
+        });
         bytes = page_bytes
             .checked_mul(pages as u64)
             .and_then(|b| bytes.checked_add(b))
-            .ok_or_else(|| Error::DoesNotFit("the KV cache is larger than any address space".into()))?;
+            .ok_or_else(|| {
+                Error::DoesNotFit("the KV cache is larger than any address space".into())
+            })?;
     }
     Ok(KvPlan {
         kv_type: options.kv_type,
@@ -191,10 +214,15 @@ fn stages(graph: &OpGraph) -> (Vec<NodeIndex>, Vec<NodeIndex>) {
 /// The value that passes from trunk to head, and the logits.
 fn boundary_values(graph: &OpGraph) -> Result<(Value, Value), Error> {
     let input_of = |wanted: &Op| -> Result<Value, Error> {
-        let mut found = graph.order().into_iter().filter(|&n| graph.nodes[n].op == *wanted);
+        let mut found = graph
+            .order()
+            .into_iter()
+            .filter(|&n| graph.nodes[n].op == *wanted);
         match (found.next(), found.next()) {
             (Some(node), None) => Ok(graph.inputs(node)[0]),
-            _ => Err(Error::Internal(format!("a graph has exactly one {wanted:?}"))),
+            _ => Err(Error::Internal(format!(
+                "a graph has exactly one {wanted:?}"
+            ))),
         }
     };
     Ok((input_of(&Op::SelectRows)?, input_of(&Op::Logits)?))

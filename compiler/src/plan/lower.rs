@@ -4,12 +4,14 @@
 use super::memory::Placed;
 use super::select::Selector;
 use super::{
-    Access, Arg, Buffer, Elementwise, Form, Init, Launch, Matmul, MatmulPart, Placement, Space, Split, Work,
+    Access, Arg, Buffer, Elementwise, Form, Init, Launch, Matmul, MatmulPart, Placement, Space,
+    Split, Work,
 };
 use crate::error::Error;
 use crate::graph::{DType, HeadNorm, Op, OpGraph, Part, RopeShape, RopeStyle, Value, WeightId};
 use coldpress_kernels::cpu::abi::{KvType, q8_row};
 use coldpress_kernels::cpu::tile;
+use coldpress_kernels::matmul::Cost;
 use coldpress_kernels::quant;
 use petgraph::stable_graph::NodeIndex;
 
@@ -41,15 +43,23 @@ impl Lowering<'_> {
         let width = |v: Value| self.graph.value_type(v).width;
         let launches = match &n.op {
             Op::Embed { weight, scale } => vec![self.embed(label, *weight, *scale, out(0))?],
-            Op::RopeTable { inv_freq, mscale } => vec![self.rope_table(label, *inv_freq, *mscale, out(0))?],
-            Op::RmsNorm { weight, eps } => vec![self.norm(label, "rmsnorm", *weight, *eps, inputs[0], out(0))?],
+            Op::RopeTable { inv_freq, mscale } => {
+                vec![self.rope_table(label, *inv_freq, *mscale, out(0))?]
+            }
+            Op::RmsNorm { weight, eps } => {
+                vec![self.norm(label, "rmsnorm", *weight, *eps, inputs[0], out(0))?]
+            }
             Op::NormQuantise { weight, eps } => {
                 vec![self.norm(label, "rmsnorm_q8", *weight, *eps, inputs[0], out(0))?]
             }
             Op::MatMul { parts, residual } => self.matmul(label, node, parts, *residual)?,
             Op::HeadNorm { norm, heads } => {
                 self.same_memory(label, inputs[0], out(0))?;
-                let shape = RopeShape { head_dim: width(inputs[0]) / heads, rot_dim: 0, style: RopeStyle::Neox };
+                let shape = RopeShape {
+                    head_dim: width(inputs[0]) / heads,
+                    rot_dim: 0,
+                    style: RopeStyle::Neox,
+                };
                 vec![self.rope(label, out(0), None, *heads, shape, Some(*norm))?]
             }
             Op::Rope { heads, shape } => {
@@ -57,7 +67,13 @@ impl Lowering<'_> {
                 vec![self.rope(label, out(0), Some(inputs[1]), *heads, *shape, None)?]
             }
             Op::KvAppend { layer } => vec![self.kv_append(label, *layer, inputs[0], inputs[1])?],
-            Op::RopeAppend { layer, heads, shape, q_norm, k_norm } => {
+            Op::RopeAppend {
+                layer,
+                heads,
+                shape,
+                q_norm,
+                k_norm,
+            } => {
                 self.same_memory(label, inputs[0], out(0))?;
                 let kv_heads = self.graph.kv[*layer].kv_heads;
                 vec![
@@ -66,14 +82,27 @@ impl Lowering<'_> {
                     self.kv_append(label, *layer, inputs[1], inputs[2])?,
                 ]
             }
-            Op::Attention { layer, heads, scale, softcap } => {
+            Op::Attention {
+                layer,
+                heads,
+                scale,
+                softcap,
+            } => {
                 vec![self.attention(label, *layer, *heads, *scale, *softcap, inputs[0], out(0))?]
             }
-            Op::Quantise => vec![self.quantise(label, inputs[0], self.buffer(inputs[0])?, out(0))?],
+            Op::Quantise => {
+                vec![self.quantise(label, inputs[0], self.buffer(inputs[0])?, out(0))?]
+            }
             Op::GatedActQuantise(act) => {
                 let gate = self.buffer(inputs[0])?;
                 vec![
-                    self.elementwise(label, Elementwise::GatedAct(*act), &inputs, gate, width(out(0)))?,
+                    self.elementwise(
+                        label,
+                        Elementwise::GatedAct(*act),
+                        &inputs,
+                        gate,
+                        width(out(0)),
+                    )?,
                     self.quantise(label, inputs[0], gate, out(0))?,
                 ]
             }
@@ -95,7 +124,13 @@ impl Lowering<'_> {
         Ok(launches)
     }
 
-    fn embed(&self, label: &str, weight: WeightId, scale: f32, out: Value) -> Result<Launch, Error> {
+    fn embed(
+        &self,
+        label: &str,
+        weight: WeightId,
+        scale: f32,
+        out: Value,
+    ) -> Result<Launch, Error> {
         let w = &self.graph.weights[weight.0 as usize];
         let place = self.placement(weight, Form::Tiles)?;
         let to = self.buffer(out)?;
@@ -111,10 +146,22 @@ impl Lowering<'_> {
             bits(scale),
         ];
         let accesses = vec![self.rows_access(out, to, true)?];
-        Ok(self.call(label, format!("embed_{}_scalar", layout.name()), args, self.rows, accesses))
+        Ok(self.call(
+            label,
+            format!("embed_{}_scalar", layout.name()),
+            args,
+            self.rows,
+            accesses,
+        ))
     }
 
-    fn rope_table(&self, label: &str, inv_freq: WeightId, mscale: f32, out: Value) -> Result<Launch, Error> {
+    fn rope_table(
+        &self,
+        label: &str,
+        inv_freq: WeightId,
+        mscale: f32,
+        out: Value,
+    ) -> Result<Launch, Error> {
         let half = self.graph.weights[inv_freq.0 as usize].k;
         let to = self.buffer(out)?;
         let args = vec![
@@ -127,7 +174,13 @@ impl Lowering<'_> {
             Arg::End,
             Arg::Const(to.stride),
         ];
-        Ok(self.call(label, "rope_table_scalar".into(), args, self.rows, vec![self.rows_access(out, to, true)?]))
+        Ok(self.call(
+            label,
+            "rope_table_scalar".into(),
+            args,
+            self.rows,
+            vec![self.rows_access(out, to, true)?],
+        ))
     }
 
     fn norm(
@@ -141,27 +194,47 @@ impl Lowering<'_> {
     ) -> Result<Launch, Error> {
         let (from, to) = (self.buffer(input)?, self.buffer(out)?);
         let args = vec![
-            Arg::ArenaAt { offset: from.offset, stride: from.stride },
+            Arg::ArenaAt {
+                offset: from.offset,
+                stride: from.stride,
+            },
             Arg::Weights(self.placement(weight, Form::Vector)?.offset),
-            Arg::ArenaAt { offset: to.offset, stride: to.stride },
+            Arg::ArenaAt {
+                offset: to.offset,
+                stride: to.stride,
+            },
             Arg::Const(self.graph.value_type(input).width),
             Arg::Count,
             Arg::Const(from.stride),
             Arg::Const(to.stride),
             bits(eps),
         ];
-        let accesses = vec![self.rows_access(input, from, false)?, self.rows_access(out, to, true)?];
+        let accesses = vec![
+            self.rows_access(input, from, false)?,
+            self.rows_access(out, to, true)?,
+        ];
         Ok(self.call(label, self.symbol(family), args, self.rows, accesses))
     }
 
-    fn matmul(&self, label: &str, node: NodeIndex, parts: &[Part], residual: bool) -> Result<Vec<Launch>, Error> {
+    fn matmul(
+        &self,
+        label: &str,
+        node: NodeIndex,
+        parts: &[Part],
+        residual: bool,
+    ) -> Result<Vec<Launch>, Error> {
         let inputs = self.graph.inputs(node);
         let input = self.buffer(inputs[0])?;
         let k = self.graph.value_type(inputs[0]).width;
         let mut accesses = vec![self.whole_access(inputs[0], input)?];
         let mut launch = Launch {
             label: label.to_string(),
-            work: Work::Matmul(Matmul { input, k, rows: self.rows, parts: Vec::new() }),
+            work: Work::Matmul(Matmul {
+                input,
+                k,
+                rows: self.rows,
+                parts: Vec::new(),
+            }),
             barrier: false,
             accesses: Vec::new(),
             reason: String::new(),
@@ -169,17 +242,23 @@ impl Lowering<'_> {
             macs: 0,
             seconds: 0.0,
         };
-        let mut after = Vec::new();
         let mut lowered = Vec::new();
+        let (mut cost, mut legal) = (None::<Cost>, usize::MAX);
         for (i, part) in parts.iter().enumerate() {
             let w = &self.graph.weights[part.weight.0 as usize];
-            let out = Value { node, port: i as u16 };
+            let out = Value {
+                node,
+                port: i as u16,
+            };
             let output = self.buffer(out)?;
             let pick = self.selector.pick(w, self.rows)?;
             let layout = self.selector.layout(w)?;
             let tile_bytes = tile::tile_bytes(&layout, w.k)
                 .ok_or_else(|| Error::Internal(format!("{}: k = {} does not tile", w.name, w.k)))?;
-            let bias = part.bias.map(|b| self.placement(b, Form::Vector).map(|p| p.offset)).transpose()?;
+            let bias = part
+                .bias
+                .map(|b| self.placement(b, Form::Vector).map(|p| p.offset))
+                .transpose()?;
             let init = match (residual, bias) {
                 (true, _) => {
                     let rows = self.buffer(inputs[1])?;
@@ -189,18 +268,21 @@ impl Lowering<'_> {
                 (false, Some(offset)) => Init::Bias(offset),
                 (false, None) => Init::Zero,
             };
-            if residual && bias.is_some() {
-                after.push((part.bias, out, output));
-            }
             accesses.push(self.tiles_access(out, output, true, i)?);
             let tiles = w.n.div_ceil(16);
             launch.bytes += (tiles * tile_bytes) as u64;
             launch.macs += (w.n * w.k * self.rows) as u64;
-            launch.seconds += pick.seconds;
-            if !launch.reason.is_empty() {
-                launch.reason.push_str("; ");
-            }
-            launch.reason.push_str(&pick.reason);
+            let total = cost.get_or_insert(Cost {
+                seconds: 0.0,
+                memory_seconds: 0.0,
+                arithmetic_seconds: 0.0,
+                bytes: 0,
+                macs: 0,
+            });
+            total.seconds += pick.cost.seconds;
+            total.memory_seconds += pick.cost.memory_seconds;
+            total.arithmetic_seconds += pick.cost.arithmetic_seconds;
+            legal = legal.min(pick.legal);
             lowered.push(MatmulPart {
                 label: w.name.trim_end_matches(".weight").to_string(),
                 weights: self.placement(part.weight, Form::Tiles)?.offset,
@@ -211,14 +293,16 @@ impl Lowering<'_> {
                 stamps: pick.stamps,
             });
         }
-        launch.work = Work::Matmul(Matmul { input, k, rows: self.rows, parts: lowered });
+        launch.work = Work::Matmul(Matmul {
+            input,
+            k,
+            rows: self.rows,
+            parts: lowered,
+        });
         launch.accesses = accesses;
-        if let Some((Some(bias), _, _)) = after.first() {
-            let name = &self.graph.weights[bias.0 as usize].name;
-            return Err(Error::Unsupported {
-                what: name.clone(),
-                why: "a matmul with both a bias and a fused residual has no kernel; keep the residual add apart".into(),
-            });
+        if let Some(cost) = cost {
+            launch.seconds = cost.seconds;
+            launch.reason = format!("{cost}; cheapest of {legal}");
         }
         Ok(vec![launch])
     }
@@ -279,9 +363,18 @@ impl Lowering<'_> {
             Arg::Const(kb.stride),
             Arg::Const(vb.stride),
         ];
-        let accesses =
-            vec![self.rows_access(k, kb, false)?, self.rows_access(v, vb, false)?, kv_access(layer, true)];
-        Ok(self.call(label, self.kv_symbol("kv_append"), args, self.rows, accesses))
+        let accesses = vec![
+            self.rows_access(k, kb, false)?,
+            self.rows_access(v, vb, false)?,
+            kv_access(layer, true),
+        ];
+        Ok(self.call(
+            label,
+            self.kv_symbol("kv_append"),
+            args,
+            self.rows,
+            accesses,
+        ))
     }
 
     #[allow(clippy::too_many_arguments, reason = "the op's own fields")]
@@ -313,27 +406,57 @@ impl Lowering<'_> {
             Arg::Const(shape.window.unwrap_or(0)),
             bits(softcap.unwrap_or(0.0)),
         ];
-        let cells = Split::Cells { per_row: shape.kv_heads, bytes: heads / shape.kv_heads * shape.head_dim * 4 };
+        let cells = Split::Cells {
+            per_row: shape.kv_heads,
+            bytes: heads / shape.kv_heads * shape.head_dim * 4,
+        };
         let accesses = vec![
-            Access { split: cells, ..self.rows_access(q, from, false)? },
-            Access { split: cells, ..self.rows_access(out, to, true)? },
+            Access {
+                split: cells,
+                ..self.rows_access(q, from, false)?
+            },
+            Access {
+                split: cells,
+                ..self.rows_access(out, to, true)?
+            },
             kv_access(layer, false),
         ];
-        Ok(self.call(label, self.kv_symbol("attention"), args, self.rows * shape.kv_heads, accesses))
+        Ok(self.call(
+            label,
+            self.kv_symbol("attention"),
+            args,
+            self.rows * shape.kv_heads,
+            accesses,
+        ))
     }
 
     /// `source` names the value for its width; its f32 rows are read from `from`.
-    fn quantise(&self, label: &str, source: Value, from: Buffer, out: Value) -> Result<Launch, Error> {
+    fn quantise(
+        &self,
+        label: &str,
+        source: Value,
+        from: Buffer,
+        out: Value,
+    ) -> Result<Launch, Error> {
         let to = self.buffer(out)?;
         let args = vec![
-            Arg::ArenaAt { offset: from.offset, stride: from.stride },
-            Arg::ArenaAt { offset: to.offset, stride: to.stride },
+            Arg::ArenaAt {
+                offset: from.offset,
+                stride: from.stride,
+            },
+            Arg::ArenaAt {
+                offset: to.offset,
+                stride: to.stride,
+            },
             Arg::Const(self.graph.value_type(source).width),
             Arg::Count,
             Arg::Const(from.stride),
             Arg::Const(to.stride),
         ];
-        let accesses = vec![self.rows_access(source, from, false)?, self.rows_access(out, to, true)?];
+        let accesses = vec![
+            self.rows_access(source, from, false)?,
+            self.rows_access(out, to, true)?,
+        ];
         Ok(self.call(label, self.symbol("quantise"), args, self.rows, accesses))
     }
 
@@ -364,7 +487,13 @@ impl Lowering<'_> {
         });
         Ok(Launch {
             label: label.to_string(),
-            work: Work::Elementwise { op, inputs: buffers, output, width, rows: self.rows },
+            work: Work::Elementwise {
+                op,
+                inputs: buffers,
+                output,
+                width,
+                rows: self.rows,
+            },
             barrier: false,
             accesses,
             reason: String::new(),
@@ -388,14 +517,31 @@ impl Lowering<'_> {
         ];
         // The trunk's rows: another program wrote them, and programs never overlap.
         let accesses = vec![self.rows_access(out, to, true)?];
-        Ok(self.call(label, "gather_rows_scalar".into(), args, self.rows, accesses))
+        Ok(self.call(
+            label,
+            "gather_rows_scalar".into(),
+            args,
+            self.rows,
+            accesses,
+        ))
     }
 
-    fn call(&self, label: &str, symbol: String, args: Vec<Arg>, units: usize, accesses: Vec<Access>) -> Launch {
+    fn call(
+        &self,
+        label: &str,
+        symbol: String,
+        args: Vec<Arg>,
+        units: usize,
+        accesses: Vec<Access>,
+    ) -> Launch {
         let touched = accesses.iter().map(|a| a.width * a.rows).sum();
         Launch {
             label: label.to_string(),
-            work: Work::Call { symbol, args, units },
+            work: Work::Call {
+                symbol,
+                args,
+                units,
+            },
             barrier: false,
             accesses,
             reason: String::new(),
@@ -419,15 +565,21 @@ impl Lowering<'_> {
     }
 
     fn placement(&self, weight: WeightId, form: Form) -> Result<&Placement, Error> {
-        self.placements[weight.0 as usize].iter().find(|p| p.form == form).ok_or_else(|| {
-            let name = &self.graph.weights[weight.0 as usize].name;
-            Error::Internal(format!("{name} was not packed as {form:?}"))
-        })
+        self.placements[weight.0 as usize]
+            .iter()
+            .find(|p| p.form == form)
+            .ok_or_else(|| {
+                let name = &self.graph.weights[weight.0 as usize].name;
+                Error::Internal(format!("{name} was not packed as {form:?}"))
+            })
     }
 
     fn buffer(&self, value: Value) -> Result<Buffer, Error> {
         self.placed.buffers.get(&value).copied().ok_or_else(|| {
-            Error::Internal(format!("{}: output {} has no memory", self.graph.nodes[value.node].label, value.port))
+            Error::Internal(format!(
+                "{}: output {} has no memory",
+                self.graph.nodes[value.node].label, value.port
+            ))
         })
     }
 
@@ -436,7 +588,9 @@ impl Lowering<'_> {
         if self.buffer(a)? == self.buffer(b)? {
             return Ok(());
         }
-        Err(Error::Internal(format!("{label}: works in place, but its input is read again later")))
+        Err(Error::Internal(format!(
+            "{label}: works in place, but its input is read again later"
+        )))
     }
 
     fn access(&self, value: Value, at: Buffer, write: bool, split: Split) -> Result<Access, Error> {
@@ -444,9 +598,19 @@ impl Lowering<'_> {
         let width = match ty.dtype {
             DType::F32 => ty.width.next_multiple_of(16) * 4,
             DType::Q8 => q8_row(ty.width.next_multiple_of(32)).bytes,
-            DType::KvWritten => return Err(Error::Internal("an ordering value has no memory".into())),
+            DType::KvWritten => {
+                return Err(Error::Internal("an ordering value has no memory".into()));
+            }
         };
-        Ok(Access { space: Space::Arena, offset: at.offset, stride: at.stride, rows: self.rows, width, write, split })
+        Ok(Access {
+            space: Space::Arena,
+            offset: at.offset,
+            stride: at.stride,
+            rows: self.rows,
+            width,
+            write,
+            split,
+        })
     }
 
     fn rows_access(&self, value: Value, at: Buffer, write: bool) -> Result<Access, Error> {
@@ -457,13 +621,27 @@ impl Lowering<'_> {
         self.access(value, at, false, Split::Whole)
     }
 
-    fn tiles_access(&self, value: Value, at: Buffer, write: bool, part: usize) -> Result<Access, Error> {
+    fn tiles_access(
+        &self,
+        value: Value,
+        at: Buffer,
+        write: bool,
+        part: usize,
+    ) -> Result<Access, Error> {
         self.access(value, at, write, Split::Tiles(part))
     }
 }
 
 fn kv_access(layer: usize, write: bool) -> Access {
-    Access { space: Space::Kv(layer), offset: 0, stride: 0, rows: 0, width: 0, write, split: Split::Whole }
+    Access {
+        space: Space::Kv(layer),
+        offset: 0,
+        stride: 0,
+        rows: 0,
+        width: 0,
+        write,
+        split: Split::Whole,
+    }
 }
 
 fn bits(value: f32) -> Arg {
@@ -476,7 +654,11 @@ pub fn packed_layout(weight: &crate::graph::Weight) -> Result<quant::PackedLayou
         let supported: Vec<&str> = quant::FORMATS.iter().map(|f| f.ty.name()).collect();
         Error::Unsupported {
             what: weight.name.clone(),
-            why: format!("no kernel reads {} (supported: {})", weight.ty.name(), supported.join(", ")),
+            why: format!(
+                "no kernel reads {} (supported: {})",
+                weight.ty.name(),
+                supported.join(", ")
+            ),
         }
     })
 }

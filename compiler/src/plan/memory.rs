@@ -69,7 +69,10 @@ pub fn place(
     let mut order: Vec<usize> = (0..classes.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(classes[i].stride), classes[i].first));
     let mut taken: Vec<(usize, usize, usize, usize)> = Vec::new();
-    let mut placed = Placed { end: base, ..Placed::default() };
+    let mut placed = Placed {
+        end: base,
+        ..Placed::default()
+    };
     for i in order {
         let class = &mut classes[i];
         let bytes = class.stride * rows;
@@ -95,16 +98,32 @@ pub fn place(
             }
         };
         for &value in &class.values {
-            placed.buffers.insert(value, Buffer { offset, stride: class.stride });
+            placed.buffers.insert(
+                value,
+                Buffer {
+                    offset,
+                    stride: class.stride,
+                },
+            );
         }
     }
     Ok(placed)
 }
 
-fn classes(graph: &OpGraph, nodes: &[NodeIndex], pinned: &[(Value, usize)]) -> Result<Vec<Class>, Error> {
-    let index: BTreeMap<NodeIndex, usize> = nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
+fn classes(
+    graph: &OpGraph,
+    nodes: &[NodeIndex],
+    pinned: &[(Value, usize)],
+) -> Result<Vec<Class>, Error> {
+    let index: BTreeMap<NodeIndex, usize> =
+        nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
     let last_use = |value: Value| -> usize {
-        graph.consumers(value).iter().filter_map(|(node, _)| index.get(node).copied()).max().unwrap_or(0)
+        graph
+            .consumers(value)
+            .iter()
+            .filter_map(|(node, _)| index.get(node).copied())
+            .max()
+            .unwrap_or(0)
     };
     let mut classes: Vec<Class> = Vec::new();
     let mut class_of: BTreeMap<Value, usize> = BTreeMap::new();
@@ -114,7 +133,10 @@ fn classes(graph: &OpGraph, nodes: &[NodeIndex], pinned: &[(Value, usize)]) -> R
             if ty.dtype == DType::KvWritten {
                 continue;
             }
-            let value = Value { node, port: port as u16 };
+            let value = Value {
+                node,
+                port: port as u16,
+            };
             let last = last_use(value).max(at);
             let taken_over = in_place(&graph.nodes[node].op)
                 .filter(|_| port == 0)
@@ -122,7 +144,13 @@ fn classes(graph: &OpGraph, nodes: &[NodeIndex], pinned: &[(Value, usize)]) -> R
                 .filter(|&input| last_use(input) == at && graph.value_type(input) == ty)
                 .and_then(|input| class_of.get(&input).copied());
             let id = taken_over.unwrap_or_else(|| {
-                classes.push(Class { values: vec![], stride: stride(ty), first: at, last, pinned: None });
+                classes.push(Class {
+                    values: vec![],
+                    stride: stride(ty),
+                    first: at,
+                    last,
+                    pinned: None,
+                });
                 classes.len() - 1
             });
             class_of.insert(value, id);

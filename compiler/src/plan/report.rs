@@ -53,7 +53,9 @@ impl Plan {
         let mut best = 0.0f64;
         let mut cliffs = Vec::new();
         for batch in 1..=self.limits.max_batch as usize {
-            let Some(seconds) = self.predicted_step(batch) else { continue };
+            let Some(seconds) = self.predicted_step(batch) else {
+                continue;
+            };
             let rate = batch as f64 / seconds;
             if rate < best * 0.999 {
                 cliffs.push((batch, rate, best));
@@ -74,7 +76,11 @@ impl Plan {
         );
         for program in &self.programs {
             let us = program.predicted_seconds() * 1e6;
-            let _ = writeln!(out, "\n{:?} {} rows, {us:.1} us predicted", program.stage, program.rows);
+            let _ = writeln!(
+                out,
+                "\n{:?} {} rows, {us:.1} us predicted",
+                program.stage, program.rows
+            );
             for launch in &program.launches {
                 let _ = writeln!(
                     out,
@@ -109,22 +115,45 @@ impl Launch {
 
     fn describe(&self) -> String {
         match &self.work {
-            Work::Call { symbol, args, units } => {
+            Work::Call {
+                symbol,
+                args,
+                units,
+            } => {
                 let args: Vec<String> = args.iter().map(text).collect();
                 format!("{symbol}({}) / {units}", args.join(", "))
             }
-            Work::Elementwise { op, inputs, output, width, rows } => {
-                let from: Vec<String> = inputs.iter().map(|b| format!("arena+{}", b.offset)).collect();
-                format!("{op:?} {} -> arena+{} [{rows}, {width}]", from.join(", "), output.offset)
+            Work::Elementwise {
+                op,
+                inputs,
+                output,
+                width,
+                rows,
+            } => {
+                let from: Vec<String> = inputs
+                    .iter()
+                    .map(|b| format!("arena+{}", b.offset))
+                    .collect();
+                format!(
+                    "{op:?} {} -> arena+{} [{rows}, {width}]",
+                    from.join(", "),
+                    output.offset
+                )
             }
             Work::Matmul(m) => {
                 let parts: Vec<String> = m
                     .parts
                     .iter()
                     .map(|p| {
-                        let stamps: Vec<&str> = p.stamps.iter().map(|s| s.symbol.as_str()).collect();
+                        let stamps: Vec<&str> =
+                            p.stamps.iter().map(|s| s.symbol.as_str()).collect();
                         let (n, to) = (p.tiles * 16, p.output.offset);
-                        format!("{} [{n}, {}] {} -> arena+{to}", p.label, m.k, stamps.join("+"))
+                        format!(
+                            "{} [{n}, {}] {} -> arena+{to}",
+                            p.label,
+                            m.k,
+                            stamps.join("+")
+                        )
                     })
                     .collect();
                 format!("arena+{} x {}", m.input.offset, parts.join("; "))

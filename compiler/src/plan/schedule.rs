@@ -8,7 +8,10 @@ use super::{Access, Launch, Space, Split};
 pub fn barriers(launches: &mut [Launch]) {
     let mut since: Vec<Access> = Vec::new();
     for launch in launches {
-        launch.barrier = launch.accesses.iter().any(|a| since.iter().any(|b| conflict(a, b)));
+        launch.barrier = launch
+            .accesses
+            .iter()
+            .any(|a| since.iter().any(|b| conflict(a, b)));
         if launch.barrier {
             since.clear();
         }

@@ -8,7 +8,7 @@ use super::lower::packed_layout;
 use crate::error::Error;
 use crate::graph::Weight;
 use crate::target::TargetProfile;
-use coldpress_kernels::matmul::{self, Candidate, CpuRates, Query};
+use coldpress_kernels::matmul::{self, Candidate, Cost, CpuRates, Query};
 use coldpress_kernels::quant::PackedLayout;
 
 /// Chooses variants for one target.
@@ -22,10 +22,10 @@ pub struct Selector<'a> {
 pub struct Pick {
     /// Rows cut into stamps.
     pub stamps: Vec<Stamp>,
-    /// Predicted time of the matmul, seconds.
-    pub seconds: f64,
-    /// Why this one.
-    pub reason: String,
+    /// Predicted cost.
+    pub cost: Cost,
+    /// How many variants were legal.
+    pub legal: usize,
 }
 
 impl<'a> Selector<'a> {
@@ -66,18 +66,26 @@ impl<'a> Selector<'a> {
         let candidates = self.candidates(weight, rows)?;
         // One numeric class per matrix: only the target's best family may run it, whatever the row count. Of equals the
         // widest stamp wins: the fewest calls.
-        let mut best: Option<(&Candidate, f64)> = None;
-        for candidate in candidates.iter().filter(|c| c.variant.isa == self.target.isa()) {
+        let mut best: Option<(&Candidate, Cost)> = None;
+        for candidate in candidates
+            .iter()
+            .filter(|c| c.variant.isa == self.target.isa())
+        {
             if let Ok(cost) = &candidate.verdict
-                && best.is_none_or(|(_, seconds)| cost.seconds <= seconds)
+                && best.is_none_or(|(_, least)| cost.seconds <= least.seconds)
             {
-                best = Some((candidate, cost.seconds));
+                best = Some((candidate, *cost));
             }
         }
-        let Some((chosen, seconds)) = best else {
+        let Some((chosen, cost)) = best else {
             let why: Vec<String> = candidates
                 .iter()
-                .filter_map(|c| c.verdict.as_ref().err().map(|r| format!("{} n{}: {r}", c.variant.isa.name(), c.variant.stamp)))
+                .filter_map(|c| {
+                    c.verdict
+                        .as_ref()
+                        .err()
+                        .map(|r| format!("{} n{}: {r}", c.variant.isa.name(), c.variant.stamp))
+                })
                 .collect();
             return Err(Error::Unsupported {
                 what: weight.name.clone(),
@@ -96,17 +104,21 @@ impl<'a> Selector<'a> {
             .batches
             .iter()
             .map(|batch| {
-                let stamp = Stamp { first, rows: batch.rows, symbol: batch.kernel.to_string() };
+                let stamp = Stamp {
+                    first,
+                    rows: batch.rows,
+                    symbol: batch.kernel.to_string(),
+                };
                 first += batch.rows;
                 stamp
             })
             .collect();
         let legal = candidates.iter().filter(|c| c.verdict.is_ok()).count();
-        let reason = match &chosen.verdict {
-            Ok(cost) => format!("{}; cheapest of {legal} legal", cost.text),
-            Err(_) => String::new(),
-        };
-        Ok(Pick { stamps, seconds, reason })
+        Ok(Pick {
+            stamps,
+            cost,
+            legal,
+        })
     }
 
     /// Time of a launch whose data is in cache: a rendezvous of the workers and the bytes at L2 speed.

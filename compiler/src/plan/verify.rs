@@ -2,7 +2,9 @@
 //! exactly once, and, between two barriers, no byte written by one worker and touched by another.
 
 use super::schedule::span_end;
-use super::{Access, Arg, Buffer, Init, Launch, Matmul, Plan, ProgramPlan, Space, Split, Work, share};
+use super::{
+    Access, Arg, Buffer, Init, Launch, Matmul, Plan, ProgramPlan, Space, Split, Work, share,
+};
 use crate::error::Error;
 use std::ops::Range;
 
@@ -19,14 +21,20 @@ pub fn check(plan: &Plan) -> Result<(), Error> {
 }
 
 fn broken(program: &ProgramPlan, launch: &Launch, why: &str) -> Error {
-    Error::Internal(format!("plan {:?} {} rows, {}: {why}", program.stage, program.rows, launch.label))
+    Error::Internal(format!(
+        "plan {:?} {} rows, {}: {why}",
+        program.stage, program.rows, launch.label
+    ))
 }
 
 fn weights(plan: &Plan) -> Result<(), Error> {
     let mut end = 0;
     for p in &plan.weights {
         if p.offset < end || p.offset % 64 != 0 || p.offset + p.bytes > plan.weight_bytes {
-            return Err(Error::Internal(format!("weight {} overlaps another or leaves the section", p.weight.0)));
+            return Err(Error::Internal(format!(
+                "weight {} overlaps another or leaves the section",
+                p.weight.0
+            )));
         }
         end = p.offset + p.bytes;
     }
@@ -36,7 +44,10 @@ fn weights(plan: &Plan) -> Result<(), Error> {
 fn arguments(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), String> {
     for access in &launch.accesses {
         if access.space == Space::Arena && span_end(access) > plan.arena_bytes {
-            return Err(format!("{access:?} leaves the arena of {} bytes", plan.arena_bytes));
+            return Err(format!(
+                "{access:?} leaves the arena of {} bytes",
+                plan.arena_bytes
+            ));
         }
     }
     let inside_arena = |offset: usize| offset < plan.arena_bytes;
@@ -47,7 +58,9 @@ fn arguments(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), 
                     Arg::Weights(offset) => offset < plan.weight_bytes,
                     Arg::Kv(offset) => offset < plan.kv.bytes,
                     Arg::Arena(offset) => inside_arena(offset),
-                    Arg::ArenaAt { offset, stride } => inside_arena(offset + stride * units.saturating_sub(1)),
+                    Arg::ArenaAt { offset, stride } => {
+                        inside_arena(offset + stride * units.saturating_sub(1))
+                    }
                     _ => true,
                 };
                 if !ok {
@@ -70,8 +83,9 @@ fn arguments(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), 
 
 /// Every tile belongs to exactly one worker and every row to exactly one stamp.
 fn covered(plan: &Plan, matmul: &Matmul) -> Result<(), String> {
-    let shares: Vec<Vec<Range<usize>>> =
-        (0..plan.workers).map(|w| matmul.tile_shares(plan.workers, w)).collect();
+    let shares: Vec<Vec<Range<usize>>> = (0..plan.workers)
+        .map(|w| matmul.tile_shares(plan.workers, w))
+        .collect();
     for (i, part) in matmul.parts.iter().enumerate() {
         let mut next = 0;
         for worker in &shares {
@@ -81,7 +95,10 @@ fn covered(plan: &Plan, matmul: &Matmul) -> Result<(), String> {
             next = next.max(worker[i].end);
         }
         if next != part.tiles {
-            return Err(format!("{}: {next} of {} tiles covered", part.label, part.tiles));
+            return Err(format!(
+                "{}: {next} of {} tiles covered",
+                part.label, part.tiles
+            ));
         }
         let mut row = 0;
         for stamp in &part.stamps {
@@ -91,7 +108,10 @@ fn covered(plan: &Plan, matmul: &Matmul) -> Result<(), String> {
             row += stamp.rows;
         }
         if row != matmul.rows {
-            return Err(format!("{}: {row} of {} rows covered", part.label, matmul.rows));
+            return Err(format!(
+                "{}: {row} of {} rows covered",
+                part.label, matmul.rows
+            ));
         }
         if part.weights + (part.tiles * part.tile_bytes) as u64 > plan.weight_bytes {
             return Err(format!("{}: tiles leave the weights section", part.label));
@@ -102,7 +122,10 @@ fn covered(plan: &Plan, matmul: &Matmul) -> Result<(), String> {
             return Err(format!("{}: bias leaves the weights section", part.label));
         }
         if part.output.stride < part.tiles * 64 {
-            return Err(format!("{}: output rows are narrower than its tiles", part.label));
+            return Err(format!(
+                "{}: output rows are narrower than its tiles",
+                part.label
+            ));
         }
     }
     Ok(())
@@ -137,7 +160,11 @@ fn races(plan: &Plan, program: &ProgramPlan) -> Result<(), Error> {
                 Space::Kv(layer) => {
                     // One launch's own writes are disjoint by row: each row has its own position.
                     if kv.iter().any(|&(l, w)| l == layer && (w || access.write)) {
-                        return Err(broken(program, launch, "meets the KV cache of another launch without a barrier"));
+                        return Err(broken(
+                            program,
+                            launch,
+                            "meets the KV cache of another launch without a barrier",
+                        ));
                     }
                     new.push((layer, access.write));
                 }
@@ -163,7 +190,10 @@ fn races(plan: &Plan, program: &ProgramPlan) -> Result<(), Error> {
 
 /// The rectangles of `access` that `worker` touches.
 fn touched(plan: &Plan, launch: &Launch, access: &Access, worker: usize) -> Vec<Touch> {
-    let buffer = Buffer { offset: access.offset, stride: access.stride };
+    let buffer = Buffer {
+        offset: access.offset,
+        stride: access.stride,
+    };
     let whole = Touch {
         worker,
         first_row: 0,
@@ -176,19 +206,34 @@ fn touched(plan: &Plan, launch: &Launch, access: &Access, worker: usize) -> Vec<
     match (access.split, &launch.work) {
         (Split::Rows, _) => {
             let rows = share(access.rows, plan.workers, worker);
-            vec![Touch { first_row: rows.start, rows: rows.len(), ..whole }]
+            vec![Touch {
+                first_row: rows.start,
+                rows: rows.len(),
+                ..whole
+            }]
         }
         (Split::Tiles(part), Work::Matmul(matmul)) => {
             let tiles = &matmul.tile_shares(plan.workers, worker)[part];
-            vec![Touch { column: tiles.start * 64, width: tiles.len() * 64, ..whole }]
+            vec![Touch {
+                column: tiles.start * 64,
+                width: tiles.len() * 64,
+                ..whole
+            }]
         }
         (Split::Cells { per_row, bytes }, _) => {
             let units = share(access.rows * per_row, plan.workers, worker);
             (0..access.rows)
                 .map(|row| {
-                    let first = units.start.clamp(row * per_row, (row + 1) * per_row) - row * per_row;
+                    let first =
+                        units.start.clamp(row * per_row, (row + 1) * per_row) - row * per_row;
                     let last = units.end.clamp(row * per_row, (row + 1) * per_row) - row * per_row;
-                    Touch { first_row: row, rows: 1, column: first * bytes, width: (last - first) * bytes, ..whole }
+                    Touch {
+                        first_row: row,
+                        rows: 1,
+                        column: first * bytes,
+                        width: (last - first) * bytes,
+                        ..whole
+                    }
                 })
                 .collect()
         }

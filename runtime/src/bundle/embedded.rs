@@ -21,7 +21,8 @@ pub fn find(path: &Path) -> Option<u64> {
     file.read_exact(&mut offset).ok()?;
     file.read_exact(&mut mark).ok()?;
     let offset = u64::from_le_bytes(offset);
-    (mark == MARK && offset > 0 && offset < end && offset.is_multiple_of(SECTION_ALIGN)).then_some(offset)
+    (mark == MARK && offset > 0 && offset < end && offset.is_multiple_of(SECTION_ALIGN))
+        .then_some(offset)
 }
 
 /// This process's arguments as `run` of its own bundle, if it carries one: `story -p Once` means `run story -p Once`.
@@ -36,7 +37,12 @@ pub fn arguments() -> Option<Vec<OsString>> {
         Some(first) if !first.to_string_lossy().starts_with('-') => rest.remove(0),
         _ => OsString::from("run"),
     };
-    Some([name, command, own.into_os_string()].into_iter().chain(rest).collect())
+    Some(
+        [name, command, own.into_os_string()]
+            .into_iter()
+            .chain(rest)
+            .collect(),
+    )
 }
 
 /// Writes `launcher` and `bundle` as one executable at `out`, under a temporary name until it is complete. A launcher
@@ -45,12 +51,17 @@ pub fn arguments() -> Option<Vec<OsString>> {
 /// # Errors
 /// [`Error::Io`] naming `out`.
 pub fn write(launcher: &Path, bundle: &Path, out: &Path) -> Result<(), Error> {
-    assemble(launcher, bundle, out)
-        .map_err(|source| Error::Io { doing: format!("writing {}", out.display()), source })
+    assemble(launcher, bundle, out).map_err(|source| Error::Io {
+        doing: format!("writing {}", out.display()),
+        source,
+    })
 }
 
 fn assemble(launcher: &Path, bundle: &Path, out: &Path) -> io::Result<()> {
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = out
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let mut file = NamedTempFile::with_prefix_in(".press-", folder)?;
     let program = File::open(launcher)?;
     let program_bytes = find(launcher).unwrap_or(program.metadata()?.len());
@@ -63,7 +74,8 @@ fn assemble(launcher: &Path, bundle: &Path, out: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o755))?;
+        file.as_file()
+            .set_permissions(std::fs::Permissions::from_mode(0o755))?;
     }
     file.as_file().sync_all()?;
     file.persist(out).map_err(|e| e.error)?;
@@ -78,18 +90,29 @@ mod tests {
     #[test]
     fn an_executable_opens_as_its_bundle() {
         let folder = tempfile::tempdir().expect("folder");
-        let (bundle, launcher, out) =
-            (folder.path().join("b.press"), folder.path().join("launcher"), folder.path().join("story"));
+        let (bundle, launcher, out) = (
+            folder.path().join("b.press"),
+            folder.path().join("launcher"),
+            folder.path().join("story"),
+        );
         sample::write(&bundle, &sample::manifest()).expect("bundle");
         std::fs::write(&launcher, b"not really a program").expect("launcher");
         write(&launcher, &bundle, &out).expect("written");
         assert_eq!(find(&out), Some(4096));
         assert_eq!(find(&bundle), None);
         let opened = crate::bundle::Bundle::open(&out).expect("opens");
-        assert_eq!(opened.manifest(), crate::bundle::Bundle::open(&bundle).expect("opens").manifest());
+        assert_eq!(
+            opened.manifest(),
+            crate::bundle::Bundle::open(&bundle)
+                .expect("opens")
+                .manifest()
+        );
         // Built from an executable that carries a bundle, the new one carries only the new bundle.
         let again = folder.path().join("again");
         write(&out, &bundle, &again).expect("written");
-        assert_eq!(std::fs::read(&out).expect("out"), std::fs::read(&again).expect("again"));
+        assert_eq!(
+            std::fs::read(&out).expect("out"),
+            std::fs::read(&again).expect("again")
+        );
     }
 }

@@ -38,10 +38,16 @@ pub(super) fn emit(
                 let offset = (u * LANES * 4) as i32;
                 let x: Vec<Value> = sources
                     .iter()
-                    .map(|&p| emit.pos.ins().load(types::F32X4, MemFlagsData::trusted(), p, offset))
+                    .map(|&p| {
+                        emit.pos
+                            .ins()
+                            .load(types::F32X4, MemFlagsData::trusted(), p, offset)
+                    })
                     .collect();
                 let y = Lanes { emit, fma }.apply(op, &x);
-                emit.pos.ins().store(MemFlagsData::trusted(), y, target, offset);
+                emit.pos
+                    .ins()
+                    .store(MemFlagsData::trusted(), y, target, offset);
             }
         });
     });
@@ -126,7 +132,14 @@ impl Lanes<'_, '_> {
         let ln2_low = self.constant(2.121_944_4e-4);
         let r = self.mul_add(n, ln2_high, x);
         let r = self.mul_add(n, ln2_low, r);
-        let coefficients = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.0e-1];
+        let coefficients = [
+            1.987_569_1e-4,
+            1.398_199_9e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            5.0e-1,
+        ];
         let mut p = self.constant(coefficients[0]);
         for c in &coefficients[1..] {
             let c = self.constant(*c);

@@ -7,7 +7,8 @@ use coldpress_kernels::cpu::abi::WorkerContext;
 use cranelift_codegen::cursor::{Cursor, FuncCursor};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
-    AbiParam, Block, BlockArg, Function, InstBuilder, MemFlagsData, SigRef, Signature, SourceLoc, UserFuncName, Value, types,
+    AbiParam, Block, BlockArg, Function, InstBuilder, MemFlagsData, SigRef, Signature, SourceLoc,
+    UserFuncName, Value, types,
 };
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use std::collections::BTreeMap;
@@ -25,7 +26,10 @@ pub(super) fn function(
     let call_conv = isa.default_call_conv();
     let mut signature = Signature::new(call_conv);
     signature.params.push(AbiParam::new(types::I64));
-    let mut function = Function::with_name_signature(UserFuncName::user(program.rows as u32, worker as u32), signature);
+    let mut function = Function::with_name_signature(
+        UserFuncName::user(program.rows as u32, worker as u32),
+        signature,
+    );
     let mut emit = Emit::begin(&mut function, plan, worker, symbols, call_conv);
     for (i, launch) in program.launches.iter().enumerate() {
         // Source locations carry the launch's index, so that machine code can be shown beside it.
@@ -65,8 +69,14 @@ impl<'f> Emit<'f> {
         let context = function.dfg.append_block_param(entry, types::I64);
         let mut pos = FuncCursor::new(function);
         pos.insert_block(entry);
-        let mut field =
-            |offset: usize| pos.ins().load(types::I64, MemFlagsData::trusted(), context, i32::try_from(offset).unwrap_or(0));
+        let mut field = |offset: usize| {
+            pos.ins().load(
+                types::I64,
+                MemFlagsData::trusted(),
+                context,
+                i32::try_from(offset).unwrap_or(0),
+            )
+        };
         let arena = field(offset_of!(WorkerContext, arena));
         let weights = field(offset_of!(WorkerContext, weights));
         let kv = field(offset_of!(WorkerContext, kv));
@@ -74,7 +84,20 @@ impl<'f> Emit<'f> {
         let table = field(offset_of!(WorkerContext, symbols));
         let barrier = field(offset_of!(WorkerContext, barrier));
         let signatures = BTreeMap::new();
-        Emit { pos, plan, worker, symbols, call_conv, signatures, arena, weights, kv, step, table, barrier }
+        Emit {
+            pos,
+            plan,
+            worker,
+            symbols,
+            call_conv,
+            signatures,
+            arena,
+            weights,
+            kv,
+            step,
+            table,
+            barrier,
+        }
     }
 
     fn launch(&mut self, launch: &Launch) {
@@ -83,7 +106,11 @@ impl<'f> Emit<'f> {
             self.call(BARRIER, &[barrier]);
         }
         match &launch.work {
-            Work::Call { symbol, args, units } => {
+            Work::Call {
+                symbol,
+                args,
+                units,
+            } => {
                 let range = share(*units, self.plan.workers, self.worker);
                 if !range.is_empty() {
                     let args: Vec<Value> = args.iter().map(|&a| self.arg(a, &range)).collect();
@@ -91,7 +118,13 @@ impl<'f> Emit<'f> {
                 }
             }
             Work::Matmul(matmul) => self.matmul(matmul),
-            Work::Elementwise { op, inputs, output, width, rows } => {
+            Work::Elementwise {
+                op,
+                inputs,
+                output,
+                width,
+                rows,
+            } => {
                 let range = share(*rows, self.plan.workers, self.worker);
                 if !range.is_empty() {
                     let fma = self.plan.target.has_fma();
@@ -104,7 +137,11 @@ impl<'f> Emit<'f> {
     /// One call per stamp when the rows fit one stamp; otherwise a loop over spans of tiles small enough to stay in L2
     /// while every stamp passes over them, so that weights come from memory once.
     fn matmul(&mut self, matmul: &Matmul) {
-        for (part, tiles) in matmul.parts.iter().zip(matmul.tile_shares(self.plan.workers, self.worker)) {
+        for (part, tiles) in matmul
+            .parts
+            .iter()
+            .zip(matmul.tile_shares(self.plan.workers, self.worker))
+        {
             if tiles.is_empty() {
                 continue;
             }
@@ -115,7 +152,9 @@ impl<'f> Emit<'f> {
                 continue;
             }
             let whole = tiles.len() / span;
-            self.counted_loop(tiles.start, span, whole, |emit, first| emit.stamps(matmul, part, first, span));
+            self.counted_loop(tiles.start, span, whole, |emit, first| {
+                emit.stamps(matmul, part, first, span)
+            });
             let rest = tiles.len() % span;
             if rest > 0 {
                 let first = self.iconst(tiles.end - rest);
@@ -146,8 +185,15 @@ impl<'f> Emit<'f> {
                 }
             };
             let (k, count) = (self.iconst(matmul.k), self.iconst(count));
-            let (xs, is, ys) = (self.iconst(matmul.input.stride), self.iconst(init_stride), self.iconst(part.output.stride));
-            self.call(&stamp.symbol, &[weights_at, x, init, y, k, count, xs, is, ys]);
+            let (xs, is, ys) = (
+                self.iconst(matmul.input.stride),
+                self.iconst(init_stride),
+                self.iconst(part.output.stride),
+            );
+            self.call(
+                &stamp.symbol,
+                &[weights_at, x, init, y, k, count, xs, is, ys],
+            );
         }
     }
 
@@ -171,7 +217,9 @@ impl<'f> Emit<'f> {
         let end = self.iconst(start + step * trips);
         let more = self.pos.ins().icmp(IntCC::UnsignedLessThan, next, end);
         let none: &[BlockArg] = &[];
-        self.pos.ins().brif(more, head, &[BlockArg::Value(next)], done, none);
+        self.pos
+            .ins()
+            .brif(more, head, &[BlockArg::Value(next)], done, none);
         self.enter(done);
     }
 
@@ -187,7 +235,9 @@ impl<'f> Emit<'f> {
             Arg::Weights(offset) => self.address(self.weights, offset as usize),
             Arg::Kv(offset) => self.address(self.kv, offset as usize),
             Arg::Arena(offset) => self.address(self.arena, offset),
-            Arg::ArenaAt { offset, stride } => self.address(self.arena, offset + range.start * stride),
+            Arg::ArenaAt { offset, stride } => {
+                self.address(self.arena, offset + range.start * stride)
+            }
             Arg::Begin => self.iconst(range.start),
             Arg::End => self.iconst(range.end),
             Arg::Count => self.iconst(range.len()),
@@ -200,7 +250,9 @@ impl<'f> Emit<'f> {
             Some(&s) => s,
             None => {
                 let mut signature = Signature::new(self.call_conv);
-                signature.params.extend(args.iter().map(|_| AbiParam::new(types::I64)));
+                signature
+                    .params
+                    .extend(args.iter().map(|_| AbiParam::new(types::I64)));
                 let s = self.pos.func.import_signature(signature);
                 self.signatures.insert(args.len(), s);
                 s
@@ -208,7 +260,10 @@ impl<'f> Emit<'f> {
         };
         let index = self.symbols.index(symbol);
         let slot = self.address(self.table, index * 8);
-        let callee = self.pos.ins().load(types::I64, MemFlagsData::trusted(), slot, 0);
+        let callee = self
+            .pos
+            .ins()
+            .load(types::I64, MemFlagsData::trusted(), slot, 0);
         self.pos.ins().call_indirect(signature, callee, args);
     }
 

@@ -21,14 +21,29 @@ fn plan(target: TargetProfile, workers: usize, work: Work) -> Plan {
     Plan {
         target,
         workers,
-        limits: Limits { max_batch: 1, max_context: 1, max_rows: 1 },
+        limits: Limits {
+            max_batch: 1,
+            max_context: 1,
+            max_rows: 1,
+        },
         weights: vec![],
         weight_bytes: 0,
         arena_bytes: 0,
         logits_offset: 0,
         logits_stride: 0,
-        kv: KvPlan { kv_type: KvType::F16, page_tokens: 32, pages: 1, pages_per_slot: 1, bytes: 0, layers: vec![] },
-        programs: vec![ProgramPlan { stage: Stage::Trunk, rows: 3, launches: vec![launch] }],
+        kv: KvPlan {
+            kv_type: KvType::F16,
+            page_tokens: 32,
+            pages: 1,
+            pages_per_slot: 1,
+            bytes: 0,
+            layers: vec![],
+        },
+        programs: vec![ProgramPlan {
+            stage: Stage::Trunk,
+            rows: 3,
+            launches: vec![launch],
+        }],
     }
 }
 
@@ -50,7 +65,8 @@ fn run(plan: &Plan, arena: &mut [f32]) {
     for &entry in &code.entries[0] {
         // SAFETY: the code was generated for this signature and touches only `arena`, which holds every buffer.
         unsafe {
-            let f: extern "C" fn(*const WorkerContext) = std::mem::transmute(map.as_ptr().add(entry as usize));
+            let f: extern "C" fn(*const WorkerContext) =
+                std::mem::transmute(map.as_ptr().add(entry as usize));
             f(&context);
         }
     }
@@ -61,7 +77,8 @@ fn expected(op: Elementwise, a: f32, b: f32) -> f64 {
     let activate = |act: Activation, x: f64| match act {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => {
-            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
+            0.5 * x
+                * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
         }
     };
     match op {
@@ -93,13 +110,23 @@ fn every_elementwise_loop_matches_plain_arithmetic() {
             continue;
         }
         for op in ops {
-            let buffer = |i: usize| Buffer { offset: i * rows * stride * 4, stride: stride * 4 };
+            let buffer = |i: usize| Buffer {
+                offset: i * rows * stride * 4,
+                stride: stride * 4,
+            };
             let inputs: Vec<Buffer> = (0..op.arity()).map(buffer).collect();
             for (workers, output) in [(1, buffer(2)), (2, buffer(2)), (4, buffer(0))] {
-                let work = Work::Elementwise { op, inputs: inputs.clone(), output, width, rows };
+                let work = Work::Elementwise {
+                    op,
+                    inputs: inputs.clone(),
+                    output,
+                    width,
+                    rows,
+                };
                 // Small values, large ones and both signs; 89 covers arguments where exp would overflow.
-                let mut arena: Vec<f32> =
-                    (0..3 * rows * stride).map(|i| ((i * 7919) % 1783) as f32 / 10.0 - 89.0).collect();
+                let mut arena: Vec<f32> = (0..3 * rows * stride)
+                    .map(|i| ((i * 7919) % 1783) as f32 / 10.0 - 89.0)
+                    .collect();
                 let before = arena.clone();
                 run(&plan(target.clone(), workers, work), &mut arena);
                 for r in 0..rows {
@@ -107,7 +134,8 @@ fn every_elementwise_loop_matches_plain_arithmetic() {
                         let at = |b: Buffer| b.offset / 4 + r * stride + i;
                         let (a, b) = (before[at(buffer(0))], before[at(buffer(1))]);
                         let (got, want) = (f64::from(arena[at(output)]), expected(op, a, b));
-                        let tolerance = 3e-6 * want.abs().max(1e-3) + 2e-6 * (b.abs() as f64).min(1.0);
+                        let tolerance =
+                            3e-6 * want.abs().max(1e-3) + 2e-6 * (b.abs() as f64).min(1.0);
                         assert!(
                             (got - want).abs() <= tolerance,
                             "{} {op:?} of {a}, {b}: {got}, expected {want}",
