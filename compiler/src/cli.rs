@@ -10,7 +10,6 @@ pub mod tokenize;
 
 use crate::error::Error;
 use clap::{Parser, Subcommand};
-use coldpress_runtime::bundle::embedded;
 use coldpress_runtime::cli as rt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -54,11 +53,10 @@ enum Command {
 
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
-    let args = match embedded::arguments() {
-        Some(args) => args,
-        None => rt::arguments(),
-    };
-    report(Cli::parse_from(args).command.execute())
+    rt::main_with(|args| match Cli::try_parse_from(args) {
+        Ok(cli) => report(cli.command.execute()),
+        Err(e) => rt::usage(&e),
+    })
 }
 
 /// Prints an error as the one line scripts look for, and turns a result into an exit code.

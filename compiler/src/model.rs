@@ -114,3 +114,6 @@ pub fn build(gguf: &Gguf) -> Result<Model, Error> {
     };
     Ok(Model { info, graph })
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,15 +45,15 @@ pub const PASSES: &[Pass] = &[
     },
 ];
 
-/// Runs all passes, with dead nodes removed and the graph verified after each. `dump` receives each pass's name and the
-/// text of the graph it left.
+/// Receives a pass's name and the text of the graph it left.
+pub type Dump<'a> = &'a mut dyn FnMut(&str, &str);
+
+/// Runs all passes, with dead nodes removed and the graph verified after each. `dump` is called
+/// after each.
 ///
 /// # Errors
 /// `Error::Internal` naming the pass that broke the graph.
-pub fn run_all(
-    graph: &mut OpGraph,
-    mut dump: Option<&mut dyn FnMut(&str, &str)>,
-) -> Result<(), Error> {
+pub fn run_all(graph: &mut OpGraph, mut dump: Option<Dump>) -> Result<(), Error> {
     for pass in PASSES {
         run(pass, graph)
             .map_err(|error| Error::Internal(format!("pass {}: {error}", pass.name)))?;

@@ -7,8 +7,8 @@
 
 use std::fmt;
 
+use crate::cpu::Isa;
 use crate::cpu::abi::{KvType, PAGE_TOKENS, Step};
-use crate::matmul::Isa;
 
 /// Stores K and V of each row in its page, converted to the cache type, padding zeroed: `(k, v, kv, step, kv_heads,
 /// head_dim, row_begin, row_end, k_stride, v_stride)`. `kv` is the base of one layer's pages. Rows are clamped to
@@ -209,3 +209,6 @@ pub fn reference(q: &[f32], k: &[f32], v: &[f32], shape: &Shape) -> Vec<f32> {
     }
     out
 }
+
+#[cfg(test)]
+mod conformance;

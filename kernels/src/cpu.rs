@@ -7,10 +7,12 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod features;
-pub mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
+pub mod pages;
 pub mod scalar;
 pub mod symbols;
 pub mod tile;
 
-pub use features::{CpuFeatures, detect};
+pub use features::{CpuFeatures, Isa, detect};
 pub use symbols::{Symbol, lookup};

@@ -5,61 +5,9 @@ use std::fmt;
 
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::tile::tile_bytes;
-use crate::cpu::{self, CpuFeatures};
 use crate::quant::{FORMATS, PackedLayout};
 
-/// Instruction set of a micro-kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Isa {
-    /// Portable Rust.
-    Scalar,
-    /// AVX2 with FMA and F16C.
-    Avx2,
-    /// AVX-512 with VNNI.
-    Avx512Vnni,
-}
-
-impl Isa {
-    /// Every ISA, slowest first.
-    pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
-
-    /// Name inside symbols.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Isa::Scalar => "scalar",
-            Isa::Avx2 => "avx2",
-            Isa::Avx512Vnni => "avx512",
-        }
-    }
-
-    /// CPU features its micro-kernels execute.
-    pub const fn needs(self) -> &'static [&'static str] {
-        match self {
-            Isa::Scalar => &[],
-            Isa::Avx2 => &["avx2", "fma", "f16c"],
-            Isa::Avx512Vnni => &[
-                "avx2",
-                "fma",
-                "f16c",
-                "avx512f",
-                "avx512bw",
-                "avx512dq",
-                "avx512vl",
-                "avx512vnni",
-            ],
-        }
-    }
-
-    /// Whether a CPU with these features runs it, in this build.
-    pub fn runs_on(self, features: &CpuFeatures) -> bool {
-        self.needs().iter().all(|name| features.has(name))
-    }
-
-    /// Whether this CPU runs it.
-    pub fn available(self) -> bool {
-        self.runs_on(&cpu::detect())
-    }
-}
+pub use crate::cpu::features::Isa;
 
 /// One stamped row count of one ISA.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,7 +56,7 @@ pub const VARIANTS: &[Variant] = &[
 fn bits_factor(isa: Isa, bits: u8) -> f64 {
     match (isa, bits) {
         (Isa::Avx512Vnni, 5) => 0.94,
-        (Isa::Avx512Vnni, 6) => 0.75,
+        (Isa::Avx512Vnni, 6) => 0.92,
         (Isa::Avx2, 5) => 0.54,
         (Isa::Avx2, 6) => 0.44,
         (Isa::Avx2, 8) => 0.68,
@@ -383,6 +331,7 @@ mod conformance;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu;
     use crate::quant::{F16, Q4_K, Q8_0};
 
     const RATES: CpuRates = CpuRates {

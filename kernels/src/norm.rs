@@ -5,8 +5,8 @@
 
 use std::fmt;
 
+use crate::cpu::Isa;
 use crate::cpu::abi::{ACT_GROUP, q8_row};
-use crate::matmul::Isa;
 
 /// Normalises every row: `(x, w, y, width, rows, x_stride, y_stride, eps_bits)`, strides in bytes. `w` is `[width]` or
 /// null (no weight); `y` may be `x`. Exactly `width` floats of a row are written.
@@ -102,3 +102,6 @@ pub fn reference(x: &[f32], w: Option<&[f32]>, width: usize, eps: f32) -> Vec<f3
     }
     y
 }
+
+#[cfg(test)]
+mod conformance;

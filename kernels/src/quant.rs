@@ -35,6 +35,14 @@ pub const FORMATS: &[QuantFormat] = &[
     F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K,
 ];
 
+const _: () = {
+    let mut i = 0;
+    while i < FORMATS.len() {
+        assert!(FORMATS[i].layout.kernels_can_read());
+        i += 1;
+    }
+};
+
 /// The format of a GGUF tensor type; `None` when coldpress cannot pack it.
 pub fn format(ty: TensorType) -> Option<&'static QuantFormat> {
     FORMATS.iter().find(|fmt| fmt.ty == ty)
@@ -53,7 +61,8 @@ pub struct PackedLayout {
     pub store: Store,
     /// Weights along k that share one scale: 16 or 32; 1 for float storage.
     pub group: u16,
-    /// Subtracted from every stored integer: 8 (q4_0), 16 (q5_0), 32 (q6_k), 128 (q8_0), else 0.
+    /// Subtracted from every stored integer: 8 (q4_0), 16 (q5_0), 32 (q6_k), 128 (q8_0), else 0. The middle of the
+    /// integers' range, or 0 where there is a min.
     pub zero: u8,
     /// How scales (and mins) are stored.
     pub scale: Scale,
@@ -127,6 +136,25 @@ impl PackedLayout {
         match self.store {
             Store::Int(bits) => Some(bits),
             _ => None,
+        }
+    }
+
+    /// What kernels rely on: a min per 32 weights, or integers around the middle of their range, or floats.
+    const fn kernels_can_read(&self) -> bool {
+        match self.store {
+            Store::Int(_) if self.min => self.zero == 0 && self.group == 32,
+            Store::Int(bits) => {
+                self.zero == 1 << (bits - 1) && (self.group == 32 || self.group == 16)
+            }
+            _ => self.zero == 0 && !self.min,
+        }
+    }
+
+    /// Left shift that moves a zero in the middle of the integers' range to 128; 0 without a zero.
+    pub const fn zero_shift(&self) -> u32 {
+        match self.zero {
+            0 => 0,
+            zero => zero.leading_zeros(),
         }
     }
 

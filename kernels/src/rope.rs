@@ -6,8 +6,8 @@
 
 use std::fmt;
 
+use crate::cpu::Isa;
 use crate::cpu::abi::Step;
-use crate::matmul::Isa;
 
 /// Cosines and sines of each row: `(step, inv_freq, out, half, mscale_bits, row_begin, row_end, out_stride)`; `out` is
 /// `[rows][half][2]`, cos then sin, both times mscale. Angles are f64, so long positions stay exact. Rows are clamped to
@@ -148,3 +148,6 @@ pub fn reference(
     }
     out
 }
+
+#[cfg(test)]
+mod conformance;

@@ -24,6 +24,7 @@ pub use writer::BundleWriter;
 
 use crate::error::Error;
 use crate::manifest::{GoldenPrompt, Manifest, TargetPlan};
+use crate::tokenizer::TokenizerSpec;
 use header::{HeaderError, MAX_HEADER_BYTES, SECTION_ALIGN};
 use memmap2::{Mmap, MmapOptions};
 use serde::Serialize;
@@ -235,6 +236,14 @@ impl Bundle {
         Ok(self
             .optional_value(SectionKind::Golden)?
             .unwrap_or_default())
+    }
+
+    /// What a tokenizer is built from.
+    ///
+    /// # Errors
+    /// [`Error::Bundle`] if the bundle has none, or it does not decode.
+    pub fn tokenizer_spec(&self) -> Result<TokenizerSpec, Error> {
+        self.section_value(SectionKind::Tokenizer)
     }
 
     /// Everything that keeps `machine` from running this bundle, each line with what to do; empty if a plan runs.

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 pub use output::print;
 
+use crate::bundle::embedded;
 use crate::error::Error;
 
 /// Multi-letter flags that llama.cpp's tools write with one dash, per command. Clap would take them for bundled
@@ -23,13 +24,15 @@ const SINGLE_DASH: [(&str, &[&str]); 3] = [
     ("compile", &["-np"]),
 ];
 
-/// Gives `run` the arguments of this process, llama.cpp's single-dash flags in the form clap takes (`--npp` for `-npp`).
+/// Gives `run` the arguments of this process, llama.cpp's single-dash flags in the form clap takes (`--npp` for `-npp`);
+/// an executable that carries a bundle runs it.
 pub fn main_with(run: impl FnOnce(Vec<OsString>) -> ExitCode) -> ExitCode {
-    run(double_dashed(std::env::args_os()))
+    run(double_dashed(
+        embedded::arguments().unwrap_or_else(|| std::env::args_os().collect()),
+    ))
 }
 
-fn double_dashed(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut args: Vec<OsString> = args.collect();
+fn double_dashed(mut args: Vec<OsString>) -> Vec<OsString> {
     let command = args.get(1).and_then(|command| command.to_str());
     let flags = SINGLE_DASH.iter().find(|(name, _)| Some(*name) == command);
     let flags = flags.map_or(&[][..], |(_, flags)| flags);
@@ -69,7 +72,7 @@ mod tests {
 
     #[test]
     fn llama_cpps_single_dash_flags_are_understood() {
-        let args = |line: &str| double_dashed(line.split(' ').map(OsString::from));
+        let args = |line: &str| double_dashed(line.split(' ').map(OsString::from).collect());
         assert_eq!(
             args("rt bench m -npp 16 -npl=1,2 -d 3"),
             ["rt", "bench", "m", "--npp", "16", "--npl=1,2", "-d", "3"]

@@ -1,6 +1,7 @@
 //! One error type for the runtime, and the exit code of each cause. Messages are one line and say which file, section,
 //! row or number is wrong and, where something can be done, what. Request errors of the engine are the engine's own.
 
+use crate::tokenizer::TokenizerError;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -102,6 +103,12 @@ impl std::error::Error for Error {
             Error::Tokenizer(e) => Some(&**e),
             _ => None,
         }
+    }
+}
+
+impl From<TokenizerError> for Error {
+    fn from(e: TokenizerError) -> Self {
+        Error::Tokenizer(Box::new(e))
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Row {
 /// How to run a bundle.
 #[derive(Clone, Copy, Debug)]
 pub struct ExecutorOptions {
-    /// How long idle workers wait busily for the next step before they sleep.
+    /// How long idle workers wait awake for the next step before they sleep.
     pub spin: Duration,
 }
 

@@ -41,9 +41,9 @@ impl TokenizeArgs {
         } else {
             Bundle::open(&self.model)?.section_value(SectionKind::Tokenizer)?
         };
-        let tokenizer = Tokenizer::new(spec).map_err(coldpress_runtime::Error::from)?;
+        let tokenizer = Tokenizer::new(spec).map_err(|e| coldpress_runtime::Error::Tokenizer(Box::new(e)))?;
         let options = EncodeOptions { add_special: !self.no_bos, parse_special: self.parse_special };
-        let ids = tokenizer.encode(&text, options).map_err(coldpress_runtime::Error::from)?;
+        let ids = tokenizer.encode(&text, options).map_err(|e| coldpress_runtime::Error::Tokenizer(Box::new(e)))?;
         let list: Vec<String> = ids.iter().map(u32::to_string).collect();
         println!("[{}]", list.join(", "));
         Ok(())

@@ -20,6 +20,7 @@ pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 const MAX_KEY_BYTES: usize = 65535;
 /// Fewest bytes of a key with its value: length, one character, type, one byte.
 const MIN_KEY_BYTES: u64 = 8 + 1 + 4 + 1;
+
 /// One file's contents.
 pub(super) struct Parsed {
     pub version: u32,

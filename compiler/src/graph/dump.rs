@@ -227,7 +227,7 @@ mod tests {
         );
         for line in [
             "kv 0: 1 x 32",
-            "%0 f32[R,32] = embed token_embd () w=token_embd.weight Q8_0 [8,32]",
+            "%1 f32[R,32] = embed token_embd () w=token_embd.weight Q8_0 [8,32]",
             "matmul blk.0.attn_q (",
             "logits logits (",
         ] {

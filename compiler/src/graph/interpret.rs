@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use coldpress_kernels::cpu::abi::ACT_GROUP;
 use coldpress_kernels::quant::{self, QuantFormat};
 
-use super::{Activation, HeadNorm, Op, OpGraph, RopeShape, RopeStyle, Source, Value, Weight, WeightId};
+use super::{
+    Activation, HeadNorm, Op, OpGraph, RopeShape, RopeStyle, Source, Value, Weight, WeightId,
+};
 use crate::error::Error;
 use crate::gguf::Gguf;
 
@@ -76,12 +78,18 @@ impl<'g> Weights<'g> {
                 }
             });
         }
-        Ok(Weights { held, gguf: Some(gguf) })
+        Ok(Weights {
+            held,
+            gguf: Some(gguf),
+        })
     }
 
     /// Values of each weight, in the order of `OpGraph::weights`.
     pub fn new(values: Vec<Vec<f32>>) -> Weights<'static> {
-        Weights { held: values.into_iter().map(Some).collect(), gguf: None }
+        Weights {
+            held: values.into_iter().map(Some).collect(),
+            gguf: None,
+        }
     }
 
     fn vector(&self, id: WeightId) -> &[f32] {
@@ -89,7 +97,13 @@ impl<'g> Weights<'g> {
     }
 
     /// Row `row` of a matrix, in `buffer` if it is not held.
-    fn row<'b>(&'b self, weight: &Weight, id: WeightId, row: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
+    fn row<'b>(
+        &'b self,
+        weight: &Weight,
+        id: WeightId,
+        row: usize,
+        buffer: &'b mut Vec<f32>,
+    ) -> &'b [f32] {
         if let Some(values) = &self.held[id.0 as usize] {
             return &values[row * weight.k..(row + 1) * weight.k];
         }
@@ -124,22 +138,35 @@ fn stored<'g>(weight: &Weight, gguf: &'g Gguf) -> Result<(&'static QuantFormat, 
 /// As [`Weights::read`] and [`Interpreter::step`].
 pub fn prompt_logits(graph: &OpGraph, gguf: &Gguf, tokens: &[u32]) -> Result<Vec<Vec<f32>>, Error> {
     let weights = Weights::stream(graph, gguf)?;
-    let row = |(position, &token)| Row { token, slot: 0, position, wants_logits: true };
+    let row = |(position, &token)| Row {
+        token,
+        slot: 0,
+        position,
+        wants_logits: true,
+    };
     let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
     let logits = Interpreter::new(graph, &weights, Rounding::Exact).step(&rows)?;
-    Ok(logits.into_iter().map(|row| row.into_iter().map(|x| x as f32).collect()).collect())
+    Ok(logits
+        .into_iter()
+        .map(|row| row.into_iter().map(|x| x as f32).collect())
+        .collect())
 }
 
 /// Rows of one value, each `width` long; none for `KvWritten`.
 type Table = Vec<Vec<f64>>;
+
+/// KV layer, slot and position.
+type CacheKey = (usize, usize, usize);
+
+/// K and V of one token, all heads.
+type KeyValue = (Vec<f64>, Vec<f64>);
 
 /// A graph being evaluated, with its KV cache.
 pub struct Interpreter<'a> {
     graph: &'a OpGraph,
     weights: &'a Weights<'a>,
     rounding: Rounding,
-    /// K and V by KV layer, slot and position.
-    cache: BTreeMap<(usize, usize, usize), (Vec<f64>, Vec<f64>)>,
+    cache: BTreeMap<CacheKey, KeyValue>,
 }
 
 impl<'a> Interpreter<'a> {
@@ -184,7 +211,9 @@ impl<'a> Interpreter<'a> {
                     if row.token as usize >= matrix.n {
                         return Err(Error::Usage(format!("token {} of {}", row.token, matrix.n)));
                     }
-                    let weights = self.weights.row(matrix, *weight, row.token as usize, &mut buffer);
+                    let weights =
+                        self.weights
+                            .row(matrix, *weight, row.token as usize, &mut buffer);
                     Ok(weights
                         .iter()
                         .map(|&w| f64::from(w) * f64::from(*scale))
@@ -299,10 +328,15 @@ impl<'a> Interpreter<'a> {
                 })
             });
             let spans: Vec<_> = spans.collect();
-            spans.into_iter().map(|s| s.join().unwrap_or_default()).collect()
+            spans
+                .into_iter()
+                .map(|s| s.join().unwrap_or_default())
+                .collect()
         });
         let columns = columns.concat();
-        (0..x.len()).map(|i| columns.iter().skip(i).step_by(x.len()).copied().collect()).collect()
+        (0..x.len())
+            .map(|i| columns.iter().skip(i).step_by(x.len()).copied().collect())
+            .collect()
     }
 
     fn rms_norm(&self, x: &Table, weight: WeightId, eps: f32) -> Table {
@@ -395,8 +429,12 @@ impl<'a> Interpreter<'a> {
 fn dot(x: &[f64], w: &[f32]) -> f64 {
     let mut sums = [0.0f64; 8];
     let (xs, ws) = (x.chunks_exact(8), w.chunks_exact(8));
-    let rest: f64 =
-        xs.remainder().iter().zip(ws.remainder()).map(|(x, &w)| x * f64::from(w)).sum();
+    let rest: f64 = xs
+        .remainder()
+        .iter()
+        .zip(ws.remainder())
+        .map(|(x, &w)| x * f64::from(w))
+        .sum();
     for (x, w) in xs.zip(ws) {
         for i in 0..8 {
             sums[i] += x[i] * f64::from(w[i]);
@@ -458,4 +496,141 @@ fn zip(a: &Table, b: &Table, f: impl Fn(f64, f64) -> f64) -> Table {
     let rows = a.iter().zip(b);
     rows.map(|(a, b)| a.iter().zip(b).map(|(&a, &b)| f(a, b)).collect())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::pass;
+
+    fn fixtures() -> Option<PathBuf> {
+        let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures");
+        let root = std::env::var_os("COLDPRESS_FIXTURES").unwrap_or_else(|| default.into());
+        let root = PathBuf::from(root);
+        if !root.is_dir() {
+            let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+            assert!(!ci, "fixtures not found");
+            println!("skipped: fixtures not found");
+            return None;
+        }
+        Some(root)
+    }
+
+    fn nmse(found: &[Vec<f64>], expected: &[f32]) -> f64 {
+        let (mut error, mut energy) = (0.0, 0.0);
+        for (a, &b) in found.iter().flatten().zip(expected) {
+            error += (a - f64::from(b)).powi(2);
+            energy += f64::from(b).powi(2);
+        }
+        error / energy
+    }
+
+    struct Fixture {
+        gguf: Gguf,
+        rows: Vec<Row>,
+        exact: Vec<f32>,
+    }
+
+    fn fixture(root: &Path, entry: &serde_json::Value) -> Fixture {
+        let path = |key: &str| root.join(entry[key].as_str().unwrap());
+        let tokens = entry["tokens"].as_array().unwrap().iter();
+        let row = |(position, token): (usize, &serde_json::Value)| Row {
+            token: token.as_u64().unwrap() as u32,
+            slot: 0,
+            position,
+            wants_logits: true,
+        };
+        let bytes = std::fs::read(path("logits")).unwrap();
+        let (values, _) = bytes.as_chunks::<4>();
+        Fixture {
+            gguf: Gguf::open(&path("file")).unwrap(),
+            rows: tokens.enumerate().map(row).collect(),
+            exact: values.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        }
+    }
+
+    /// Logits in two steps, so that the second reads the cache of the first.
+    fn logits(
+        graph: &OpGraph,
+        weights: &Weights,
+        rows: &[Row],
+        rounding: Rounding,
+    ) -> Vec<Vec<f64>> {
+        let mut interpreter = Interpreter::new(graph, weights, rounding);
+        let (first, second) = rows.split_at(rows.len() / 3);
+        let mut logits = interpreter.step(first).unwrap();
+        logits.extend(interpreter.step(second).unwrap());
+        logits
+    }
+
+    #[test]
+    fn logits_are_the_golden_ones_before_and_after_all_passes() {
+        let Some(root) = fixtures() else { return };
+        let index = std::fs::read_to_string(root.join("index.json")).unwrap();
+        let index: serde_json::Value = serde_json::from_str(&index).unwrap();
+        let mut compared = 0;
+        for entry in index["models"].as_array().unwrap() {
+            let name = entry["name"].as_str().unwrap();
+            let known = crate::model::ARCHITECTURES
+                .iter()
+                .any(|a| entry["arch"] == a.name);
+            let types = entry["tensor_types"].as_object().unwrap();
+            let readable = types
+                .keys()
+                .all(|ty| quant::FORMATS.iter().any(|format| format.ty.name() == ty));
+            if !known || !readable {
+                continue;
+            }
+            let Fixture { gguf, rows, exact } = fixture(&root, entry);
+            let mut graph = crate::model::build(&gguf).unwrap().graph;
+            let weights = Weights::read(&graph, &gguf).unwrap();
+            let before = logits(&graph, &weights, &rows, Rounding::Exact);
+            assert_eq!(before.len() * before[0].len(), exact.len());
+            let error = nmse(&before, &exact);
+            println!("{name}: {error:e}");
+            assert!(error < 1e-9, "{name}: {error:e}");
+            compared += 1;
+
+            pass::run_all(&mut graph, None).unwrap();
+            let few = &rows[..6];
+            let after = logits(&graph, &weights, few, Rounding::Exact);
+            for (a, b) in before.iter().zip(&after) {
+                let close = a
+                    .iter()
+                    .zip(b)
+                    .all(|(a, b)| (a - b).abs() < 1e-11 * (1.0 + a.abs()));
+                assert!(close, "{name} changes in the passes");
+            }
+            if entry["quant"] == "Q8_0" {
+                let rounded = logits(&graph, &weights, few, Rounding::Int8);
+                let native = entry["native_nmse"].as_f64().unwrap();
+                let error = nmse(&rounded, &exact[..rounded.len() * rounded[0].len()]);
+                assert!(
+                    (native / 10.0..native * 10.0).contains(&error),
+                    "{name}: {error:e} against {native:e}"
+                );
+            }
+        }
+        assert!(compared >= 8, "only {compared} fixtures compared");
+    }
+
+    #[test]
+    fn wrong_rows_are_refused() {
+        let tiny = crate::pass::tests::Tiny::PLAIN;
+        let (graph, gguf) = (tiny.graph(), tiny.gguf());
+        let weights = Weights::read(&graph, &gguf).unwrap();
+        let row = |token, position| Row {
+            token,
+            slot: 0,
+            position,
+            wants_logits: true,
+        };
+        let mut interpreter = Interpreter::new(&graph, &weights, Rounding::Exact);
+        let error = interpreter.step(&[row(8, 0)]).unwrap_err();
+        assert_eq!(error.to_string(), "token 8 of 8");
+        let error = interpreter.step(&[row(1, 0), row(1, 2)]).unwrap_err();
+        assert!(error.to_string().contains("never run"), "{error}");
+    }
 }

@@ -207,6 +207,6 @@ mod tests {
 
         let mut duplicate = tiny();
         duplicate.weights[1].name = duplicate.weights[0].name.clone();
-        fails(&duplicate, "two weights", "token_embd.weight");
+        fails(&duplicate, "<rope_inv_freq>", "two weights");
     }
 }

@@ -6,8 +6,8 @@ use crate::error::Error;
 use crate::gguf::{Gguf, Value};
 
 /// Keys that llama.cpp reads for some architecture and that change results, each with the values that change nothing
-/// (bools count as 0 and 1). Not here, because llama.cpp does not read it for any dense architecture of ours and files
-/// carry it: `attention.sliding_window`.
+/// (bools count as 0 and 1). Not here: `attention.sliding_window` and `use_parallel_residual`, which converters wrote
+/// into Mistral and Qwen 1.5 files and llama.cpp does not read for these architectures.
 const NEUTRAL: &[(&str, &[f64])] = &[
     ("attention.causal", &[1.0]),
     ("attention.clamp_kqv", &[0.0]),
@@ -34,7 +34,6 @@ const NEUTRAL: &[(&str, &[f64])] = &[
     ("rope.scaling.yarn_ext_factor", &[-1.0, 1.0]),
     ("rope.scaling.yarn_log_multiplier", &[0.0]),
     ("swiglu_clamp_exp", &[0.0]),
-    ("use_parallel_residual", &[0.0]),
 ];
 
 /// Checks the keys of `gguf` against [`NEUTRAL`].

@@ -101,6 +101,9 @@ impl<'a> Metadata<'a> {
     }
 }
 
+/// Bounds what a hostile file can make tables from; the widest head in use has 512 elements.
+const MAX_HEAD_DIM: usize = 1 << 16;
+
 impl Hparams {
     pub fn read(metadata: Metadata) -> Result<Hparams, Error> {
         let layers = metadata.size("block_count")?;
@@ -137,6 +140,12 @@ impl Hparams {
                 why: format!(
                     "{value_dim} differs from the key length {head_dim}; only equal lengths are implemented"
                 ),
+            });
+        }
+        if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
+            return Err(Error::Unsupported {
+                what: metadata.key("attention.key_length"),
+                why: format!("heads of {head_dim} elements (supported: 1 to {MAX_HEAD_DIM})"),
             });
         }
         let rot_dim = metadata

@@ -187,3 +187,135 @@ fn table(base: f64, rot_dim: usize, scaling: Scaling, factors: Option<&[f32]>) -
         mscale,
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{Gguf, GgufWriter, Value};
+    use crate::pass::tests::open;
+
+    fn file(keys: &[(&str, Value)]) -> Gguf {
+        let mut writer = GgufWriter::new();
+        for (suffix, value) in keys {
+            writer.add(format!("llama.{suffix}"), value.clone());
+        }
+        open(&writer)
+    }
+
+    fn read(keys: &[(&str, Value)], rot_dim: usize) -> Result<Frequencies, Error> {
+        let gguf = file(keys);
+        let metadata = Metadata {
+            gguf: &gguf,
+            architecture: "llama",
+        };
+        frequencies(metadata, rot_dim, 1024, None)
+    }
+
+    fn assert_close(found: &[f32], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(
+                (f64::from(*found) / expected - 1.0).abs() < 1e-6,
+                "{found} {expected}"
+            );
+        }
+    }
+
+    fn scaling(ty: &str, factor: f32) -> Vec<(&'static str, Value)> {
+        vec![
+            ("rope.scaling.type", Value::Str(ty.into())),
+            ("rope.scaling.factor", Value::F32(factor)),
+        ]
+    }
+
+    #[test]
+    fn plain_and_linear_tables() {
+        let plain = read(&[], 8).unwrap();
+        assert_close(&plain.inv_freq, &[1.0, 0.1, 0.01, 0.001]);
+        assert_eq!(plain.mscale, 1.0);
+        let linear = [0.4, 0.04, 0.004, 0.0004];
+        assert_close(&read(&scaling("linear", 2.5), 8).unwrap().inv_freq, &linear);
+        let untyped = [("rope.scaling.factor", Value::F32(2.5))];
+        assert_close(&read(&untyped, 8).unwrap().inv_freq, &linear);
+        let old_key = [("rope.scale_linear", Value::F32(2.5))];
+        assert_close(&read(&old_key, 8).unwrap().inv_freq, &linear);
+        assert_eq!(read(&scaling("none", 2.5), 8).unwrap(), plain);
+    }
+
+    /// Expected numbers: `_compute_yarn_parameters` of transformers' modeling_rope_utils.py, evaluated in Python.
+    #[test]
+    fn yarn_tables() {
+        let mut keys = scaling("yarn", 4.0);
+        keys.push(("rope.scaling.original_context_length", Value::U32(256)));
+        let small = read(&keys, 16).unwrap();
+        assert_close(
+            &small.inv_freq,
+            &[
+                1.0,
+                2.569350599e-1,
+                6.25e-2,
+                1.383496476e-2,
+                2.5e-3,
+                7.905694150e-4,
+                2.5e-4,
+                7.905694150e-5,
+            ],
+        );
+        assert!((small.mscale - 1.138_629_4).abs() < 1e-6);
+
+        let mut keys = scaling("yarn", 4.0);
+        keys.push(("rope.scaling.original_context_length", Value::U32(32768)));
+        keys.push(("rope.freq_base", Value::F32(1e6)));
+        keys.push(("rope.scaling.attn_factor", Value::F32(0.5)));
+        let qwen = read(&keys, 128).unwrap();
+        let picked: Vec<_> = [1, 20, 23, 24, 30, 39, 40, 63]
+            .map(|i| qwen.inv_freq[i])
+            .into();
+        assert_close(
+            &picked,
+            &[
+                8.058421878e-1,
+                1.333521432e-2,
+                6.978305849e-3,
+                5.375321491e-3,
+                1.064360981e-3,
+                6.490394321e-5,
+                4.445698525e-5,
+                3.102344402e-7,
+            ],
+        );
+        assert!((qwen.mscale - 0.5 * 1.138_629_4).abs() < 1e-6);
+        assert_eq!(read(&scaling("yarn", 0.5), 8).unwrap().mscale, 1.0);
+    }
+
+    #[test]
+    fn factors_divide() {
+        let gguf = file(&scaling("linear", 2.0));
+        let metadata = Metadata {
+            gguf: &gguf,
+            architecture: "llama",
+        };
+        let divided = frequencies(metadata, 8, 1024, Some(&[1.0, 2.0, 4.0, 8.0])).unwrap();
+        assert_close(&divided.inv_freq, &[0.5, 0.025, 0.00125, 0.0000625]);
+    }
+
+    #[test]
+    fn unusable_values_are_named() {
+        let says = |keys: &[(&str, Value)]| read(keys, 8).unwrap_err().to_string();
+        assert_eq!(
+            says(&scaling("longrope", 2.0)),
+            "llama.rope.scaling.type: longrope is not implemented (supported: none, linear, yarn)"
+        );
+        assert_eq!(
+            says(&scaling("yarn", -2.0)),
+            "llama.rope.scaling.factor: is -2"
+        );
+        let base = [("rope.freq_base", Value::F32(0.0))];
+        assert_eq!(
+            says(&base),
+            "llama.rope.freq_base: is 0; must be greater than 1"
+        );
+        let base = [("rope.freq_base", Value::F32(f32::NAN))];
+        assert_eq!(says(&base), "llama.rope.freq_base: is not finite");
+    }
+}

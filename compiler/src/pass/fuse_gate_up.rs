@@ -28,3 +28,51 @@ pub(super) fn run(graph: &mut OpGraph) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Tiny, apply, assert_lines};
+
+    #[test]
+    fn gate_and_up_share_a_matmul_and_the_product_activates() {
+        let (_, before, after) = apply("fuse_gate_up", Tiny::PLAIN);
+        assert_lines(
+            &before,
+            &[
+                "%13 f32[R,64] = matmul blk.0.ffn_gate (%12) w=blk.0.ffn_gate.weight Q8_0 [64,32]",
+                "%14 f32[R,64] = matmul blk.0.ffn_up (%12) w=blk.0.ffn_up.weight Q8_0 [64,32]",
+                "%15 f32[R,64] = act blk.0.ffn_act (%13) silu",
+                "%16 f32[R,64] = mul blk.0.ffn_gated (%15, %14)",
+            ],
+        );
+        assert_lines(
+            &after,
+            &[
+                "%13 f32[R,64], %14 f32[R,64] = matmul blk.0.ffn_gate_up (%12) w=blk.0.ffn_gate.weight Q8_0 [64,32] \
+                 w=blk.0.ffn_up.weight Q8_0 [64,32]",
+                "%15 f32[R,64] = gated_act blk.0.ffn_act (%13, %14) silu",
+                "matmul blk.0.ffn_down (%15)",
+            ],
+        );
+        assert!(!after.contains(" = act "), "{after}");
+    }
+
+    #[test]
+    fn gate_and_up_of_different_kinds_still_gate() {
+        let (_, _, after) = apply(
+            "fuse_gate_up",
+            Tiny {
+                float: "ffn_up.weight",
+                ..Tiny::PLAIN
+            },
+        );
+        assert_lines(
+            &after,
+            &[
+                "matmul blk.0.ffn_gate (",
+                "matmul blk.0.ffn_up (",
+                "gated_act blk.0.ffn_act",
+            ],
+        );
+    }
+}

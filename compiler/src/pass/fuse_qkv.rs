@@ -11,3 +11,54 @@ pub(super) fn run(graph: &mut OpGraph) -> Result<(), Error> {
         format!("attn_{letters}")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Tiny, apply, assert_lines};
+
+    #[test]
+    fn one_matmul_with_three_parts() {
+        let (_, before, after) = apply("fuse_qkv", Tiny::PLAIN);
+        assert_lines(
+            &before,
+            &[
+                "f32[R,32] = matmul blk.0.attn_q (%2) w=blk.0.attn_q.weight Q8_0 [32,32] bias=blk.0.attn_q.bias",
+                "f32[R,32] = matmul blk.0.attn_k (%2) w=blk.0.attn_k.weight Q8_0 [32,32]",
+                "f32[R,32] = matmul blk.0.attn_v (%2) w=blk.0.attn_v.weight Q8_0 [32,32]",
+            ],
+        );
+        assert_lines(
+            &after,
+            &[
+                "%3 f32[R,32], %4 f32[R,32], %5 f32[R,32] = matmul blk.0.attn_qkv (%2) w=blk.0.attn_q.weight Q8_0 [32,32] \
+                 bias=blk.0.attn_q.bias w=blk.0.attn_k.weight Q8_0 [32,32] w=blk.0.attn_v.weight Q8_0 [32,32]",
+                "= rope blk.0.attn_q_rope (%3, ",
+                "= rope blk.0.attn_k_rope (%4, ",
+                "%8 kv = kv_append blk.0.attn_kv (%7, %5)",
+            ],
+        );
+    }
+
+    #[test]
+    fn float_and_integer_weights_stay_apart() {
+        let mixed = |float| {
+            apply(
+                "fuse_qkv",
+                Tiny {
+                    float,
+                    ..Tiny::PLAIN
+                },
+            )
+            .2
+        };
+        let text = mixed("attn_v.weight");
+        assert_lines(&text, &["matmul blk.0.attn_qk ("]);
+        assert_lines(
+            &text,
+            &["matmul blk.0.attn_v (%2) w=blk.0.attn_v.weight F32 [32,32]"],
+        );
+        let text = mixed("attn_q.weight");
+        assert_lines(&text, &["matmul blk.0.attn_kv ("]);
+        assert_lines(&text, &["matmul blk.0.attn_q ("]);
+    }
+}

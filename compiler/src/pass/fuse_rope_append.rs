@@ -100,3 +100,55 @@ fn rotation(graph: &OpGraph, rotated: Value) -> Option<Rotation> {
 fn label(graph: &OpGraph, append: NodeIndex) -> String {
     graph.nodes[append].label.replace("attn_kv", "attn_rope_kv")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Tiny, apply, assert_lines};
+
+    #[test]
+    fn rotation_and_cache_write_are_one_node() {
+        let (_, before, after) = apply("fuse_rope_append", Tiny::PLAIN);
+        assert_lines(
+            &before,
+            &[
+                "%6 f32[R,32] = rope blk.0.attn_q_rope (%3, %0) heads=1 head_dim=32 rot=32 interleaved",
+                "%7 f32[R,32] = rope blk.0.attn_k_rope (%4, %0) heads=1 head_dim=32 rot=32 interleaved",
+                "%8 kv = kv_append blk.0.attn_kv (%7, %5) layer=0",
+                "%9 f32[R,32] = attention blk.0.attn (%6, %8) layer=0 heads=1",
+            ],
+        );
+        assert_lines(
+            &after,
+            &[
+                "%6 f32[R,32], %7 kv = rope_append blk.0.attn_rope_kv (%3, %4, %5, %0) layer=0 heads=1 head_dim=32 rot=32 interleaved",
+                "%8 f32[R,32] = attention blk.0.attn (%6, %7) layer=0 heads=1",
+            ],
+        );
+        assert!(!after.contains(" = rope "), "{after}");
+    }
+
+    #[test]
+    fn head_norms_are_absorbed() {
+        let qwen3 = Tiny {
+            architecture: "qwen3",
+            heads: 4,
+            kv_heads: 2,
+            ..Tiny::PLAIN
+        };
+        let (_, before, after) = apply("fuse_rope_append", qwen3);
+        assert_lines(
+            &before,
+            &[
+                "head_norm blk.0.attn_q_norm (",
+                "head_norm blk.0.attn_k_norm (",
+            ],
+        );
+        assert_lines(
+            &after,
+            &[
+                "heads=4 head_dim=8 rot=8 neox q_norm=blk.0.attn_q_norm.weight eps=1e-5 k_norm=blk.0.attn_k_norm.weight eps=1e-5",
+            ],
+        );
+        assert!(!after.contains(" = head_norm "), "{after}");
+    }
+}

@@ -44,3 +44,83 @@ pub(super) fn run(graph: &mut OpGraph) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::run_all;
+    use super::super::tests::{Tiny, apply, assert_lines, tiny};
+    use crate::graph::dump::dump;
+    use coldpress_kernels::tensor_type::TensorType;
+
+    #[test]
+    fn alone_it_quantises_each_value_once() {
+        let (_, _, after) = apply("quantise_activations", Tiny::PLAIN);
+        assert_lines(
+            &after,
+            &[
+                "%2 q8[R,32] = norm_quantise blk.0.attn_norm (%1) w=blk.0.attn_norm.weight eps=1e-5",
+                "f32[R,32] = matmul blk.0.attn_q (%2)",
+                "q8[R,32] = quantise blk.0.attn_q8 (",
+                "q8[R,64] = quantise blk.0.ffn_gated_q8 (",
+                "q8[L,32] = norm_quantise output_norm (",
+            ],
+        );
+        assert_eq!(after.matches(" = quantise ").count(), 2, "{after}");
+    }
+
+    #[test]
+    fn after_fusing_the_producers_quantise() {
+        let mut graph = tiny();
+        run_all(&mut graph, None).unwrap();
+        let text = dump(&graph);
+        assert_lines(
+            &text,
+            &[
+                "q8[R,64] = gated_act_quantise blk.0.ffn_act (",
+                "matmul blk.0.ffn_down (",
+            ],
+        );
+        assert_eq!(
+            text.matches(" = quantise ").count(),
+            1,
+            "attention alone:\n{text}"
+        );
+    }
+
+    #[test]
+    fn a_value_needed_as_float_too_is_kept() {
+        let (_, _, after) = apply(
+            "quantise_activations",
+            Tiny {
+                float: "attn_v.weight",
+                ..Tiny::PLAIN
+            },
+        );
+        assert_lines(
+            &after,
+            &[
+                "f32[R,32] = rms_norm blk.0.attn_norm (",
+                "f32[R,32] = matmul blk.0.attn_v (%2) w=blk.0.attn_v.weight F32",
+            ],
+        );
+        assert_lines(
+            &after,
+            &[
+                "q8[R,32] = quantise blk.0.attn_norm_q8 (%2)",
+                "matmul blk.0.attn_k (",
+            ],
+        );
+    }
+
+    #[test]
+    fn float_weights_read_floats() {
+        let (_, before, after) = apply(
+            "quantise_activations",
+            Tiny {
+                ty: TensorType::F32,
+                ..Tiny::PLAIN
+            },
+        );
+        assert_eq!(before, after);
+    }
+}

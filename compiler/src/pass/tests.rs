@@ -6,6 +6,7 @@ use super::*;
 use crate::gguf::{Gguf, GgufWriter, Value};
 use crate::graph::dump::dump;
 use crate::graph::interpret::{Interpreter, Rounding, Row, Weights};
+use crate::graph::{DType, Op};
 
 /// Pseudo-random values in -1..1 (xorshift64*), the same on every run.
 pub struct Random(pub u64);
@@ -58,6 +59,8 @@ pub struct Tiny {
     pub ty: TensorType,
     /// Ending of matrices stored as F32 whatever `ty` is; empty for none.
     pub float: &'static str,
+    /// Whether every matmul that may have a bias has one (llama).
+    pub biases: bool,
 }
 
 impl Tiny {
@@ -68,6 +71,7 @@ impl Tiny {
         layers: 1,
         ty: TensorType::Q8_0,
         float: "none",
+        biases: false,
     };
 
     /// The file: hidden 32, head size 32 / heads, feed-forward 64, vocabulary 8.
@@ -109,6 +113,12 @@ impl Tiny {
             tensor("attn_v.weight", &[hidden, self.kv_heads * head_dim]);
             tensor("attn_q.bias", &[hidden]);
             tensor("attn_output.weight", &[hidden, hidden]);
+            if self.biases {
+                tensor("attn_output.bias", &[hidden]);
+                tensor("ffn_gate.bias", &[ffn]);
+                tensor("ffn_up.bias", &[ffn]);
+                tensor("ffn_down.bias", &[hidden]);
+            }
             if self.architecture == "qwen3" {
                 tensor("attn_q_norm.weight", &[head_dim]);
                 tensor("attn_k_norm.weight", &[head_dim]);
@@ -202,9 +212,11 @@ fn every_pass_computes_the_same() {
                 layers: 2,
                 ty,
                 float,
+                biases: architecture == "llama",
             };
             let mut graph = tiny.graph();
-            let weights = Weights::read(&graph, &tiny.gguf()).unwrap();
+            let gguf = tiny.gguf();
+            let weights = Weights::read(&graph, &gguf).unwrap();
             let exact = logits(&graph, &weights, Rounding::Exact);
             let scale = exact
                 .iter()
@@ -274,4 +286,32 @@ fn a_pass_run_twice_changes_nothing_more() {
     let once = dump(&graph);
     run_all(&mut graph, None).unwrap();
     assert_eq!(once, dump(&graph));
+}
+
+#[test]
+fn after_all_passes_integer_weights_read_int8() {
+    for float in ["none", "attn_v.weight", "output.weight"] {
+        let mut graph = Tiny {
+            layers: 2,
+            float,
+            ..Tiny::PLAIN
+        }
+        .graph();
+        run_all(&mut graph, None).unwrap();
+        for node in graph.order() {
+            let Op::MatMul { parts, .. } = &graph.nodes[node].op else {
+                continue;
+            };
+            let expected = match graph.is_integer(parts[0].weight) {
+                true => DType::Q8,
+                false => DType::F32,
+            };
+            let label = &graph.nodes[node].label;
+            assert_eq!(
+                graph.value_type(graph.inputs(node)[0]).dtype,
+                expected,
+                "{label}"
+            );
+        }
+    }
 }

@@ -53,15 +53,16 @@ pub struct WorkerContext {
 }
 
 /// Byte offsets inside one row of int8 activations of length k (a multiple of 32):
-/// `q: i8[k]`, then f32 `d[k/32]` (scale), `s32[k/32]` (d times the sum of q over 32), `s16[k/16]` (over 16).
+/// `q: i8[k]`, then f32 `d[k/32]` (scale), f32 `s32[k/32]` (d times the sum of q over 32), i32 `z16[k/16]` (-128 times the
+/// sum of q over 16: what a dot product with unsigned weights around 128 starts from).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Q8Row {
     /// Offset of `d`.
     pub d: usize,
     /// Offset of `s32`.
     pub s32: usize,
-    /// Offset of `s16`.
-    pub s16: usize,
+    /// Offset of `z16`.
+    pub z16: usize,
     /// Bytes of the row, a multiple of 64.
     pub bytes: usize,
 }
@@ -70,12 +71,12 @@ pub struct Q8Row {
 pub const fn q8_row(k: usize) -> Q8Row {
     let d = k.next_multiple_of(64);
     let s32 = d + k / 32 * 4;
-    let s16 = s32 + k / 32 * 4;
+    let z16 = s32 + k / 32 * 4;
     Q8Row {
         d,
         s32,
-        s16,
-        bytes: (s16 + k / 16 * 4).next_multiple_of(64),
+        z16,
+        bytes: (z16 + k / 16 * 4).next_multiple_of(64),
     }
 }
 

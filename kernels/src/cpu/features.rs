@@ -1,5 +1,5 @@
-//! What the CPU that runs this process can execute, by the feature names that target profiles use. Which features a
-//! kernel needs is the kernel family's business.
+//! What a CPU can execute, by the feature names that target profiles use, and the instruction sets that micro-kernels are
+//! written for. Nothing here chooses a kernel.
 
 use std::fmt;
 
@@ -43,4 +43,73 @@ pub fn detect() -> CpuFeatures {
     );
     #[cfg(not(target_arch = "x86_64"))]
     CpuFeatures::default()
+}
+
+/// Instruction set of a micro-kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Isa {
+    /// Portable Rust.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 with VNNI.
+    Avx512Vnni,
+}
+
+impl Isa {
+    /// Every ISA, slowest first.
+    pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
+
+    /// Name inside symbols.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512Vnni => "avx512",
+        }
+    }
+
+    /// CPU features its micro-kernels execute.
+    pub const fn needs(self) -> &'static [&'static str] {
+        match self {
+            Isa::Scalar => &[],
+            Isa::Avx2 => &["avx2", "fma", "f16c"],
+            Isa::Avx512Vnni => &[
+                "avx2",
+                "fma",
+                "f16c",
+                "avx512f",
+                "avx512bw",
+                "avx512dq",
+                "avx512vl",
+                "avx512vnni",
+            ],
+        }
+    }
+
+    /// Whether a CPU with these features runs it, in this build.
+    pub fn runs_on(self, features: &CpuFeatures) -> bool {
+        self.needs().iter().all(|name| features.has(name))
+    }
+
+    /// Whether this CPU runs it.
+    pub fn available(self) -> bool {
+        self.runs_on(&detect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_isa_runs_where_all_it_needs_is_there() {
+        let mut features = CpuFeatures(vec!["avx2", "fma"]);
+        assert!(Isa::Scalar.runs_on(&CpuFeatures::default()));
+        assert!(!Isa::Avx2.runs_on(&features));
+        features.0.push("f16c");
+        assert!(Isa::Avx2.runs_on(&features));
+        assert!(!Isa::Avx512Vnni.runs_on(&features));
+        assert_eq!(features.to_string(), "avx2,fma,f16c");
+    }
 }

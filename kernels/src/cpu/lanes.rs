@@ -3,6 +3,8 @@
 //! instructions differ by ISA, are no business of this trait.
 
 pub mod attention;
+pub mod cache;
+pub mod mix;
 pub mod norm;
 pub mod rope;
 
@@ -73,6 +75,8 @@ pub trait Lanes: Copy {
     unsafe fn largest(a: Self) -> f32;
     /// The sums of four vectors, to `p[0..4]`.
     unsafe fn store_sums(p: *mut f32, a: [Self; 4]);
+    /// Asks for the cache line at `p`, which may be anywhere.
+    unsafe fn prefetch(p: *const u8);
     /// The ISA's own row quantiser, see `scalar::quantise::quantise_row`.
     unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize);
 }
@@ -129,16 +133,23 @@ pub unsafe fn tanh<V: Lanes>(x: V) -> V {
         let large = V::select_less(x, V::splat(0.0), V::sub(V::splat(0.0), large), large);
         let z = V::mul(x, x);
         let mut p = V::splat(-5.704_988_7e-3);
-        for c in [
-            2.063_908_9e-2,
-            -5.373_971_6e-2,
-            1.333_144_2e-1,
-            -3.333_328_2e-1,
-        ] {
+        for c in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
             p = V::fma(p, z, V::splat(c));
         }
         let small = V::fma(V::mul(p, z), x, x);
         V::select_less(magnitude, V::splat(0.625), small, large)
+    }
+}
+
+/// Asks for all cache lines of `bytes` bytes.
+///
+/// # Safety
+/// The CPU has the ISA.
+#[inline(always)]
+unsafe fn prefetch<V: Lanes>(p: *const u8, bytes: usize) {
+    for at in (0..bytes).step_by(64) {
+        // SAFETY: promised by the caller.
+        unsafe { V::prefetch(p.wrapping_add(at)) };
     }
 }
 
@@ -153,3 +164,51 @@ macro_rules! lane_functions {
     )*};
 }
 pub(crate) use lane_functions;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+    use crate::cpu::avx2::lanes::F32x8;
+    use crate::cpu::avx512::lanes::F32x16;
+
+    /// Largest relative error over every argument from `begin` on, `1 / 64` apart.
+    fn worst<V: Lanes>(begin: f32, end: f32, f: unsafe fn(V) -> V, exact: fn(f64) -> f64) -> f64 {
+        let count = ((end - begin) * 64.0) as usize;
+        let errors = (0..count).map(|i| {
+            let x = begin + i as f32 / 64.0 + 1e-3;
+            // SAFETY: only called for an ISA of this CPU.
+            let y = unsafe { V::first(f(V::splat(x))) };
+            (f64::from(y) / exact(f64::from(x)) - 1.0).abs()
+        });
+        errors.fold(0.0, f64::max)
+    }
+
+    fn check<V: Lanes>(isa: Isa) {
+        if !isa.available() {
+            println!("skipped: {}", isa.name());
+            return;
+        }
+        let error = worst::<V>(-87.3, 88.0, exp::<V>, f64::exp);
+        assert!(error < 2e-7, "exp is off by {error}");
+        for range in [(-12.0, -0.01), (0.01, 50.0)] {
+            let error = worst::<V>(range.0, range.1, tanh::<V>, f64::tanh);
+            assert!(error < 3e-7, "tanh is off by {error}");
+        }
+        // SAFETY: this CPU has the ISA.
+        unsafe {
+            let exp = |x: f32| V::first(exp::<V>(V::splat(x)));
+            assert_eq!(
+                [exp(f32::NEG_INFINITY), exp(-90.0), exp(0.0)],
+                [0.0, 0.0, 1.0]
+            );
+            assert!(exp(f32::NAN).is_nan());
+        }
+    }
+
+    #[test]
+    fn exponentials_are_f32_exact() {
+        check::<F32x8>(Isa::Avx2);
+        check::<F32x16>(Isa::Avx512Vnni);
+    }
+}

@@ -2,9 +2,9 @@
 //! reference on the same activations, and bit by bit against the other stamps.
 
 use super::*;
-use crate::cpu::abi::ACT_GROUP;
 use crate::cpu::symbols::{MatmulFn, QuantiseFn};
 use crate::cpu::tile::pack_tile;
+use crate::cpu::{self, abi::ACT_GROUP};
 use crate::quant::{QuantFormat, Store, dequantise_row};
 
 /// A 64-byte aligned buffer.
@@ -21,12 +21,10 @@ impl Aligned {
     }
 }
 
-/// Quant blocks with every field varied and sane f16s; the period of 251 is no multiple of any group.
-fn raw_rows(fmt: &QuantFormat, n: usize, k: usize) -> Vec<u8> {
+/// GGUF rows whose bytes are `byte(i)`, but for floats, and f16 scales and mins, of ordinary size.
+fn raw_rows(fmt: &QuantFormat, n: usize, k: usize, byte: fn(usize) -> u8) -> Vec<u8> {
     let bytes = n * fmt.ty.row_bytes(k as u64).expect("legal k") as usize;
-    let mut raw: Vec<u8> = (0..bytes)
-        .map(|i| (i * 89 % 251) as u8 ^ (i / 251 % 7) as u8)
-        .collect();
+    let mut raw: Vec<u8> = (0..bytes).map(byte).collect();
     let half = |i: usize| half::f16::from_f32(0.01 + (i * 31 % 251) as f32 * 1e-4);
     match fmt.layout.store {
         Store::F32 => {
@@ -72,8 +70,13 @@ struct Case {
     weights: Vec<f32>,
 }
 
-fn case(fmt: &'static QuantFormat, n: usize, k: usize) -> Case {
-    let raw = raw_rows(fmt, n, k);
+/// Bytes that vary every field; the period of 251 is no multiple of any group.
+fn varied(i: usize) -> u8 {
+    (i * 89 % 251) as u8 ^ (i / 251 % 7) as u8
+}
+
+fn case(fmt: &'static QuantFormat, n: usize, k: usize, byte: fn(usize) -> u8) -> Case {
+    let raw = raw_rows(fmt, n, k, byte);
     let row_bytes = raw.len() / n;
     let tile = tile_bytes(&fmt.layout, k).expect("legal k");
     let mut tiles = Aligned::new(n.div_ceil(TILE_N) * tile);
@@ -221,6 +224,7 @@ fn nmse(y: &[f32], expected: &[f32]) -> f64 {
 const MAX_ROWS: usize = 17;
 
 fn check_isa(isa: Isa) {
+    check_extremes(isa);
     for fmt in FORMATS {
         let integer = fmt.layout.int_bits().is_some();
         let ks: &[usize] = if integer {
@@ -230,8 +234,32 @@ fn check_isa(isa: Isa) {
         };
         for &k in ks.iter().filter(|&&k| tile_bytes(&fmt.layout, k).is_some()) {
             for n in [1, 15, 16, 17, 40] {
-                check_shape(isa, case(fmt, n, k));
+                check_shape(isa, case(fmt, n, k, varied));
             }
+        }
+    }
+}
+
+/// Weights and activations at the ends of their ranges, where a 16-bit sum would be the first to overflow.
+fn check_extremes(isa: Isa) {
+    let k = 256;
+    let signs: [fn(usize) -> f32; 3] = [|_| 1.0, |_| -1.0, |i| if i % 3 == 0 { -1.0 } else { 1.0 }];
+    let bytes: [fn(usize) -> u8; 4] = [|_| 0xff, |_| 0x80, |_| 0x7f, |_| 0];
+    for fmt in FORMATS.iter().filter(|fmt| fmt.layout.int_bits().is_some()) {
+        for (x, byte) in signs.iter().flat_map(|x| bytes.map(|byte| (x, byte))) {
+            let mut case = case(fmt, 16, k, byte);
+            let x: Vec<f32> = (0..4 * k).map(x).collect();
+            let (mut packed, values) = quantised(isa, &x, k);
+            let exact = reference(&values, &case.weights, k);
+            let magnitude = reference(
+                &vec![1.0; 4 * k],
+                &case.weights.iter().map(|w| w.abs()).collect::<Vec<_>>(),
+                k,
+            );
+            let batches = batches(fmt, isa, 4, 4).expect("stamp 4 exists");
+            let y = run(&mut case, &batches, packed.bytes(), Init::Zero);
+            let error = worst(&y, 16, &exact, &magnitude, 16);
+            assert!(error < 1e-5, "{} {isa:?}: off by {error}", fmt.ty);
         }
     }
 }

@@ -80,7 +80,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let (bundle, launcher, out) =
             (folder.path().join("b.press"), folder.path().join("launcher"), folder.path().join("story"));
-        sample::write(&bundle);
+        sample::write(&bundle, &sample::manifest()).expect("bundle");
         std::fs::write(&launcher, b"not really a program").expect("launcher");
         write(&launcher, &bundle, &out).expect("written");
         assert_eq!(find(&out), Some(4096));

@@ -225,7 +225,8 @@ fn absurd_numbers_in_sealed_headers() {
 
 #[test]
 fn hostile_manifests() {
-    let changes: [(&str, fn(&mut Manifest)); 30] = [
+    type Change = fn(&mut Manifest);
+    let changes: [(&str, Change); 30] = [
         ("vocab", |m| m.model.vocab_size = 0),
         ("vocab", |m| m.model.vocab_size = u32::MAX),
         ("batch", |m| m.limits.max_batch = 0),

@@ -20,8 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use team::Team;
 
-/// How long workers wait busily for the next program before they sleep.
-pub const DEFAULT_SPIN: Duration = Duration::from_micros(50);
+/// How long workers wait awake for the next program before they sleep: about as long as sampling takes between two
+/// steps, since waking them costs more than a small model's launch.
+pub const DEFAULT_SPIN: Duration = Duration::from_millis(1);
 
 /// One plan of a bundle, loaded.
 pub struct CpuDevice {
@@ -38,7 +39,7 @@ pub struct CpuDevice {
     arena: MmapRaw,
     _kv: MmapRaw,
     _symbols: Vec<*const u8>,
-    _barrier: Box<Barrier>,
+    _barrier: Arc<Barrier>,
     _code: Code,
     _bundle: Arc<Bundle>,
 }
@@ -73,14 +74,14 @@ impl CpuDevice {
         let symbols = resolve(plan)?;
         let arena = allocate("activation arena", plan.arena_bytes)?;
         let kv = allocate("KV pool", plan.kv.bytes)?;
-        let barrier = Box::new(Barrier::new(plan.workers));
+        let barrier = Arc::new(Barrier::new(plan.workers));
         let context = Box::new(WorkerContext {
             arena: arena.as_mut_ptr(),
             weights,
             kv: kv.as_mut_ptr(),
             step: std::ptr::null(),
             symbols: symbols.as_ptr(),
-            barrier: (&raw const *barrier).cast(),
+            barrier: Arc::as_ptr(&barrier).cast(),
         });
         let head = programs.iter().filter(|p| p.stage == Stage::Head);
         Ok(Self {

@@ -68,7 +68,7 @@ pub enum Algorithm {
 /// Byte pair encoding.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BpeSpec {
-    /// Merged pairs `(left, right)` of ids, best first; the joined text is a token too.
+    /// Merged pairs `(left, right)` of ids, best first, each once; the joined text is a token too.
     pub merges: Vec<(u32, u32)>,
     /// Applied one after the other, each to the pieces the previous one left.
     pub splits: Vec<Split>,

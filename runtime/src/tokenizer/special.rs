@@ -1,6 +1,8 @@
 //! Finding special tokens in text before anything else looks at it: the longest token first, each from left to
 //! right, in what earlier tokens left. Ordinary text is handed on untouched.
 
+use std::collections::HashSet;
+
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use super::{TokenKind, TokenizerError};
@@ -39,6 +41,8 @@ impl Specials {
         strip_left: &[u32],
         strip_right: &[u32],
     ) -> Result<Specials, TokenizerError> {
+        let set = |ids: &[u32]| ids.iter().copied().collect::<HashSet<u32>>();
+        let (strip_left, strip_right) = (set(strip_left), set(strip_right));
         let mut specials: Vec<Special> = Vec::new();
         for (id, (text, kind)) in (0u32..).zip(tokens.iter().zip(kinds)) {
             let on_request = match kind {

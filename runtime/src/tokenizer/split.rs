@@ -73,7 +73,7 @@ impl Splitter {
                         let chars = inside[found.clone()].char_indices().enumerate();
                         for (index, (offset, _)) in chars {
                             // With `cut_after`, what lies before a run stays with its first group.
-                            if (digits - index) % 3 == 0 && (index > 0 || !cut_after) {
+                            if (digits - index).is_multiple_of(3) && (index > 0 || !cut_after) {
                                 end_piece(found.start + offset);
                             }
                         }

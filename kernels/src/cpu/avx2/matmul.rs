@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::symbols::{Named, matmul_symbols};
 use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
-use crate::quant::{FORMATS, PackedLayout, Scale, Store};
+use crate::quant::{FORMATS, Scale, Store};
 
 /// `matmul_<layout>_avx2_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
 pub const SYMBOLS: &[Named] = matmul_symbols!("avx2", int_matmul [1 2 3 4], float_matmul [1 2]);
@@ -46,7 +46,6 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     let layout = const { &FORMATS[L].layout };
     let unit_k = const { FORMATS[L].layout.k_multiple() };
     let groups_of_16 = const { FORMATS[L].layout.group as usize * 2 == GROUP_K };
-    let has_offset = const { FORMATS[L].layout.min || zero_point(&FORMATS[L].layout) != 0 };
     let Some(bytes) = tile_bytes(layout, k) else {
         return;
     };
@@ -55,7 +54,7 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     for t in 0..tiles {
         let mut acc = [[_mm256_setzero_ps(); 2]; N];
         // SAFETY: reads stay inside tile t and inside the N int8 rows of x: group g of k / 32 has its quants at 32 g,
-        // its d and s32 at 4 g and its s16 at 8 g. Prefetches may point anywhere.
+        // its d and s32 at 4 g and its z16 at 8 g. Prefetches may point anywhere.
         unsafe {
             let mut quants = w.add(scale_plane_bytes(layout, k));
             let mut ahead = w.wrapping_add(PREFETCH);
@@ -66,7 +65,7 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                 }
                 ahead = ahead.wrapping_add(ahead_per_group);
-                let halves = [
+                let scales = [
                     half_scales::<L>(unit, group, 0),
                     half_scales::<L>(unit, group, 1),
                 ];
@@ -77,22 +76,19 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                     let float = |at: usize| _mm256_set1_ps(x.add(at).cast::<f32>().read_unaligned());
                     let words = x.add(GROUP_K * g);
                     let dx = float(row.d + 4 * g);
-                    let [first, second] = halves[h];
+                    let zero = |half: usize| x.add(row.z16 + 8 * g + 4 * half).cast::<i32>().read_unaligned();
+                    let HalfScales { scale, min } = scales[h];
                     if groups_of_16 {
-                        let a = dot::<L, 0, 4>(&q[h], words);
-                        let b = dot::<L, 4, 8>(&q[h], words);
-                        acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(first.0, dx), acc[n][h]);
-                        acc[n][h] = _mm256_fmadd_ps(b, _mm256_mul_ps(second.0, dx), acc[n][h]);
-                        if has_offset {
-                            acc[n][h] = _mm256_fnmadd_ps(first.1, float(row.s16 + 8 * g), acc[n][h]);
-                            acc[n][h] = _mm256_fnmadd_ps(second.1, float(row.s16 + 8 * g + 4), acc[n][h]);
-                        }
+                        let a = dot::<L, 0, 4>(&q[h], words, zero(0));
+                        let b = dot::<L, 4, 8>(&q[h], words, zero(1));
+                        let sum = _mm256_fmadd_ps(b, scale[1], _mm256_mul_ps(a, scale[0]));
+                        acc[n][h] = _mm256_fmadd_ps(sum, dx, acc[n][h]);
                     } else {
-                        let a = dot::<L, 0, 8>(&q[h], words);
-                        acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(first.0, dx), acc[n][h]);
-                        if has_offset {
-                            acc[n][h] = _mm256_fnmadd_ps(first.1, float(row.s32 + 4 * g), acc[n][h]);
-                        }
+                        let a = dot::<L, 0, 8>(&q[h], words, zero(0) + zero(1));
+                        acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(scale[0], dx), acc[n][h]);
+                    }
+                    if layout.min {
+                        acc[n][h] = _mm256_fnmadd_ps(min, float(row.s32 + 4 * g), acc[n][h]);
                     }
                 });
             }
@@ -218,62 +214,46 @@ unsafe fn load_halves(at: *const u8) -> __m256 {
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
 }
 
-/// What `dot` leaves to subtract: 8-bit integers are summed as `q - 128`, so 128 of their zero is gone already.
-const fn zero_point(layout: &PackedLayout) -> i16 {
-    match layout.store {
-        Store::Int(8) => layout.zero as i16 - 128,
-        _ => layout.zero as i16,
-    }
+/// Scales of 8 outputs for 32 k: both scale groups (twice the same with groups of 32), and the min.
+#[derive(Clone, Copy)]
+struct HalfScales {
+    scale: [__m256; 2],
+    min: __m256,
 }
 
-/// Scale and offset, of 8 outputs, for both scale groups of the `group`-th 32 k of a scale unit (twice the same with
-/// groups of 32). The offset is what one unit of activation sum subtracts.
+/// Scales of outputs `8 h..8 h + 8` for the `group`-th 32 k of a scale unit.
 ///
 /// # Safety
 /// `unit` points at a unit of the scale plane.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn half_scales<const L: usize>(
-    unit: *const u8,
-    group: usize,
-    h: usize,
-) -> [(__m256, __m256); 2] {
+unsafe fn half_scales<const L: usize>(unit: *const u8, group: usize, h: usize) -> HalfScales {
     let layout = const { &FORMATS[L].layout };
     let pair = 1 + usize::from(layout.min);
-    // SAFETY: 16 scales, then 16 mins where the layout has them, then the codes of 256 / group groups likewise.
-    let (d, m) = unsafe {
-        let m = if layout.min {
-            load_halves(unit.add(2 * TILE_N + 16 * h))
-        } else {
-            _mm256_setzero_ps()
-        };
-        (load_halves(unit.add(16 * h)), m)
-    };
     let per_32 = GROUP_K / usize::from(layout.group);
-    let one = |i: usize| {
-        let (mut scale, mut offset) = (d, m);
-        if !matches!(layout.scale, Scale::F16) {
-            // SAFETY: as above.
-            unsafe {
-                let codes = unit.add((2 + group * per_32 + i) * TILE_N * pair + 8 * h);
-                scale = _mm256_mul_ps(d, load_codes::<L>(codes));
-                if layout.min {
-                    offset = _mm256_mul_ps(m, load_codes::<L>(codes.add(TILE_N)));
-                }
-            }
+    // SAFETY: 16 scales, then 16 mins where the layout has them, then the codes of 256 / group groups likewise.
+    unsafe {
+        let d = load_halves(unit.add(16 * h));
+        let mut scales = HalfScales {
+            scale: [d; 2],
+            min: _mm256_setzero_ps(),
+        };
+        if layout.min {
+            scales.min = load_halves(unit.add(2 * TILE_N + 16 * h));
         }
-        if zero_point(layout) != 0 {
-            let zero = _mm256_mul_ps(scale, _mm256_set1_ps(f32::from(zero_point(layout))));
-            offset = if layout.min {
-                _mm256_add_ps(offset, zero)
-            } else {
-                zero
-            };
+        if matches!(layout.scale, Scale::F16) {
+            return scales;
         }
-        (scale, offset)
-    };
-    let first = one(0);
-    [first, if per_32 == 2 { one(1) } else { first }]
+        let codes = unit.add((2 + group * per_32) * TILE_N * pair + 8 * h);
+        scales.scale[0] = _mm256_mul_ps(d, load_codes::<L>(codes));
+        if per_32 == 2 {
+            scales.scale[1] = _mm256_mul_ps(d, load_codes::<L>(codes.add(TILE_N)));
+        }
+        if layout.min {
+            scales.min = _mm256_mul_ps(scales.min, load_codes::<L>(codes.add(TILE_N)));
+        }
+        scales
+    }
 }
 
 /// # Safety
@@ -290,69 +270,47 @@ unsafe fn load_codes<const L: usize>(at: *const u8) -> __m256 {
     })
 }
 
-/// The 8 quads of 32 k for 8 outputs, one byte per stored integer.
+/// The 8 quads of 32 k for 8 outputs, one byte per stored integer; 8-bit ones signed, as `q - 128`.
 ///
 /// # Safety
 /// `quants` points at the lower or upper half of the first vector of the quants of 32 k.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m256i; 8] {
-    let layout = const { &FORMATS[L].layout };
+    let bits = const { FORMATS[L].layout.int_bits() };
     // SAFETY: vectors 0..bits of the group are inside it.
     let vector = |i: usize| unsafe { _mm256_loadu_si256(quants.add(64 * i).cast()) };
-    let Some(bits) = layout.int_bits() else {
-        return [_mm256_setzero_si256(); 8];
-    };
-    if bits == 8 {
-        let sign = _mm256_set1_epi8(-128);
-        return [0, 1, 2, 3, 4, 5, 6, 7].map(|i| _mm256_xor_si256(vector(i), sign));
+    let masked = |v, by: i32, mask: i8| _mm256_and_si256(moved(v, by), _mm256_set1_epi8(mask));
+    let mut q = [_mm256_setzero_si256(); 8];
+    for (i, q) in q.iter_mut().enumerate() {
+        let at = i as i32;
+        *q = match bits {
+            Some(8) => _mm256_xor_si256(vector(i), _mm256_set1_epi8(-128)),
+            _ => masked(vector(i / 2), -4 * (at % 2), 15),
+        };
+        *q = match bits {
+            Some(5) => _mm256_or_si256(*q, masked(vector(4), 4 - at, 16)),
+            Some(6) => _mm256_or_si256(*q, masked(vector(4 + i / 4), 4 - 2 * (at % 4), 48)),
+            _ => *q,
+        };
     }
-    let nibble = _mm256_set1_epi8(15);
-    let low = |i: usize| _mm256_and_si256(vector(i), nibble);
-    let high = |i: usize| _mm256_and_si256(_mm256_srli_epi16::<4>(vector(i)), nibble);
-    let q = [
-        low(0),
-        high(0),
-        low(1),
-        high(1),
-        low(2),
-        high(2),
-        low(3),
-        high(3),
-    ];
-    let merge = |q, bits, mask| _mm256_or_si256(q, _mm256_and_si256(bits, mask));
-    match bits {
-        5 => {
-            let (top, mask) = (vector(4), _mm256_set1_epi8(16));
-            [
-                merge(q[0], _mm256_slli_epi16::<4>(top), mask),
-                merge(q[1], _mm256_slli_epi16::<3>(top), mask),
-                merge(q[2], _mm256_slli_epi16::<2>(top), mask),
-                merge(q[3], _mm256_slli_epi16::<1>(top), mask),
-                merge(q[4], top, mask),
-                merge(q[5], _mm256_srli_epi16::<1>(top), mask),
-                merge(q[6], _mm256_srli_epi16::<2>(top), mask),
-                merge(q[7], _mm256_srli_epi16::<3>(top), mask),
-            ]
-        }
-        6 => {
-            let (top, next, mask) = (vector(4), vector(5), _mm256_set1_epi8(48));
-            [
-                merge(q[0], _mm256_slli_epi16::<4>(top), mask),
-                merge(q[1], _mm256_slli_epi16::<2>(top), mask),
-                merge(q[2], top, mask),
-                merge(q[3], _mm256_srli_epi16::<2>(top), mask),
-                merge(q[4], _mm256_slli_epi16::<4>(next), mask),
-                merge(q[5], _mm256_slli_epi16::<2>(next), mask),
-                merge(q[6], next, mask),
-                merge(q[7], _mm256_srli_epi16::<2>(next), mask),
-            ]
-        }
-        _ => q,
+    q
+}
+
+/// Bits moved towards the high end; towards the low end when `by` is negative. Bits that cross bytes are for the caller
+/// to mask. A constant `by` becomes an immediate.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn moved(v: __m256i, by: i32) -> __m256i {
+    match by {
+        0 => v,
+        1.. => _mm256_sll_epi16(v, _mm_cvtsi32_si128(by)),
+        _ => _mm256_srl_epi16(v, _mm_cvtsi32_si128(-by)),
     }
 }
 
-/// Dot products of 8 outputs with the activations of quads `FROM..TO`, exact, as floats.
+/// Dot products of 8 outputs, their zero subtracted, with the activations of quads `FROM..TO`, exact, as floats. `z` is -128
+/// times the sum of these activations.
 ///
 /// # Safety
 /// 32 activations are readable at `words`.
@@ -361,13 +319,18 @@ unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m256i; 8] {
 unsafe fn dot<const L: usize, const FROM: usize, const TO: usize>(
     q: &[__m256i; 8],
     words: *const u8,
+    z: i32,
 ) -> __m256 {
     let layout = const { &FORMATS[L].layout };
     // SAFETY: quad i is bytes 4 i..4 i + 4 of the 32.
     let word =
         |i: usize| unsafe { _mm256_set1_epi32(words.add(4 * i).cast::<i32>().read_unaligned()) };
     let ones = _mm256_set1_epi16(1);
-    let mut total = _mm256_setzero_si256();
+    // 8-bit integers come from `unpack` with their zero subtracted already.
+    let mut total = match layout.zero {
+        0 | 128 => _mm256_setzero_si256(),
+        _ => _mm256_set1_epi32(z >> layout.zero_shift()),
+    };
     // A 16-bit lane gains at most 2 * 127 * (2^bits - 1) per quad: 8 quads of 4 bits, 4 of 5 and 2 of 6 stay below 2^15.
     // 8-bit integers are signed: |q| <= 128 against the activation with q's sign, 2 * 127 * 128 < 2^15.
     let flush = match layout.store {

@@ -36,7 +36,7 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
     let row = q8_row(k.next_multiple_of(ACT_GROUP));
     let mut tail = [0.0f32; ACT_GROUP];
     for (g, begin) in (0..k).step_by(ACT_GROUP).enumerate() {
-        // SAFETY: whole groups are read in place, the last partial one from a copy padded with zeros; q, d, s32 and s16
+        // SAFETY: whole groups are read in place, the last partial one from a copy padded with zeros; q, d, s32 and z16
         // of group g lie inside the row by `q8_row`.
         unsafe {
             let mut from = x.add(begin);
@@ -81,14 +81,11 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
                 .cast::<f32>()
                 .add(g)
                 .write(d * (sum0 + sum1) as f32);
-            out.add(row.s16)
-                .cast::<f32>()
-                .add(2 * g)
-                .write(d * sum0 as f32);
-            out.add(row.s16)
-                .cast::<f32>()
+            out.add(row.z16).cast::<i32>().add(2 * g).write(-128 * sum0);
+            out.add(row.z16)
+                .cast::<i32>()
                 .add(2 * g + 1)
-                .write(d * sum1 as f32);
+                .write(-128 * sum1);
         }
     }
 }

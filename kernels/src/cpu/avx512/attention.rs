@@ -1,9 +1,10 @@
-//! Attention and KV append stamped for AVX-512 (F, BW, DQ, VL) and each cache type; the bodies are in `cpu/lanes/attention.rs`.
+//! Attention and KV append stamped for AVX-512 (F, BW, DQ, VL) and each cache type; the bodies are in `cpu/lanes`.
 
 use crate::attention::{AttentionFn, KvAppendFn};
 use crate::cpu::abi::Step;
 use crate::cpu::avx512::lanes::F32x16;
-use crate::cpu::lanes::attention::{self as lanes, Cache, CacheF16, CacheF32, CacheQ8};
+use crate::cpu::lanes::attention::attention as body;
+use crate::cpu::lanes::cache::{self, Cache, CacheF16, CacheF32, CacheQ8};
 use crate::cpu::symbols::{Named, Symbol};
 
 macro_rules! symbols {
@@ -40,7 +41,7 @@ unsafe extern "C" fn attention<C: Cache>(
 ) {
     // SAFETY: promised by the caller.
     unsafe {
-        lanes::attention::<F32x16, C>(
+        body::<F32x16, C>(
             q,
             kv,
             out,
@@ -77,7 +78,7 @@ unsafe extern "C" fn kv_append<C: Cache>(
 ) {
     // SAFETY: promised by the caller.
     unsafe {
-        lanes::kv_append::<F32x16, C>(
+        cache::kv_append::<F32x16, C>(
             k, v, kv, step, kv_heads, head_dim, row_begin, row_end, k_stride, v_stride,
         )
     }

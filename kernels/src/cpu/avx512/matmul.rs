@@ -49,7 +49,6 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     let layout = const { &FORMATS[L].layout };
     let unit_k = const { FORMATS[L].layout.k_multiple() };
     let halves = const { GROUP_K / FORMATS[L].layout.group as usize };
-    let has_offset = const { FORMATS[L].layout.min || FORMATS[L].layout.zero != 0 };
     let Some(bytes) = tile_bytes(layout, k) else {
         return;
     };
@@ -63,7 +62,7 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     for t in 0..tiles {
         let mut acc = [_mm512_setzero_ps(); N];
         // SAFETY: reads stay inside tile t and inside the N int8 rows of x: group g of k / 32 has its quants at 32 g,
-        // its d and s32 at 4 g and its s16 at 8 g. Prefetches may point anywhere.
+        // its d and s32 at 4 g and its z16 at 8 g. Prefetches may point anywhere.
         unsafe {
             let mut unit = w;
             let mut quants = w.add(scale_plane_bytes(layout, k));
@@ -77,10 +76,10 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                     }
                     ahead = ahead.wrapping_add(ahead_per_group);
-                    let (scale0, offset0) = group_scale::<L>(d, m, &mut codes);
-                    let (scale1, offset1) = match halves {
-                        2 => group_scale::<L>(d, m, &mut codes),
-                        _ => (scale0, offset0),
+                    let (scale0, min) = group_scale::<L>(d, m, &mut codes);
+                    let scale1 = match halves {
+                        2 => group_scale::<L>(d, m, &mut codes).0,
+                        _ => scale0,
                     };
                     let q = unpack::<L>(quants);
                     quants = quants.add(group_bytes(layout));
@@ -88,29 +87,26 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                         let x = x.add(n * x_stride);
                         let word = |i: usize| _mm512_set1_epi32(x.add(GROUP_K * g + 4 * i).cast::<i32>().read_unaligned());
                         let float = |at: usize| _mm512_set1_ps(x.add(at).cast::<f32>().read_unaligned());
-                        let (mut a, mut b) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+                        let zero = |half: usize| match layout.zero {
+                            0 => _mm512_setzero_si512(),
+                            _ => _mm512_set1_epi32(x.add(row.z16 + 8 * g + 4 * half).cast::<i32>().read_unaligned()),
+                        };
+                        let (mut a, mut b) = (zero(0), zero(1));
+                        for i in 0..4 {
+                            a = _mm512_dpbusd_epi32(a, q[i], word(i));
+                            b = _mm512_dpbusd_epi32(b, q[i + 4], word(i + 4));
+                        }
                         let dx = float(row.d + 4 * g);
                         if halves == 1 {
-                            for i in 0..4 {
-                                a = _mm512_dpbusd_epi32(a, q[2 * i], word(2 * i));
-                                b = _mm512_dpbusd_epi32(b, q[2 * i + 1], word(2 * i + 1));
-                            }
                             let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(a, b));
                             acc[n] = _mm512_fmadd_ps(sum, _mm512_mul_ps(scale0, dx), acc[n]);
-                            if has_offset {
-                                acc[n] = _mm512_fnmadd_ps(offset0, float(row.s32 + 4 * g), acc[n]);
-                            }
                         } else {
-                            for i in 0..4 {
-                                a = _mm512_dpbusd_epi32(a, q[i], word(i));
-                                b = _mm512_dpbusd_epi32(b, q[i + 4], word(i + 4));
-                            }
-                            acc[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), _mm512_mul_ps(scale0, dx), acc[n]);
-                            acc[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), _mm512_mul_ps(scale1, dx), acc[n]);
-                            if has_offset {
-                                acc[n] = _mm512_fnmadd_ps(offset0, float(row.s16 + 8 * g), acc[n]);
-                                acc[n] = _mm512_fnmadd_ps(offset1, float(row.s16 + 8 * g + 4), acc[n]);
-                            }
+                            let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(a), scale0);
+                            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), scale1, sum);
+                            acc[n] = _mm512_fmadd_ps(sum, dx, acc[n]);
+                        }
+                        if layout.min {
+                            acc[n] = _mm512_fnmadd_ps(min, float(row.s32 + 4 * g), acc[n]);
                         }
                     });
                     g += 1;
@@ -234,7 +230,7 @@ unsafe fn load_halves(at: *const u8) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
 }
 
-/// The f16 scales and mins of a scale unit.
+/// The f16 scales and mins of a scale unit. Scales are divided by what `unpack` multiplies integers with.
 ///
 /// # Safety
 /// `unit` points at a unit of the scale plane.
@@ -249,11 +245,12 @@ unsafe fn unit_halves<const L: usize>(unit: *const u8) -> (__m512, __m512) {
         } else {
             _mm512_setzero_ps()
         };
-        (load_halves(unit), m)
+        let shrink = _mm512_set1_ps(1.0 / (1u32 << layout.zero_shift()) as f32);
+        (_mm512_mul_ps(load_halves(unit), shrink), m)
     }
 }
 
-/// Scale of the next scale group, and what it subtracts per unit of activation sum. Moves `codes` past the group.
+/// Scale and min of the next scale group. Moves `codes` past the group.
 ///
 /// # Safety
 /// `codes` points at the codes of a group, where the layout has codes.
@@ -265,28 +262,20 @@ unsafe fn group_scale<const L: usize>(
     codes: &mut *const u8,
 ) -> (__m512, __m512) {
     let layout = const { &FORMATS[L].layout };
-    let (mut scale, mut offset) = (d, m);
-    let two_levels = !matches!(layout.scale, Scale::F16);
-    if two_levels {
-        // SAFETY: 16 codes, then 16 min codes where the layout has mins.
-        unsafe {
-            scale = _mm512_mul_ps(d, load_codes::<L>(*codes));
-            *codes = codes.add(TILE_N);
-            if layout.min {
-                offset = _mm512_mul_ps(m, load_codes::<L>(*codes));
-                *codes = codes.add(TILE_N);
-            }
+    if matches!(layout.scale, Scale::F16) {
+        return (d, m);
+    }
+    // SAFETY: 16 codes, then 16 min codes where the layout has mins.
+    unsafe {
+        let scale = _mm512_mul_ps(d, load_codes::<L>(*codes));
+        *codes = codes.add(TILE_N);
+        if !layout.min {
+            return (scale, m);
         }
+        let min = _mm512_mul_ps(m, load_codes::<L>(*codes));
+        *codes = codes.add(TILE_N);
+        (scale, min)
     }
-    if layout.zero != 0 {
-        let zero = _mm512_mul_ps(scale, _mm512_set1_ps(f32::from(layout.zero)));
-        offset = if layout.min {
-            _mm512_add_ps(offset, zero)
-        } else {
-            zero
-        };
-    }
-    (scale, offset)
 }
 
 /// # Safety
@@ -303,73 +292,50 @@ unsafe fn load_codes<const L: usize>(at: *const u8) -> __m512 {
     })
 }
 
-/// The 8 quads of 32 k, one byte per stored integer.
+/// The 8 quads of 32 k, one byte per stored integer, shifted left so that a zero in the middle of their range is 128:
+/// then dot products of every width start from the same `z16`.
 ///
 /// # Safety
 /// `quants` points at the quants of 32 k.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m512i; 8] {
-    let layout = const { &FORMATS[L].layout };
+    let bits = const { FORMATS[L].layout.int_bits() };
+    let shift = const { FORMATS[L].layout.zero_shift() as i32 };
     // SAFETY: vectors 0..bits of the group are inside it.
     let vector = |i: usize| unsafe { _mm512_loadu_si512(quants.add(64 * i).cast()) };
-    let Some(bits) = layout.int_bits() else {
-        return [_mm512_setzero_si512(); 8];
-    };
-    if bits == 8 {
-        return [
-            vector(0),
-            vector(1),
-            vector(2),
-            vector(3),
-            vector(4),
-            vector(5),
-            vector(6),
-            vector(7),
-        ];
+    let mask = |bits: i32| _mm512_set1_epi8((bits << shift) as i8);
+    let mut q = [_mm512_setzero_si512(); 8];
+    for (i, q) in q.iter_mut().enumerate() {
+        let at = i as i32;
+        *q = match bits {
+            Some(8) => vector(i),
+            _ => _mm512_and_si512(moved(vector(i / 2), shift - 4 * (at % 2)), mask(15)),
+        };
+        // 0xF8: a | (b & c).
+        *q = match bits {
+            Some(5) => {
+                let top = moved(vector(4), 4 + shift - at);
+                _mm512_ternarylogic_epi32::<0xF8>(*q, top, mask(16))
+            }
+            Some(6) => {
+                let top = moved(vector(4 + i / 4), 4 + shift - 2 * (at % 4));
+                _mm512_ternarylogic_epi32::<0xF8>(*q, top, mask(48))
+            }
+            _ => *q,
+        };
     }
-    let nibble = _mm512_set1_epi8(15);
-    let low = |i: usize| _mm512_and_si512(vector(i), nibble);
-    let high = |i: usize| _mm512_and_si512(_mm512_srli_epi16::<4>(vector(i)), nibble);
-    let q = [
-        low(0),
-        high(0),
-        low(1),
-        high(1),
-        low(2),
-        high(2),
-        low(3),
-        high(3),
-    ];
-    // 0xF8: a | (b & c).
-    let merge = |q, bits, mask| _mm512_ternarylogic_epi32::<0xF8>(q, bits, mask);
-    match bits {
-        5 => {
-            let (top, mask) = (vector(4), _mm512_set1_epi8(16));
-            [
-                merge(q[0], _mm512_slli_epi16::<4>(top), mask),
-                merge(q[1], _mm512_slli_epi16::<3>(top), mask),
-                merge(q[2], _mm512_slli_epi16::<2>(top), mask),
-                merge(q[3], _mm512_slli_epi16::<1>(top), mask),
-                merge(q[4], top, mask),
-                merge(q[5], _mm512_srli_epi16::<1>(top), mask),
-                merge(q[6], _mm512_srli_epi16::<2>(top), mask),
-                merge(q[7], _mm512_srli_epi16::<3>(top), mask),
-            ]
-        }
-        6 => {
-            let (top, next, mask) = (vector(4), vector(5), _mm512_set1_epi8(48));
-            [
-                merge(q[0], _mm512_slli_epi16::<4>(top), mask),
-                merge(q[1], _mm512_slli_epi16::<2>(top), mask),
-                merge(q[2], top, mask),
-                merge(q[3], _mm512_srli_epi16::<2>(top), mask),
-                merge(q[4], _mm512_slli_epi16::<4>(next), mask),
-                merge(q[5], _mm512_slli_epi16::<2>(next), mask),
-                merge(q[6], next, mask),
-                merge(q[7], _mm512_srli_epi16::<2>(next), mask),
-            ]
-        }
-        _ => q,
+    q
+}
+
+/// Bits moved towards the high end; towards the low end when `by` is negative. Bits that cross bytes are for the caller
+/// to mask. A constant `by` becomes an immediate.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn moved(v: __m512i, by: i32) -> __m512i {
+    match by {
+        0 => v,
+        1.. => _mm512_sll_epi16(v, _mm_cvtsi32_si128(by)),
+        _ => _mm512_srl_epi16(v, _mm_cvtsi32_si128(-by)),
     }
 }

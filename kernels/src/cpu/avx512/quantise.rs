@@ -40,7 +40,7 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
     for (g, begin) in (0..k).step_by(ACT_GROUP).enumerate() {
         // Lanes past k read as zeros.
         let mask = u32::MAX >> (ACT_GROUP - ACT_GROUP.min(k - begin));
-        // SAFETY: masked lanes are not read; q, d, s32 and s16 of group g lie inside the row by `q8_row`.
+        // SAFETY: masked lanes are not read; q, d, s32 and z16 of group g lie inside the row by `q8_row`.
         unsafe {
             let v0 = _mm512_maskz_loadu_ps(mask as u16, x.add(begin));
             let v1 = _mm512_maskz_loadu_ps((mask >> 16) as u16, x.add(begin).wrapping_add(16));
@@ -68,14 +68,11 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
                 .cast::<f32>()
                 .add(g)
                 .write(d * (sum0 + sum1) as f32);
-            out.add(row.s16)
-                .cast::<f32>()
-                .add(2 * g)
-                .write(d * sum0 as f32);
-            out.add(row.s16)
-                .cast::<f32>()
+            out.add(row.z16).cast::<i32>().add(2 * g).write(-128 * sum0);
+            out.add(row.z16)
+                .cast::<i32>()
                 .add(2 * g + 1)
-                .write(d * sum1 as f32);
+                .write(-128 * sum1);
         }
     }
 }

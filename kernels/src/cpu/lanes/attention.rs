@@ -1,4 +1,5 @@
-//! Attention over vectors of any ISA, and the appending of K and V.
+//! Attention over vectors of any ISA: the loops, the scores and the softmax. Weighted sums of V are in `mix`, reading of
+//! heads in `cache`.
 //!
 //! ```text
 //! for each KV head, for each run of rows of one slot (up to 8 queries = rows x query heads):
@@ -13,157 +14,12 @@
 
 use std::mem::MaybeUninit;
 
-use super::{Lanes, exp, tanh};
-use crate::attention::MAX_HEAD_DIM;
-use crate::cpu::abi::{KvType, PAGE_TOKENS, Step};
-use crate::cpu::scalar::attention::{HEAD_BATCH, HeadPage, KV_GROUP, Pages, Scoring, q8_scale};
-
-/// How one type of cache is read and written; heads are `padded` elements long.
-pub trait Cache {
-    /// The type.
-    const TYPE: KvType;
-    /// Elements `i .. i + N` of a head.
-    ///
-    /// # Safety
-    /// The CPU has the ISA; `head` holds a head of `padded` elements, of which `i + N` is in range.
-    unsafe fn load<V: Lanes>(head: *const u8, i: usize, padded: usize) -> V;
-    /// Stores 32 elements from `i` on.
-    ///
-    /// # Safety
-    /// As for [`Cache::load`]; `x` holds 32 floats.
-    unsafe fn store<V: Lanes>(head: *mut u8, i: usize, padded: usize, x: *const f32);
-}
-
-/// A cache of [`KvType::F32`].
-pub struct CacheF32;
-/// A cache of [`KvType::F16`].
-pub struct CacheF16;
-/// A cache of [`KvType::Q8_0`].
-pub struct CacheQ8;
-
-impl Cache for CacheF32 {
-    const TYPE: KvType = KvType::F32;
-
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(head: *const u8, i: usize, _: usize) -> V {
-        // SAFETY: promised by the caller.
-        unsafe { V::load(head.cast::<f32>().add(i)) }
-    }
-
-    #[inline(always)]
-    unsafe fn store<V: Lanes>(head: *mut u8, i: usize, _: usize, x: *const f32) {
-        for j in (0..KV_GROUP).step_by(V::N) {
-            // SAFETY: promised by the caller.
-            unsafe { V::store(head.cast::<f32>().add(i + j), V::load(x.add(j))) };
-        }
-    }
-}
-
-impl Cache for CacheF16 {
-    const TYPE: KvType = KvType::F16;
-
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(head: *const u8, i: usize, _: usize) -> V {
-        // SAFETY: promised by the caller.
-        unsafe { V::load_f16(head.cast::<u16>().add(i)) }
-    }
-
-    #[inline(always)]
-    unsafe fn store<V: Lanes>(head: *mut u8, i: usize, _: usize, x: *const f32) {
-        for j in (0..KV_GROUP).step_by(V::N) {
-            // SAFETY: promised by the caller.
-            unsafe { V::store_f16(head.cast::<u16>().add(i + j), V::load(x.add(j))) };
-        }
-    }
-}
-
-impl Cache for CacheQ8 {
-    const TYPE: KvType = KvType::Q8_0;
-
-    #[inline(always)]
-    unsafe fn load<V: Lanes>(head: *const u8, i: usize, padded: usize) -> V {
-        // SAFETY: promised by the caller; the scales follow the integers.
-        unsafe {
-            let d = V::splat_f16(head.add(padded).cast::<u16>().add(i / KV_GROUP));
-            V::mul(V::load_i8(head.cast::<i8>().add(i)), d)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store<V: Lanes>(head: *mut u8, i: usize, padded: usize, x: *const f32) {
-        // SAFETY: promised by the caller; the scales follow the integers.
-        unsafe {
-            let mut amax = V::splat(0.0);
-            for j in (0..KV_GROUP).step_by(V::N) {
-                amax = V::max(V::abs(V::load(x.add(j))), amax);
-            }
-            let (d, inverse) = q8_scale(V::largest(amax));
-            let (inverse, limit) = (V::splat(inverse), V::splat(127.0));
-            for j in (0..KV_GROUP).step_by(V::N) {
-                let q = V::min(V::mul(V::load(x.add(j)), inverse), limit);
-                let q = V::max(q, V::splat(-127.0));
-                V::store_i8(head.cast::<i8>().add(i + j), q);
-            }
-            head.add(padded).cast::<u16>().add(i / KV_GROUP).write(d);
-        }
-    }
-}
-
-/// Body of a [`crate::attention::KvAppendFn`].
-///
-/// # Safety
-/// The CPU has the ISA; the contract of [`crate::attention::KvAppendFn`].
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-pub unsafe fn kv_append<V: Lanes, C: Cache>(
-    k: *const f32,
-    v: *const f32,
-    kv: *mut u8,
-    step: *const Step,
-    kv_heads: usize,
-    head_dim: usize,
-    row_begin: usize,
-    row_end: usize,
-    k_stride: usize,
-    v_stride: usize,
-) {
-    // SAFETY: the step is valid for the whole call.
-    let step = unsafe { &*step };
-    let pages = Pages::new(kv, step, C::TYPE, kv_heads, head_dim);
-    for r in row_begin..row_end.min(step.rows) {
-        for h in 0..kv_heads {
-            // SAFETY: r < rows; the row's position has a page, and head h of row r is inside k and v.
-            unsafe {
-                let (slot, pos) = (*step.slots.add(r) as usize, *step.positions.add(r) as usize);
-                let page = pages.head(slot, pos / PAGE_TOKENS, h);
-                let at = pos % PAGE_TOKENS * pages.head_bytes;
-                let k = k.byte_add(r * k_stride).add(h * head_dim);
-                let v = v.byte_add(r * v_stride).add(h * head_dim);
-                store_head::<V, C>(k, head_dim, page.k.add(at));
-                store_head::<V, C>(v, head_dim, page.v.add(at));
-            }
-        }
-    }
-}
-
-/// # Safety
-/// The CPU has the ISA; `x` holds `head_dim` floats and `head` a head of that length.
-#[inline(always)]
-unsafe fn store_head<V: Lanes, C: Cache>(x: *const f32, head_dim: usize, head: *mut u8) {
-    let padded = head_dim.next_multiple_of(KV_GROUP);
-    let whole = head_dim / KV_GROUP * KV_GROUP;
-    // SAFETY: whole groups are read in place, the last partial one from a copy padded with zeros.
-    unsafe {
-        for i in (0..whole).step_by(KV_GROUP) {
-            C::store::<V>(head, i, padded, x.add(i));
-        }
-        if whole < head_dim {
-            let mut tail = [0.0f32; KV_GROUP];
-            std::ptr::copy_nonoverlapping(x.add(whole), tail.as_mut_ptr(), head_dim - whole);
-            C::store::<V>(head, whole, padded, tail.as_ptr());
-        }
-    }
-}
+use super::cache::Cache;
+use super::mix::Mix;
+use super::{Lanes, exp, prefetch, tanh};
+use crate::attention::{MAX_HEAD_DIM, Shape};
+use crate::cpu::abi::{PAGE_TOKENS, Step};
+use crate::cpu::pages::{HEAD_BATCH, HeadPage, KV_GROUP, Pages};
 
 /// Body of a [`crate::attention::AttentionFn`].
 ///
@@ -187,7 +43,10 @@ pub unsafe fn attention<V: Lanes, C: Cache>(
     window: usize,
     softcap_bits: usize,
 ) {
-    let scoring = Scoring {
+    let shape = Shape {
+        heads,
+        kv_heads,
+        head_dim,
         scale: f32::from_bits(scale_bits as u32),
         window,
         softcap: f32::from_bits(softcap_bits as u32),
@@ -226,11 +85,11 @@ pub unsafe fn attention<V: Lanes, C: Cache>(
                                 storage,
                                 q.add(h * head_dim),
                                 out.add(h * head_dim),
-                                scoring.first(pos)..pos + 1,
+                                shape.first(pos)..pos + 1,
                             );
                         }
                     }
-                    run::<V, C>(&queries, storage, &pages, &scoring);
+                    run::<V, C>(&queries, storage, &pages, &shape);
                 }
                 r += rows;
             }
@@ -238,7 +97,7 @@ pub unsafe fn attention<V: Lanes, C: Cache>(
     }
 }
 
-/// Stack memory of one pass; only the first `count` times `padded` floats of `q` and `sums` are ever initialised.
+/// Stack memory of one pass; only what `count` queries use is ever initialised.
 #[repr(C, align(64))]
 struct Storage {
     q: [f32; HEAD_BATCH * MAX_HEAD_DIM],
@@ -319,7 +178,7 @@ unsafe fn run<V: Lanes, C: Cache>(
     queries: &Queries,
     storage: *mut Storage,
     pages: &Pages,
-    scoring: &Scoring,
+    shape: &Shape,
 ) {
     let (count, padded) = (queries.count, queries.padded);
     let mut max = [f32::NEG_INFINITY; HEAD_BATCH];
@@ -334,7 +193,9 @@ unsafe fn run<V: Lanes, C: Cache>(
         let q = (&raw const (*storage).q).cast::<f32>();
         let sums = (&raw mut (*storage).sums).cast::<f32>();
         let p = (&raw mut (*storage).p).cast::<f32>();
-        for page in first / PAGE_TOKENS..=(end - 1) / PAGE_TOKENS {
+        p.write_bytes(0, count * PAGE_TOKENS);
+        let last = (end - 1) / PAGE_TOKENS;
+        for page in first / PAGE_TOKENS..=last {
             let mut seen = [(0, 0); HEAD_BATCH];
             let (mut first, mut end) = (PAGE_TOKENS, 0);
             for (i, seen) in seen.iter_mut().enumerate().take(count) {
@@ -351,9 +212,13 @@ unsafe fn run<V: Lanes, C: Cache>(
             for i in 0..count {
                 if seen[i].0 < seen[i].1 {
                     let p = p.add(i * PAGE_TOKENS);
-                    keep[i] = soften::<V>(p, seen[i], scoring, &mut max[i], &mut sum[i]);
+                    keep[i] = soften::<V>(p, seen[i], shape, &mut max[i], &mut sum[i]);
                 }
             }
+            let mut next = match page < last {
+                true => pages.head(queries.slot, page + 1, queries.kv_head).k,
+                false => std::ptr::null_mut(),
+            };
             let mut i = 0;
             while i < count {
                 let mut same = 1;
@@ -368,7 +233,9 @@ unsafe fn run<V: Lanes, C: Cache>(
                     seen: seen[i],
                     sums: sums.add(i * padded),
                     padded,
+                    next,
                 };
+                next = std::ptr::null_mut();
                 i += match same {
                     _ if seen[i].0 >= seen[i].1 => 1,
                     4 => tile.four::<V, C>(),
@@ -377,9 +244,9 @@ unsafe fn run<V: Lanes, C: Cache>(
                 };
             }
         }
-        for i in 0..count {
+        for (i, sum) in sum.iter().enumerate().take(count) {
             let (from, to) = (sums.add(i * padded), queries.out[i]);
-            super::norm::scale_row::<V>(from, std::ptr::null(), to, queries.head_dim, 1.0 / sum[i]);
+            super::norm::scale_row::<V>(from, std::ptr::null(), to, queries.head_dim, 1.0 / sum);
         }
     }
 }
@@ -402,6 +269,7 @@ unsafe fn scores<V: Lanes, C: Cache>(
         // SAFETY: tokens t..t + 4 are in the page, queries below `count` in q and p.
         unsafe {
             let k = page.k.add(t * head_bytes);
+            prefetch::<V>(page.v.add(t * head_bytes), 4 * head_bytes);
             let mut i = 0;
             while i < count {
                 let (q, p) = (q.add(i * padded), p.add(i * PAGE_TOKENS + t));
@@ -462,17 +330,17 @@ unsafe fn score_tile<V: Lanes, C: Cache, const H: usize>(
 unsafe fn soften<V: Lanes>(
     p: *mut f32,
     seen: (usize, usize),
-    scoring: &Scoring,
+    shape: &Shape,
     max: &mut f32,
     sum: &mut f32,
 ) -> f32 {
     // SAFETY: indices are below 32.
     unsafe {
-        let scale = V::splat(scoring.scale);
-        let cap = V::splat(scoring.softcap);
+        let scale = V::splat(shape.scale);
+        let cap = V::splat(shape.softcap);
         for i in (0..PAGE_TOKENS).step_by(V::N) {
             let mut s = V::mul(V::load(p.add(i)), scale);
-            if scoring.softcap != 0.0 {
+            if shape.softcap != 0.0 {
                 s = V::mul(cap, tanh::<V>(V::div(s, cap)));
             }
             V::store(p.add(i), s);
@@ -495,109 +363,5 @@ unsafe fn soften<V: Lanes>(
         *max = largest;
         *sum = *sum * keep + V::sum(total);
         keep
-    }
-}
-
-/// Weighted sums of one page's V for neighbouring queries that see the same tokens.
-struct Mix {
-    p: *const f32,
-    keep: *const f32,
-    v: *const u8,
-    head_bytes: usize,
-    seen: (usize, usize),
-    sums: *mut f32,
-    padded: usize,
-}
-
-impl Mix {
-    /// # Safety
-    /// The CPU has the ISA; all pointers hold 4 queries.
-    #[inline(always)]
-    unsafe fn four<V: Lanes, C: Cache>(&self) -> usize {
-        // SAFETY: promised by the caller; the padded length is a multiple of 2 N.
-        unsafe {
-            let mut i = 0;
-            while V::MIX_WIDTH >= 4 && i + 4 * V::N <= self.padded {
-                i += self.tile::<V, C, 4, 4>(i);
-            }
-            while i < self.padded {
-                i += self.tile::<V, C, 4, 2>(i);
-            }
-        }
-        4
-    }
-
-    /// # Safety
-    /// The CPU has the ISA; all pointers hold 2 queries.
-    #[inline(always)]
-    unsafe fn two<V: Lanes, C: Cache>(&self) -> usize {
-        // SAFETY: promised by the caller; the padded length is a multiple of 2 N.
-        unsafe {
-            let mut i = 0;
-            while V::MIX_WIDTH >= 4 && i + 8 * V::N <= self.padded {
-                i += self.tile::<V, C, 2, 8>(i);
-            }
-            while i + 4 * V::N <= self.padded {
-                i += self.tile::<V, C, 2, 4>(i);
-            }
-            while i < self.padded {
-                i += self.tile::<V, C, 2, 2>(i);
-            }
-        }
-        2
-    }
-
-    /// # Safety
-    /// The CPU has the ISA; all pointers hold a query.
-    #[inline(always)]
-    unsafe fn one<V: Lanes, C: Cache>(&self) -> usize {
-        // SAFETY: promised by the caller; the padded length is a multiple of 2 N.
-        unsafe {
-            let mut i = 0;
-            while i + 8 * V::N <= self.padded {
-                i += self.tile::<V, C, 1, 8>(i);
-            }
-            while i < self.padded {
-                i += self.tile::<V, C, 1, 2>(i);
-            }
-        }
-        1
-    }
-
-    /// `W` vectors of `H` queries from element `i` on; returns how many elements that is.
-    ///
-    /// # Safety
-    /// The CPU has the ISA; all pointers hold `H` queries, of at least `i + W * N` elements.
-    #[inline(always)]
-    unsafe fn tile<V: Lanes, C: Cache, const H: usize, const W: usize>(&self, i: usize) -> usize {
-        // SAFETY: promised by the caller; seen tokens are below 32.
-        unsafe {
-            let mut sums = [[V::splat(0.0); W]; H];
-            for (h, sums) in sums.iter_mut().enumerate() {
-                let keep = V::splat(*self.keep.add(h));
-                for (w, sum) in sums.iter_mut().enumerate() {
-                    *sum = V::mul(V::load(self.sums.add(h * self.padded + i + w * V::N)), keep);
-                }
-            }
-            for t in self.seen.0..self.seen.1 {
-                let token = self.v.add(t * self.head_bytes);
-                let mut v = [V::splat(0.0); W];
-                for (w, v) in v.iter_mut().enumerate() {
-                    *v = C::load::<V>(token, i + w * V::N, self.padded);
-                }
-                for (h, sums) in sums.iter_mut().enumerate() {
-                    let p = V::splat(*self.p.add(h * PAGE_TOKENS + t));
-                    for (sum, v) in sums.iter_mut().zip(v) {
-                        *sum = V::fma(p, v, *sum);
-                    }
-                }
-            }
-            for (h, sums) in sums.into_iter().enumerate() {
-                for (w, sum) in sums.into_iter().enumerate() {
-                    V::store(self.sums.add(h * self.padded + i + w * V::N), sum);
-                }
-            }
-        }
-        W * V::N
     }
 }

@@ -1,10 +1,10 @@
-//! Portable attention over the paged KV cache and the appending of K and V, and where things are inside a page, which
-//! the vector versions use too.
+//! Portable attention over the paged KV cache, and the appending of K and V.
 
 use half::f16;
 
-use crate::attention::{AttentionFn, KvAppendFn, MAX_HEAD_DIM};
+use crate::attention::{AttentionFn, KvAppendFn, MAX_HEAD_DIM, Shape};
 use crate::cpu::abi::{KvType, PAGE_TOKENS, Step};
+use crate::cpu::pages::{HEAD_BATCH, KV_GROUP, Pages, q8_scale};
 use crate::cpu::symbols::{Named, Symbol};
 
 macro_rules! symbols {
@@ -20,86 +20,7 @@ macro_rules! symbols {
 pub const SYMBOLS: &[Named] = symbols!("f32" 0, "f16" 1, "q8_0" 2);
 
 /// The cache type that a const argument stands for.
-pub const KV_TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
-
-/// Elements that share a scale in a q8_0 cache, and the multiple that heads are padded to.
-pub const KV_GROUP: usize = 32;
-
-/// Query heads that share one pass over the cache.
-pub const HEAD_BATCH: usize = 8;
-
-/// K and V of one KV head in one page.
-#[derive(Clone, Copy)]
-pub struct HeadPage {
-    /// K of the page's first token.
-    pub k: *mut u8,
-    /// V of the page's first token.
-    pub v: *mut u8,
-}
-
-/// Where the pages of one layer are.
-#[derive(Clone, Copy)]
-pub struct Pages<'a> {
-    /// Base of the layer's pages.
-    pub kv: *mut u8,
-    /// The step whose page table counts.
-    pub step: &'a Step,
-    /// Bytes of one page.
-    pub page_bytes: usize,
-    /// Bytes of one token's K of one head.
-    pub head_bytes: usize,
-}
-
-impl<'a> Pages<'a> {
-    /// Pages of a cache of this type and shape.
-    pub fn new(kv: *mut u8, step: &'a Step, ty: KvType, kv_heads: usize, head_dim: usize) -> Self {
-        Pages {
-            kv,
-            step,
-            page_bytes: ty.page_bytes(kv_heads, head_dim),
-            head_bytes: ty.head_bytes(head_dim),
-        }
-    }
-
-    /// K and V of `kv_head` in the page that holds positions `32 * page ..` of the slot.
-    ///
-    /// # Safety
-    /// The slot has that many pages in the page table, and the table's entries are inside the pool.
-    pub unsafe fn head(&self, slot: usize, page: usize, kv_head: usize) -> HeadPage {
-        // SAFETY: promised by the caller.
-        unsafe {
-            let entry = self
-                .step
-                .page_table
-                .add(slot * self.step.pages_per_slot + page);
-            let plane = PAGE_TOKENS * self.head_bytes;
-            let k = self
-                .kv
-                .add(*entry as usize * self.page_bytes + kv_head * 2 * plane);
-            HeadPage { k, v: k.add(plane) }
-        }
-    }
-}
-
-/// Parameters of one attention call after decoding.
-pub struct Scoring {
-    /// Factor of `q.k`.
-    pub scale: f32,
-    /// Positions a row sees; 0 = all.
-    pub window: usize,
-    /// Saturation magnitude; 0.0 = none.
-    pub softcap: f32,
-}
-
-impl Scoring {
-    /// First position that a row at `pos` sees.
-    pub fn first(&self, pos: usize) -> usize {
-        match self.window {
-            0 => 0,
-            window => (pos + 1).saturating_sub(window),
-        }
-    }
-}
+const KV_TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
 
 /// Converts one token's K or V of one head; `out` is as long as the padded head.
 ///
@@ -120,17 +41,6 @@ unsafe fn load_head(ty: KvType, head: *const u8, out: &mut [f32]) {
             }
         };
     }
-}
-
-/// Scale of 32 elements of a q8_0 cache: the f16 of `amax / 127`, held inside f16's range, and its inverse.
-pub fn q8_scale(amax: f32) -> (u16, f32) {
-    let d = f16::from_f32((amax / 127.0).min(f16::MAX.to_f32()));
-    let inverse = if d.to_f32() == 0.0 {
-        0.0
-    } else {
-        1.0 / d.to_f32()
-    };
-    (d.to_bits(), inverse)
 }
 
 /// Stores one token's K or V of one head, `padded` elements of which those from `x.len()` on are zeros.
@@ -253,7 +163,10 @@ unsafe extern "C" fn attention<const KV: usize>(
     window: usize,
     softcap_bits: usize,
 ) {
-    let scoring = Scoring {
+    let shape = Shape {
+        heads,
+        kv_heads,
+        head_dim,
         scale: f32::from_bits(scale_bits as u32),
         window,
         softcap: f32::from_bits(softcap_bits as u32),
@@ -272,7 +185,7 @@ unsafe extern "C" fn attention<const KV: usize>(
                 let q = std::slice::from_raw_parts(q.byte_add(r * q_stride).add(first), len);
                 let out =
                     std::slice::from_raw_parts_mut(out.byte_add(r * out_stride).add(first), len);
-                heads_of_row::<KV>(q, out, &pages, &scoring, r, kv_head, head_dim);
+                heads_of_row::<KV>(q, out, &pages, &shape, r, kv_head, head_dim);
             }
         }
     }
@@ -286,7 +199,7 @@ unsafe fn heads_of_row<const KV: usize>(
     q: &[f32],
     out: &mut [f32],
     pages: &Pages,
-    scoring: &Scoring,
+    shape: &Shape,
     r: usize,
     kv_head: usize,
     head_dim: usize,
@@ -310,7 +223,7 @@ unsafe fn heads_of_row<const KV: usize>(
         let step = pages.step;
         (*step.slots.add(r) as usize, *step.positions.add(r) as usize)
     };
-    let first = scoring.first(pos);
+    let first = shape.first(pos);
     for page in first / PAGE_TOKENS..=pos / PAGE_TOKENS {
         let seen =
             first.saturating_sub(page * PAGE_TOKENS)..PAGE_TOKENS.min(pos + 1 - page * PAGE_TOKENS);
@@ -321,8 +234,8 @@ unsafe fn heads_of_row<const KV: usize>(
             // SAFETY: token t is in the page.
             unsafe { load_head(ty, base.k.add(t * pages.head_bytes), token) };
             for (p, q) in p.iter_mut().zip(&queries).take(count) {
-                let s = dot(&q[..padded], token) * scoring.scale;
-                p[t] = match scoring.softcap {
+                let s = dot(&q[..padded], token) * shape.scale;
+                p[t] = match shape.softcap {
                     0.0 => s,
                     cap => cap * (s / cap).tanh(),
                 };

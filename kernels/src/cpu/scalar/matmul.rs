@@ -15,11 +15,10 @@ pub const SYMBOLS: &[Named] = matmul_symbols!("scalar", int_matmul [1 4], float_
 /// One value for each of the 16 outputs of a tile.
 type Lanes = [f32; TILE_N];
 
-/// The two scale groups of 32 k (equal halves of the quants); with groups of 32 only element 0 is used.
+/// Scales of 32 k: both scale groups (equal halves of the quants; twice the same with groups of 32), and the min.
 struct Scales {
     scale: [Lanes; 2],
-    /// What is subtracted per unit of activation sum: `scale * zero`, the min, or both.
-    offset: [Lanes; 2],
+    min: Lanes,
 }
 
 /// # Safety
@@ -41,7 +40,7 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
         return;
     };
     let row = q8_row(k);
-    let halves = GROUP_K / usize::from(layout.group);
+    let groups_of_16 = usize::from(layout.group) * 2 == GROUP_K;
     for t in 0..tiles {
         // SAFETY: the caller passes `tiles` whole tiles.
         let tile = unsafe { std::slice::from_raw_parts(w.add(t * bytes), bytes) };
@@ -53,26 +52,32 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
             for (n, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: the caller passes N int8 rows of length k.
                 let x = unsafe { std::slice::from_raw_parts(x.add(n * x_stride), row.bytes) };
-                let float =
-                    |at: usize| f32::from_le_bytes([x[at], x[at + 1], x[at + 2], x[at + 3]]);
-                let d = float(row.d + 4 * g);
-                let q = &x[g * GROUP_K..][..GROUP_K];
-                for half in 0..halves {
-                    let sums = dot(
-                        &quads[half * 8 / halves..][..8 / halves],
-                        &q[half * GROUP_K / halves..],
-                    );
-                    for ((acc, sum), scale) in acc.iter_mut().zip(sums).zip(&scales.scale[half]) {
-                        *acc += sum as f32 * (scale * d);
+                let word = |at: usize| [x[at], x[at + 1], x[at + 2], x[at + 3]];
+                let float = |at: usize| f32::from_le_bytes(word(at));
+                let zero = |half: usize| {
+                    let z = i32::from_le_bytes(word(row.z16 + 8 * g + 4 * half));
+                    if layout.zero == 0 {
+                        0
+                    } else {
+                        z >> layout.zero_shift()
+                    }
+                };
+                let (d, q) = (float(row.d + 4 * g), &x[g * GROUP_K..][..GROUP_K]);
+                let a = dot(&quads[..4], &q[..GROUP_K / 2], zero(0));
+                let b = dot(&quads[4..], &q[GROUP_K / 2..], zero(1));
+                for (c, acc) in acc.iter_mut().enumerate() {
+                    if groups_of_16 {
+                        let sum =
+                            a[c] as f32 * scales.scale[0][c] + b[c] as f32 * scales.scale[1][c];
+                        *acc += sum * d;
+                    } else {
+                        *acc += (a[c] + b[c]) as f32 * (scales.scale[0][c] * d);
                     }
                 }
-                for half in 0..halves {
-                    let s = match halves {
-                        1 => float(row.s32 + 4 * g),
-                        _ => float(row.s16 + 4 * (2 * g + half)),
-                    };
-                    for (acc, offset) in acc.iter_mut().zip(&scales.offset[half]) {
-                        *acc -= offset * s;
+                if layout.min {
+                    let s = float(row.s32 + 4 * g);
+                    for (acc, min) in acc.iter_mut().zip(&scales.min) {
+                        *acc -= min * s;
                     }
                 }
             }
@@ -208,9 +213,9 @@ fn unpack_group(layout: &PackedLayout, quants: &[u8]) -> [[u8; 64]; 8] {
     quads
 }
 
-/// Integer dot product of each output with 4 activations per quad.
-fn dot(quads: &[[u8; 64]], x: &[u8]) -> [i32; TILE_N] {
-    let mut sums = [0; TILE_N];
+/// Integer dot product of each output with 4 activations per quad, added to `from`.
+fn dot(quads: &[[u8; 64]], x: &[u8], from: i32) -> [i32; TILE_N] {
+    let mut sums = [from; TILE_N];
     for (quad, x) in quads.iter().zip(x.chunks_exact(4)) {
         for (sum, q) in sums.iter_mut().zip(quad.chunks_exact(4)) {
             for (&q, &x) in q.iter().zip(x) {
@@ -227,31 +232,25 @@ fn group_scales(layout: &PackedLayout, plane: &[u8], g: usize) -> Scales {
     let pair = 1 + usize::from(layout.min);
     let half = |i: usize| f16::from_le_bytes([unit[2 * i], unit[2 * i + 1]]).to_f32();
     let d: Lanes = std::array::from_fn(half);
-    let m: Lanes = std::array::from_fn(|c| if layout.min { half(TILE_N + c) } else { 0.0 });
-    let mut scales = Scales {
-        scale: [d; 2],
-        offset: [m; 2],
+    let mut min: Lanes = std::array::from_fn(|c| if layout.min { half(TILE_N + c) } else { 0.0 });
+    if layout.scale == Scale::F16 {
+        return Scales { scale: [d; 2], min };
+    }
+    let groups = GROUP_K / usize::from(layout.group);
+    let first = g * GROUP_K % SUPER_GROUP / usize::from(layout.group);
+    let codes = |group: usize| &unit[(2 + group) * TILE_N * pair..];
+    let code = |code: u8| match layout.scale {
+        Scale::I8F16 => f32::from(code as i8),
+        _ => f32::from(code),
     };
-    for h in 0..GROUP_K / usize::from(layout.group) {
-        if layout.scale != Scale::F16 {
-            let group = (g * GROUP_K % SUPER_GROUP) / usize::from(layout.group) + h;
-            let codes = &unit[(2 + group) * TILE_N * pair..];
-            let code = |c: usize| match layout.scale {
-                Scale::I8F16 => f32::from(codes[c] as i8),
-                _ => f32::from(codes[c]),
-            };
-            for c in 0..TILE_N {
-                scales.scale[h][c] = d[c] * code(c);
-                scales.offset[h][c] = if layout.min {
-                    m[c] * code(TILE_N + c)
-                } else {
-                    0.0
-                };
-            }
-        }
-        for c in 0..TILE_N {
-            scales.offset[h][c] += scales.scale[h][c] * f32::from(layout.zero);
+    if layout.min {
+        for (min, &m) in min.iter_mut().zip(&codes(first)[TILE_N..]) {
+            *min *= code(m);
         }
     }
-    scales
+    let scale = [first, first + groups - 1].map(|group| {
+        let codes = codes(group);
+        std::array::from_fn(|c| d[c] * code(codes[c]))
+    });
+    Scales { scale, min }
 }

@@ -89,7 +89,7 @@ impl PartRow {
             (0, begin, len),
             (part.d, row.d + 4 * group, len / 8),
             (part.s32, row.s32 + 4 * group, len / 8),
-            (part.s16, row.s16 + 8 * group, len / 4),
+            (part.z16, row.z16 + 8 * group, len / 4),
         ];
         for (from, to, bytes) in planes {
             // SAFETY: by `q8_row` each plane of the part lies inside the plane of the row.

@@ -28,8 +28,8 @@ unsafe extern "C" fn quantise(
     }
 }
 
-/// Quantises one row of `k` floats: per 32 `d = amax / 127`, `q = round-half-even(x * (127 / amax))`, and the sums of
-/// `d * q`. A group with amax below [`AMAX_FLOOR`] is all zeros; NaN becomes 0.
+/// Quantises one row of `k` floats: per 32 `d = amax / 127`, `q = round-half-even(x * (127 / amax))`, and the sums
+/// that [`q8_row`] lists. A group with amax below [`AMAX_FLOOR`] is all zeros; NaN becomes 0.
 ///
 /// # Safety
 /// `x` holds `k` floats, `out` an int8 row ([`q8_row`]) of `k` rounded up to 32, 4-byte aligned.
@@ -41,7 +41,7 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
         // SAFETY: `begin + len <= k` floats are readable.
         group[..len].copy_from_slice(unsafe { std::slice::from_raw_parts(x.add(begin), len) });
         let (q, d, sums) = quantise_group(&group);
-        // SAFETY: q, d, s32 and s16 of group g lie inside the row by `q8_row`.
+        // SAFETY: q, d, s32 and z16 of group g lie inside the row by `q8_row`.
         unsafe {
             out.add(begin).cast::<[i8; ACT_GROUP]>().write(q);
             out.add(row.d).cast::<f32>().add(g).write(d);
@@ -49,14 +49,14 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
                 .cast::<f32>()
                 .add(g)
                 .write(d * (sums[0] + sums[1]) as f32);
-            out.add(row.s16)
-                .cast::<f32>()
+            out.add(row.z16)
+                .cast::<i32>()
                 .add(2 * g)
-                .write(d * sums[0] as f32);
-            out.add(row.s16)
-                .cast::<f32>()
+                .write(-128 * sums[0]);
+            out.add(row.z16)
+                .cast::<i32>()
                 .add(2 * g + 1)
-                .write(d * sums[1] as f32);
+                .write(-128 * sums[1]);
         }
     }
 }
@@ -105,7 +105,8 @@ mod tests {
         assert_eq!(out[33..64], [0; 31]);
         assert_eq!([float(row.d), float(row.d + 4)], [1.0, 2.0 / 127.0]);
         assert_eq!(float(row.s32), 2.0);
-        assert_eq!([float(row.s16), float(row.s16 + 4)], [129.0, -127.0]);
-        assert_eq!(float(row.s16 + 12), 0.0);
+        let int = |at: usize| i32::from_le_bytes([out[at], out[at + 1], out[at + 2], out[at + 3]]);
+        let z16 = [0, 4, 8, 12].map(|i| int(row.z16 + i));
+        assert_eq!(z16, [-128 * 129, 128 * 127, 128 * 127, 0]);
     }
 }

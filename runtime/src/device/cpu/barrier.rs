@@ -1,10 +1,10 @@
-//! The barrier that emitted programs call between launches. Waiting burns a few microseconds of pauses first, since
+//! The barrier that emitted programs call between launches. Waiting burns about ten microseconds of pauses first, since
 //! that is how long workers usually differ, then yields: with more workers than free cores the late one needs ours.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Pauses before the first yield, here and where the caller waits for the end of a program.
-pub(super) const SPINS: u32 = 2000;
+pub(super) const SPINS: u32 = 256;
 
 /// Keeps two values off each other's cache line (and its prefetched neighbour).
 #[repr(align(128))]

@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Waiting workers keep their core this long; then they offer it to others between looks.
+const BUSY: Duration = Duration::from_micros(50);
+
 /// What all workers run next.
 #[derive(Clone, Copy)]
 struct Job {
@@ -153,8 +156,12 @@ impl Shared {
                 }
                 std::hint::spin_loop();
             }
-            if since.get_or_insert_with(Instant::now).elapsed() >= self.spin {
+            let waited = since.get_or_insert_with(Instant::now).elapsed();
+            if waited >= self.spin {
                 break;
+            }
+            if waited >= BUSY {
+                std::thread::yield_now();
             }
         }
         let asleep = &self.asleep[worker - 1].0;

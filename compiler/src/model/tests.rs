@@ -1,0 +1,410 @@
+//! What every architecture owes a user: a graph from a good file, a named cause from a bad one.
+
+use coldpress_kernels::tensor_type::TensorType;
+
+use super::*;
+use crate::gguf::{Array, GgufWriter, Value};
+use crate::graph::Op;
+use crate::graph::dump::dump;
+use crate::pass::tests::{Tiny, open};
+
+fn each(check: impl Fn(Tiny)) {
+    for Architecture { name, .. } in ARCHITECTURES {
+        check(Tiny {
+            architecture: name,
+            heads: 4,
+            kv_heads: 2,
+            layers: 2,
+            ..Tiny::PLAIN
+        });
+    }
+}
+
+fn error(writer: &GgufWriter) -> Error {
+    build(&open(writer)).unwrap_err()
+}
+
+/// The file of `tiny` with some of its keys and tensors changed.
+fn edited(
+    tiny: Tiny,
+    key: impl Fn(&str) -> Option<Value>,
+    tensor: impl Fn(&str) -> Option<(String, TensorType, Vec<u64>)>,
+) -> GgufWriter<'static> {
+    let gguf = tiny.gguf();
+    let mut writer = GgufWriter::new();
+    for (name, value) in gguf.keys() {
+        let suffix = name
+            .strip_prefix(tiny.architecture)
+            .map_or(name, |rest| &rest[1..]);
+        writer.add(name, key(suffix).unwrap_or_else(|| value.clone()));
+    }
+    for info in gguf.tensors() {
+        match tensor(&info.name) {
+            Some((name, ty, dims)) => {
+                let rows: u64 = dims[1..].iter().product();
+                let bytes = ty.row_bytes(dims[0]).unwrap() * rows;
+                writer.tensor(name, ty, &dims, vec![0; bytes as usize]);
+            }
+            None => {
+                writer.tensor(
+                    info.name.clone(),
+                    info.ty,
+                    &info.dims,
+                    gguf.data(info).to_vec(),
+                );
+            }
+        }
+    }
+    writer
+}
+
+fn with_key(tiny: Tiny, suffix: &str, value: Value) -> GgufWriter<'static> {
+    let mut writer = tiny.writer();
+    writer.add(format!("{}.{suffix}", tiny.architecture), value);
+    writer
+}
+
+#[test]
+fn every_architecture_builds_with_its_dimensions() {
+    each(|tiny| {
+        let model = build(&tiny.gguf()).unwrap();
+        let ModelInfo {
+            vocab_size,
+            hidden,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            max_context,
+            parameters,
+            ..
+        } = model.info;
+        assert_eq!((vocab_size, hidden, layers, max_context), (8, 32, 2, 64));
+        assert_eq!((heads, kv_heads, head_dim), (4, 2, 8));
+        let stored: u64 = tiny.gguf().tensors().iter().map(|t| t.n() * t.k()).sum();
+        assert_eq!(parameters, stored);
+        assert_eq!(model.graph.kv.len(), 2);
+    });
+}
+
+#[test]
+fn unknown_architectures_are_refused_with_the_known_ones() {
+    let mut writer = GgufWriter::new();
+    writer.add("general.architecture", Value::Str("mamba".into()));
+    let error = error(&writer);
+    assert_eq!(error.exit_code(), 3);
+    assert_eq!(
+        error.to_string(),
+        "architecture mamba: not implemented (supported: llama, qwen2, qwen3)"
+    );
+    let nameless = build(&open(&GgufWriter::new())).unwrap_err().to_string();
+    assert!(
+        nameless.starts_with("general.architecture: missing"),
+        "{nameless}"
+    );
+}
+
+#[test]
+fn missing_and_misshapen_tensors_are_named() {
+    each(|tiny| {
+        let rename = |name: &str| {
+            (name == "blk.1.ffn_up.weight").then(|| ("other".into(), TensorType::F32, vec![1]))
+        };
+        let missing = error(&edited(tiny, |_| None, rename));
+        assert_eq!(
+            missing.to_string(),
+            "blk.1.ffn_up.weight: missing: expected [32, 64]"
+        );
+        let turn = |name: &str| {
+            (name == "blk.0.ffn_down.weight").then(|| (name.into(), TensorType::F32, vec![32, 64]))
+        };
+        let misshapen = error(&edited(tiny, |_| None, turn));
+        assert_eq!(misshapen.exit_code(), 1);
+        assert_eq!(
+            misshapen.to_string(),
+            "blk.0.ffn_down.weight: expected [64, 32], found [32, 64] (row length first)"
+        );
+    });
+}
+
+#[test]
+fn tensors_nobody_reads_are_refused_unless_leftovers() {
+    each(|tiny| {
+        let mut writer = tiny.writer();
+        writer.tensor("blk.0.attn_rot_embd", TensorType::F32, &[4], vec![0; 16]);
+        build(&open(&writer)).unwrap();
+        writer.tensor(
+            "blk.1.attn_sinks.weight",
+            TensorType::F32,
+            &[4],
+            vec![0; 16],
+        );
+        let unread = error(&writer);
+        assert_eq!(unread.exit_code(), 3);
+        assert!(
+            unread
+                .to_string()
+                .starts_with("blk.1.attn_sinks.weight: no "),
+            "{unread}"
+        );
+    });
+}
+
+#[test]
+fn types_without_kernel_are_refused() {
+    each(|tiny| {
+        let retype = |name: &str| {
+            (name == "blk.0.ffn_down.weight").then(|| (name.into(), TensorType::I32, vec![64, 32]))
+        };
+        let unreadable = error(&edited(tiny, |_| None, retype));
+        assert_eq!(unreadable.exit_code(), 3);
+        let text = unreadable.to_string();
+        assert!(
+            text.starts_with(
+                "blk.0.ffn_down.weight: no kernel reads I32 (supported: F32, F16, BF16, "
+            ),
+            "{text}"
+        );
+        let retype = |name: &str| {
+            (name == "blk.0.ffn_norm.weight").then(|| (name.into(), TensorType::Q8_0, vec![32]))
+        };
+        let vector = error(&edited(tiny, |_| None, retype)).to_string();
+        assert_eq!(
+            vector,
+            "blk.0.ffn_norm.weight: Q8_0 is no type for a vector (supported: F32, F16, BF16)"
+        );
+    });
+}
+
+#[test]
+fn metadata_that_changes_numbers_is_refused_by_name() {
+    each(|tiny| {
+        for (suffix, value, neutral) in [
+            ("expert_count", Value::U32(8), Value::U32(0)),
+            ("logit_scale", Value::F32(0.5), Value::F32(1.0)),
+            ("final_logit_softcapping", Value::F32(30.0), Value::F32(0.0)),
+            ("attention.causal", Value::Bool(false), Value::Bool(true)),
+            (
+                "rope.scaling.yarn_beta_fast",
+                Value::F32(16.0),
+                Value::F32(32.0),
+            ),
+            (
+                "rope.dimension_sections",
+                Value::Array(Array::U32(vec![2, 2, 0, 0])),
+                Value::U32(0),
+            ),
+        ] {
+            let refused = error(&with_key(tiny, suffix, value));
+            assert_eq!(refused.exit_code(), 3, "{refused}");
+            assert!(
+                refused
+                    .to_string()
+                    .starts_with(&format!("{}.{suffix}: ", tiny.architecture)),
+                "{refused}"
+            );
+            build(&open(&with_key(tiny, suffix, neutral))).unwrap();
+        }
+    });
+}
+
+#[test]
+fn metadata_that_llama_cpp_does_not_read_is_ignored() {
+    each(|tiny| {
+        let mut writer = with_key(tiny, "attention.sliding_window", Value::U32(16));
+        writer.add(
+            format!("{}.use_parallel_residual", tiny.architecture),
+            Value::Bool(true),
+        );
+        let plain = build(&tiny.gguf()).unwrap().graph;
+        assert_eq!(dump(&build(&open(&writer)).unwrap().graph), dump(&plain));
+    });
+}
+
+#[test]
+fn metadata_that_contradicts_itself_is_named() {
+    each(|tiny| {
+        for (suffix, value, says) in [
+            (
+                "block_count",
+                Value::U32(u32::MAX),
+                "says 4294967295 layers",
+            ),
+            ("block_count", Value::U32(0), "is 0"),
+            ("attention.head_count", Value::U32(0), "is 0 for layer 0"),
+            (
+                "attention.head_count_kv",
+                Value::U32(3),
+                "3 does not divide attention.head_count, 4",
+            ),
+            (
+                "attention.head_count",
+                Value::Array(Array::U32(vec![4])),
+                "has 1 elements for 2 layers",
+            ),
+            (
+                "attention.layer_norm_rms_epsilon",
+                Value::F32(f32::NAN),
+                "is not finite",
+            ),
+        ] {
+            let change = |key: &str| (key == suffix).then(|| value.clone());
+            let text = error(&edited(tiny, change, |_| None)).to_string();
+            let expected = format!("{}.{suffix}: {says}", tiny.architecture);
+            assert!(text.starts_with(&expected), "{text}");
+        }
+        for (suffix, value, says) in [
+            (
+                "attention.value_length",
+                Value::U32(16),
+                "16 differs from the key length 8",
+            ),
+            (
+                "rope.dimension_count",
+                Value::U32(10),
+                "10 is not an even number up to the head size 8",
+            ),
+        ] {
+            let text = error(&with_key(tiny, suffix, value)).to_string();
+            assert!(text.contains(says), "{text}");
+        }
+        let mut writer = tiny.writer();
+        writer.add(
+            "tokenizer.ggml.tokens",
+            Value::Array(Array::Str(vec!["a".into()])),
+        );
+        let text = error(&writer).to_string();
+        assert_eq!(
+            text,
+            "token_embd.weight: has 8 rows, but tokenizer.ggml.tokens has 1 tokens"
+        );
+    });
+}
+
+#[test]
+fn metadata_reaches_the_graph() {
+    each(|tiny| {
+        let op = |writer: &GgufWriter, label: &str| {
+            let graph = build(&open(writer)).unwrap().graph;
+            let node = graph.nodes.node_weights().find(|node| node.label == label);
+            node.unwrap().op.clone()
+        };
+        let attention = |writer: &GgufWriter| match op(writer, "blk.1.attn") {
+            Op::Attention { scale, heads, .. } => (scale, heads),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(attention(&tiny.writer()), (1.0 / 8f32.sqrt(), 4));
+        let scaled = with_key(tiny, "attention.scale", Value::F32(0.25));
+        assert_eq!(attention(&scaled).0, 0.25);
+        let partial = with_key(tiny, "rope.dimension_count", Value::U32(4));
+        match op(&partial, "blk.0.attn_q_rope") {
+            Op::Rope { shape, .. } => assert_eq!((shape.head_dim, shape.rot_dim), (8, 4)),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn without_output_weight_the_embedding_is_used() {
+    each(|tiny| {
+        let gguf = tiny.gguf();
+        let mut writer = GgufWriter::new();
+        for (key, value) in gguf.keys() {
+            writer.add(key, value.clone());
+        }
+        for info in gguf
+            .tensors()
+            .iter()
+            .filter(|info| info.name != "output.weight")
+        {
+            writer.tensor(
+                info.name.clone(),
+                info.ty,
+                &info.dims,
+                gguf.data(info).to_vec(),
+            );
+        }
+        let tied = build(&open(&writer)).unwrap();
+        let untied = build(&gguf).unwrap();
+        assert_eq!(tied.graph.weights.len() + 1, untied.graph.weights.len());
+        assert_eq!(tied.info.parameters + 8 * 32, untied.info.parameters);
+    });
+}
+
+#[test]
+fn frequency_factors_are_llamas_alone() {
+    each(|tiny| {
+        let file = |dims: &[u64], factors: [f32; 4]| {
+            let mut writer = tiny.writer();
+            let bytes: Vec<u8> = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
+            writer.tensor("rope_freqs.weight", TensorType::F32, dims, bytes);
+            build(&open(&writer))
+        };
+        let built = file(&[4], [1.0, 2.0, 4.0, 8.0]);
+        if tiny.architecture != "llama" {
+            let text = built.unwrap_err().to_string();
+            assert!(text.starts_with("rope_freqs.weight: no "), "{text}");
+            return;
+        }
+        let weights = built.unwrap().graph.weights;
+        let table = weights
+            .iter()
+            .find(|weight| weight.name == "<rope_inv_freq>")
+            .unwrap();
+        let Source::Computed(table) = &table.source else {
+            panic!("not computed")
+        };
+        let expected = [1.0, 0.1 / 2.0, 0.01 / 4.0, 0.001 / 8.0f32];
+        assert!(
+            table
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a / b - 1.0).abs() < 1e-6),
+            "{table:?}"
+        );
+        let zero = file(&[4], [1.0, 0.0, 4.0, 8.0]).unwrap_err().to_string();
+        assert_eq!(zero, "rope_freqs.weight: element 1 is 0, must be positive");
+        let square = file(&[2, 2], [1.0; 4]).unwrap_err().to_string();
+        assert!(
+            square.starts_with("rope_freqs.weight: expected [4], found [2, 2]"),
+            "{square}"
+        );
+    });
+}
+
+#[test]
+fn a_fused_qkv_tensor_is_refused_by_name() {
+    each(|tiny| {
+        let fuse = |name: &str| {
+            (name == "blk.0.attn_q.weight").then(|| {
+                (
+                    "blk.0.attn_qkv.weight".into(),
+                    TensorType::F32,
+                    vec![32, 64],
+                )
+            })
+        };
+        let error = error(&edited(tiny, |_| None, fuse));
+        assert_eq!(error.exit_code(), 3);
+        assert!(
+            error
+                .to_string()
+                .starts_with("blk.0.attn_qkv.weight: only separate"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn head_sizes_no_table_could_hold_are_refused() {
+    each(|tiny| {
+        for dim in [u32::MAX, 1 << 17] {
+            let mut writer = tiny.writer();
+            for suffix in ["attention.key_length", "attention.value_length"] {
+                writer.add(format!("{}.{suffix}", tiny.architecture), Value::U32(dim));
+            }
+            let text = error(&writer).to_string();
+            assert!(text.contains(&format!("heads of {dim} elements")), "{text}");
+        }
+    });
+}

@@ -1,0 +1,204 @@
+//! A cache that the kernels under test fill and read, with shuffled pages and NaN wherever nothing was appended.
+
+use super::super::*;
+use crate::cpu;
+
+const SLOTS: usize = 3;
+const PAGES_PER_SLOT: usize = 5;
+
+/// A filled cache and the values it stands for.
+pub struct Cache {
+    /// ISA of all kernels called.
+    pub isa: Isa,
+    /// Element type.
+    pub ty: KvType,
+    kv_heads: usize,
+    head_dim: usize,
+    table: Vec<u32>,
+    pool: Vec<u64>,
+    /// `[slot][token][kv_heads][head_dim]` as stored.
+    pub k: Vec<Vec<f32>>,
+    /// As `k`.
+    pub v: Vec<Vec<f32>>,
+}
+
+/// Floats in -scale..scale that repeat after a prime.
+pub fn values(seed: usize, len: usize, scale: f32) -> Vec<f32> {
+    let value = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0;
+    (0..len).map(|i| value(i) * scale).collect()
+}
+
+fn step(slots: &[u32], positions: &[u32], table: &[u32], rows: usize) -> Step {
+    Step {
+        rows,
+        logits: 0,
+        tokens: std::ptr::null(),
+        positions: positions.as_ptr(),
+        slots: slots.as_ptr(),
+        logit_rows: std::ptr::null(),
+        page_table: table.as_ptr(),
+        pages_per_slot: PAGES_PER_SLOT,
+    }
+}
+
+/// One token's K or V of one head as the cache holds it.
+fn decode(ty: KvType, head: &[u8], head_dim: usize) -> Vec<f32> {
+    let padded = head_dim.next_multiple_of(32);
+    let half = |at: usize| half::f16::from_le_bytes([head[at], head[at + 1]]).to_f32();
+    let all: Vec<f32> = (0..padded)
+        .map(|i| match ty {
+            KvType::F32 => f32::from_le_bytes([
+                head[4 * i],
+                head[4 * i + 1],
+                head[4 * i + 2],
+                head[4 * i + 3],
+            ]),
+            KvType::F16 => half(2 * i),
+            KvType::Q8_0 => half(padded + i / 32 * 2) * f32::from(head[i] as i8),
+        })
+        .collect();
+    assert!(
+        all[head_dim..].iter().all(|&x| x == 0.0),
+        "padding of the head is not zero"
+    );
+    all[..head_dim].to_vec()
+}
+
+impl Cache {
+    /// Appends `tokens` tokens of every slot, slots interleaved, one padding row at the end of each step.
+    pub fn filled(isa: Isa, ty: KvType, kv_heads: usize, head_dim: usize, tokens: usize) -> Cache {
+        let physical = SLOTS * PAGES_PER_SLOT;
+        let mut cache = Cache {
+            isa,
+            ty,
+            kv_heads,
+            head_dim,
+            table: (0..physical)
+                .map(|i| ((i * 7 + 3) % physical) as u32)
+                .collect(),
+            // 0xffff.. is NaN in every float format, so whatever is read but was not appended shows.
+            pool: vec![u64::MAX; physical * ty.page_bytes(kv_heads, head_dim) / 8],
+            k: Vec::new(),
+            v: Vec::new(),
+        };
+        let width = kv_heads * head_dim;
+        let slots: Vec<u32> = (0..=SLOTS as u32).map(|s| s % SLOTS as u32).collect();
+        for t in 0..tokens {
+            let positions = [t as u32; SLOTS + 1];
+            let (k, v) = (
+                values(2 * t, 4 * width, 1.5),
+                values(2 * t + 1, 4 * width, 2.0),
+            );
+            cache.append(&k, &v, &slots, &positions, SLOTS);
+            for s in 0..SLOTS {
+                let stored = cache.read(s, t);
+                let loss = match ty {
+                    KvType::F32 => 0.0,
+                    KvType::F16 => 1e-3,
+                    KvType::Q8_0 => 0.01,
+                };
+                for (stored, given) in [(&stored.0, &k), (&stored.1, &v)] {
+                    for (a, b) in stored.iter().zip(&given[s * width..]) {
+                        assert!(
+                            (a - b).abs() <= loss,
+                            "{} {ty:?}: {a} stored for {b}",
+                            isa.name()
+                        );
+                    }
+                }
+                if t == 0 {
+                    cache.k.push(Vec::new());
+                    cache.v.push(Vec::new());
+                }
+                cache.k[s].extend(stored.0);
+                cache.v[s].extend(stored.1);
+            }
+        }
+        cache
+    }
+
+    /// Appends a step of rows through the kernel.
+    pub fn append(&mut self, k: &[f32], v: &[f32], slots: &[u32], positions: &[u32], live: usize) {
+        let symbol = cpu::lookup(&append_symbol(self.ty, self.isa)).expect("listed");
+        let step = step(slots, positions, &self.table, live);
+        let stride = self.kv_heads * self.head_dim * 4;
+        // SAFETY: the symbol has this type by its name; buffers hold the rows, the pool all pages.
+        unsafe {
+            let append: KvAppendFn = std::mem::transmute(symbol.0);
+            let pool = self.pool.as_mut_ptr().cast();
+            let (heads, dim) = (self.kv_heads, self.head_dim);
+            append(
+                k.as_ptr(),
+                v.as_ptr(),
+                pool,
+                &step,
+                heads,
+                dim,
+                0,
+                slots.len(),
+                stride,
+                stride,
+            );
+        }
+    }
+
+    /// K and V of one token, all heads, as stored.
+    pub fn read(&self, slot: usize, t: usize) -> (Vec<f32>, Vec<f32>) {
+        let bytes: Vec<u8> = {
+            let page = self.table[slot * PAGES_PER_SLOT + t / PAGE_TOKENS] as usize;
+            let words = self.ty.page_bytes(self.kv_heads, self.head_dim) / 8;
+            self.pool[page * words..][..words]
+                .iter()
+                .flat_map(|w| w.to_le_bytes())
+                .collect()
+        };
+        let head_bytes = self.ty.head_bytes(self.head_dim);
+        let plane = |i: usize| {
+            let at = (i * PAGE_TOKENS + t % PAGE_TOKENS) * head_bytes;
+            decode(self.ty, &bytes[at..][..head_bytes], self.head_dim)
+        };
+        let all = |odd: usize| {
+            (0..self.kv_heads)
+                .flat_map(|h| plane(2 * h + odd))
+                .collect()
+        };
+        (all(0), all(1))
+    }
+
+    /// Runs the kernel over a range of units; output rows are one float apart and start as `f32::MAX`.
+    pub fn attend(
+        &self,
+        shape: &Shape,
+        q: &[f32],
+        rows: &[(u32, u32)],
+        live: usize,
+        units: (usize, usize),
+    ) -> Vec<f32> {
+        let (slots, positions): (Vec<u32>, Vec<u32>) = rows.iter().copied().unzip();
+        let step = step(&slots, &positions, &self.table, live);
+        let width = shape.heads * shape.head_dim;
+        let mut out = vec![f32::MAX; rows.len() * (width + 1)];
+        let symbol = cpu::lookup(&symbol(self.ty, self.isa)).expect("listed");
+        // SAFETY: the symbol has this type by its name; buffers hold the rows, the pool all pages.
+        unsafe {
+            let attention: AttentionFn = std::mem::transmute(symbol.0);
+            attention(
+                q.as_ptr(),
+                self.pool.as_ptr().cast(),
+                out.as_mut_ptr(),
+                &step,
+                shape.heads,
+                shape.kv_heads,
+                shape.head_dim,
+                units.0,
+                units.1,
+                width * 4,
+                (width + 1) * 4,
+                shape.scale.to_bits() as usize,
+                shape.window,
+                shape.softcap.to_bits() as usize,
+            );
+        }
+        out
+    }
+}
