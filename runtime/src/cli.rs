@@ -16,10 +16,36 @@ pub use output::print;
 use crate::bundle::embedded;
 use crate::error::Error;
 
-/// Gives `run` the arguments of this process in the form clap takes: llama-batched-bench's single-dash flags
-/// (`bench -npp 16`) become double-dashed, and an executable that carries a bundle runs it.
+/// Multi-letter flags that llama.cpp's tools write with one dash, per command. Clap would take them for bundled
+/// single-letter flags.
+const SINGLE_DASH: [(&str, &[&str]); 3] = [
+    ("bench", &["-npp", "-ntg", "-npl"]),
+    ("run", &["-np", "-ub", "-sys"]),
+    ("compile", &["-np"]),
+];
+
+/// Gives `run` the arguments of this process, llama.cpp's single-dash flags in the form clap takes (`--npp` for `-npp`);
+/// an executable that carries a bundle runs it.
 pub fn main_with(run: impl FnOnce(Vec<OsString>) -> ExitCode) -> ExitCode {
-    run(embedded::arguments().unwrap_or_else(|| bench::double_dashed(std::env::args_os())))
+    run(double_dashed(
+        embedded::arguments().unwrap_or_else(|| std::env::args_os().collect()),
+    ))
+}
+
+fn double_dashed(mut args: Vec<OsString>) -> Vec<OsString> {
+    let command = args.get(1).and_then(|command| command.to_str());
+    let flags = SINGLE_DASH.iter().find(|(name, _)| Some(*name) == command);
+    let flags = flags.map_or(&[][..], |(_, flags)| flags);
+    for arg in args.iter_mut().skip(2) {
+        let text = arg.to_string_lossy();
+        if flags
+            .iter()
+            .any(|flag| text.split('=').next() == Some(flag))
+        {
+            *arg = format!("-{text}").into();
+        }
+    }
+    args
 }
 
 /// Prints what clap has to say and returns its exit code: 0 for help and version, 2 for wrong use.
@@ -37,5 +63,25 @@ pub fn exit_code(result: Result<(), Error>) -> ExitCode {
             eprintln!("error: {error}");
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama_cpps_single_dash_flags_are_understood() {
+        let args = |line: &str| double_dashed(line.split(' ').map(OsString::from).collect());
+        assert_eq!(
+            args("rt bench m -npp 16 -npl=1,2 -d 3"),
+            ["rt", "bench", "m", "--npp", "16", "--npl=1,2", "-d", "3"]
+        );
+        assert_eq!(
+            args("rt run m -np 4 -n 3"),
+            ["rt", "run", "m", "--np", "4", "-n", "3"]
+        );
+        assert_eq!(args("rt run -npp"), ["rt", "run", "-npp"]);
+        assert_eq!(args("rt"), ["rt"]);
     }
 }

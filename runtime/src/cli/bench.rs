@@ -3,7 +3,6 @@
 
 mod bandwidth;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -69,23 +68,6 @@ pub enum Format {
     Json,
     /// Comma-separated values with a header line
     Csv,
-}
-
-/// Turns `-npp`, `-ntg` and `-npl` of a `bench` command line into the double-dashed flags clap knows.
-pub(super) fn double_dashed(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut args: Vec<OsString> = args.collect();
-    if args.get(1).is_some_and(|command| command == "bench") {
-        for arg in &mut args[2..] {
-            let text = arg.to_string_lossy();
-            if ["-npp", "-ntg", "-npl"]
-                .iter()
-                .any(|flag| text.split('=').next() == Some(flag))
-            {
-                *arg = format!("-{text}").into();
-            }
-        }
-    }
-    args
 }
 
 /// One measured configuration; times in seconds, medians.
@@ -385,16 +367,6 @@ fn csv(results: &[Measurement], bandwidth: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn single_dash_flags_are_understood_after_bench_only() {
-        let args = |line: &str| double_dashed(line.split(' ').map(OsString::from));
-        assert_eq!(
-            args("rt bench m -npp 16 -npl=1,2 -d 3"),
-            ["rt", "bench", "m", "--npp", "16", "--npl=1,2", "-d", "3"]
-        );
-        assert_eq!(args("rt run -npp"), ["rt", "run", "-npp"]);
-    }
 
     #[test]
     fn medians() {

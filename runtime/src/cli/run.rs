@@ -23,9 +23,6 @@ pub struct RunArgs {
     /// What to continue.
     #[command(flatten)]
     pub prompts: PromptArgs,
-    /// How tokens are chosen.
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
     /// Tokens to generate per prompt; -1: until the model ends or the context is full
     #[arg(
         short = 'n',
@@ -52,7 +49,7 @@ pub struct RunArgs {
     #[arg(long, visible_alias = "max-num-seqs", alias = "np", value_name = "N")]
     pub parallel: Option<u32>,
     /// Process at most N prompt tokens per step
-    #[arg(long, aliases = ["ubatch-size", "max-num-batched-tokens"], value_name = "N")]
+    #[arg(long, aliases = ["ub", "ubatch-size", "max-num-batched-tokens"], value_name = "N")]
     pub prefill_chunk: Option<u32>,
     /// Print one JSON object per prompt instead of text
     #[arg(long)]
@@ -60,6 +57,9 @@ pub struct RunArgs {
     /// No statistics on stderr
     #[arg(short, long)]
     pub quiet: bool,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
 }
 
 impl RunArgs {

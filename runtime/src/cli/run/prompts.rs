@@ -24,7 +24,7 @@ pub struct PromptArgs {
     /// System message for --chat
     #[arg(
         long,
-        alias = "system-prompt",
+        aliases = ["sys", "system-prompt"],
         value_name = "TEXT",
         requires = "chat",
         allow_hyphen_values = true
