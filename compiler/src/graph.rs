@@ -27,7 +27,7 @@ pub enum Rows {
 pub enum DType {
     /// 32-bit float.
     F32,
-    /// int8 with one f32 scale per 32 elements and the sums the kernels need.
+    /// int8 with one f32 scale per 16 elements and the sums the kernels need.
     Q8,
     /// No data: says that K and V of all rows of a layer are in the cache.
     KvWritten,

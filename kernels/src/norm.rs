@@ -6,7 +6,8 @@
 use std::fmt;
 
 use crate::cpu::Isa;
-use crate::cpu::abi::{ACT_GROUP, q8_row};
+use crate::cpu::abi::q8_row;
+use crate::cpu::tile::GROUP_K;
 
 /// Normalises every row: `(x, w, y, width, rows, x_stride, y_stride, eps_bits)`, strides in bytes. `w` is `[width]` or
 /// null (no weight); `y` may be `x`. Exactly `width` floats of a row are written.
@@ -51,7 +52,7 @@ impl fmt::Display for VariantId {
 pub enum Reason {
     /// A row has no elements.
     Empty,
-    /// int8 rows have whole scale groups.
+    /// int8 rows have whole groups of 32.
     Width(usize),
 }
 
@@ -62,7 +63,7 @@ impl fmt::Display for Reason {
             Reason::Width(width) => {
                 write!(
                     f,
-                    "int8 rows need width {width} to be a multiple of {ACT_GROUP}"
+                    "int8 rows need width {width} to be a multiple of {GROUP_K}"
                 )
             }
         }
@@ -75,7 +76,7 @@ impl std::error::Error for Reason {}
 pub fn legal(output: Output, width: usize) -> Result<(), Reason> {
     match output {
         _ if width == 0 => Err(Reason::Empty),
-        Output::Q8 if !width.is_multiple_of(ACT_GROUP) => Err(Reason::Width(width)),
+        Output::Q8 if !width.is_multiple_of(GROUP_K) => Err(Reason::Width(width)),
         _ => Ok(()),
     }
 }

@@ -35,8 +35,8 @@ impl ValueType {
     }
 }
 
-/// Activations are quantised in groups of this many.
-const ACT_GROUP: usize = coldpress_kernels::cpu::abi::ACT_GROUP;
+/// Widths of int8 rows are multiples of this.
+const Q8_WIDTH: usize = coldpress_kernels::cpu::tile::GROUP_K;
 
 impl OpGraph {
     /// Whether kernels read the weight as integers, and so its input as int8.
@@ -309,8 +309,8 @@ impl Checker<'_> {
 
     fn quantised(&self, x: ValueType) -> Result<ValueType, Error> {
         self.float(x)?;
-        self.ensure(x.width.is_multiple_of(ACT_GROUP), || {
-            format!("quantises {} values, no multiple of {ACT_GROUP}", x.width)
+        self.ensure(x.width.is_multiple_of(Q8_WIDTH), || {
+            format!("quantises {} values, no multiple of {Q8_WIDTH}", x.width)
         })?;
         Ok(ValueType::q8(x.rows, x.width))
     }

@@ -30,7 +30,7 @@ pub struct Row {
 pub enum Rounding {
     /// Nothing: results are exact.
     Exact,
-    /// Round to int8 with one f32 scale per 32 values, as kernels do.
+    /// Round to int8 with one f32 scale per 16 values, as kernels do.
     Int8,
 }
 

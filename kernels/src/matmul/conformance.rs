@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::cpu::symbols::{MatmulFn, QuantiseFn};
-use crate::cpu::tile::pack_tile;
+use crate::cpu::tile::{GROUP_K, pack_tile};
 use crate::cpu::{self, abi::ACT_GROUP};
 use crate::quant::{QuantFormat, Store, dequantise_row};
 
@@ -346,7 +346,7 @@ fn all_quantisers_give_the_same_bytes() {
     (x[k + 1], x[k + 40]) = (f32::INFINITY, f32::NEG_INFINITY);
     x[2 * k..][..40].fill(0.0);
     x[3 * k..][..64].fill(1e-38);
-    let padded = k.next_multiple_of(ACT_GROUP);
+    let padded = k.next_multiple_of(GROUP_K);
     let layout = q8_row(padded);
     let mut first: Option<Vec<u8>> = None;
     for isa in Isa::ALL.iter().filter(|isa| isa.available()) {

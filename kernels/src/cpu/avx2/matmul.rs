@@ -54,7 +54,7 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     for t in 0..tiles {
         let mut acc = [[_mm256_setzero_ps(); 2]; N];
         // SAFETY: reads stay inside tile t and inside the N int8 rows of x: group g of k / 32 has its quants at 32 g,
-        // its d and s32 at 4 g and its z16 at 8 g. Prefetches may point anywhere.
+        // its d and z16 at 8 g and its s32 at 4 g. Prefetches may point anywhere.
         unsafe {
             let mut quants = w.add(scale_plane_bytes(layout, k));
             let mut ahead = w.wrapping_add(PREFETCH);
@@ -75,17 +75,17 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                     let x = x.add(n * x_stride);
                     let float = |at: usize| _mm256_set1_ps(x.add(at).cast::<f32>().read_unaligned());
                     let words = x.add(GROUP_K * g);
-                    let dx = float(row.d + 4 * g);
-                    let zero = |half: usize| x.add(row.z16 + 8 * g + 4 * half).cast::<i32>().read_unaligned();
+                    let zero = |half: usize| _mm256_set1_epi32(x.add(row.z16 + 8 * g + 4 * half).cast::<i32>().read_unaligned());
                     let HalfScales { scale, min } = scales[h];
+                    let a = dot::<L, 0>(&q[h], words, zero(0));
+                    let b = dot::<L, 4>(&q[h], words, zero(1));
+                    let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
                     if groups_of_16 {
-                        let a = dot::<L, 0, 4>(&q[h], words, zero(0));
-                        let b = dot::<L, 4, 8>(&q[h], words, zero(1));
-                        let sum = _mm256_fmadd_ps(b, scale[1], _mm256_mul_ps(a, scale[0]));
-                        acc[n][h] = _mm256_fmadd_ps(sum, dx, acc[n][h]);
+                        acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(scale[0], d0), acc[n][h]);
+                        acc[n][h] = _mm256_fmadd_ps(b, _mm256_mul_ps(scale[1], d1), acc[n][h]);
                     } else {
-                        let a = dot::<L, 0, 8>(&q[h], words, zero(0) + zero(1));
-                        acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(scale[0], dx), acc[n][h]);
+                        let sum = _mm256_fmadd_ps(b, d1, _mm256_mul_ps(a, d0));
+                        acc[n][h] = _mm256_fmadd_ps(sum, scale[0], acc[n][h]);
                     }
                     if layout.min {
                         acc[n][h] = _mm256_fnmadd_ps(min, float(row.s32 + 4 * g), acc[n][h]);
@@ -309,17 +309,17 @@ fn moved(v: __m256i, by: i32) -> __m256i {
     }
 }
 
-/// Dot products of 8 outputs, their zero subtracted, with the activations of quads `FROM..TO`, exact, as floats. `z` is -128
-/// times the sum of these activations.
+/// Dot products of 8 outputs, their zero subtracted, with the activations of the 4 quads from `FROM` on, exact, as floats. `z`
+/// is -128 times the sum of these activations.
 ///
 /// # Safety
 /// 32 activations are readable at `words`.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dot<const L: usize, const FROM: usize, const TO: usize>(
+unsafe fn dot<const L: usize, const FROM: usize>(
     q: &[__m256i; 8],
     words: *const u8,
-    z: i32,
+    z: __m256i,
 ) -> __m256 {
     let layout = const { &FORMATS[L].layout };
     // SAFETY: quad i is bytes 4 i..4 i + 4 of the 32.
@@ -329,13 +329,12 @@ unsafe fn dot<const L: usize, const FROM: usize, const TO: usize>(
     // 8-bit integers come from `unpack` with their zero subtracted already.
     let mut total = match layout.zero {
         0 | 128 => _mm256_setzero_si256(),
-        _ => _mm256_set1_epi32(z >> layout.zero_shift()),
+        _ => _mm256_sra_epi32(z, _mm_cvtsi32_si128(layout.zero_shift() as i32)),
     };
-    // A 16-bit lane gains at most 2 * 127 * (2^bits - 1) per quad: 8 quads of 4 bits, 4 of 5 and 2 of 6 stay below 2^15.
+    // A 16-bit lane gains at most 2 * 127 * (2^bits - 1) per quad: 4 quads of 4 or 5 bits and 2 of 6 stay below 2^15.
     // 8-bit integers are signed: |q| <= 128 against the activation with q's sign, 2 * 127 * 128 < 2^15.
     let flush = match layout.store {
-        Store::Int(4) => 8,
-        Store::Int(5) => 4,
+        Store::Int(4 | 5) => 4,
         Store::Int(6) => 2,
         _ => 1,
     };
@@ -346,10 +345,10 @@ unsafe fn dot<const L: usize, const FROM: usize, const TO: usize>(
         _ => _mm256_maddubs_epi16(q[i], word(i)),
     };
     let mut i = FROM;
-    while i < TO {
+    while i < FROM + 4 {
         let mut sum = product(i);
         let mut j = 1;
-        while j < flush && i + j < TO {
+        while j < flush {
             sum = _mm256_add_epi16(sum, product(i + j));
             j += 1;
         }

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use crate::cpu::abi::{ACT_GROUP, q8_row};
 use crate::cpu::scalar::quantise::AMAX_FLOOR;
 use crate::cpu::symbols::{Named, QuantiseFn, Symbol};
+use crate::cpu::tile::GROUP_K;
 
 /// `quantise_avx2`, of type [`QuantiseFn`].
 pub const SYMBOLS: &[Named] = &[("quantise_avx2", Symbol(quantise as QuantiseFn as *const ()))];
@@ -33,59 +34,55 @@ unsafe extern "C" fn quantise(
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
-    let row = q8_row(k.next_multiple_of(ACT_GROUP));
-    let mut tail = [0.0f32; ACT_GROUP];
-    for (g, begin) in (0..k).step_by(ACT_GROUP).enumerate() {
+    let row = q8_row(k.next_multiple_of(GROUP_K));
+    let mut tail = [0.0f32; GROUP_K];
+    for (g, begin) in (0..k).step_by(GROUP_K).enumerate() {
         // SAFETY: whole groups are read in place, the last partial one from a copy padded with zeros; q, d, s32 and z16
-        // of group g lie inside the row by `q8_row`.
+        // of these 32 lie inside the row by `q8_row`.
         unsafe {
             let mut from = x.add(begin);
-            if k - begin < ACT_GROUP {
+            if k - begin < GROUP_K {
                 std::ptr::copy_nonoverlapping(from, tail.as_mut_ptr(), k - begin);
                 from = tail.as_ptr();
             }
-            let v = [0, 8, 16, 24].map(|i| _mm256_loadu_ps(from.add(i)));
-            let magnitude = |v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v);
-            // A NaN lane yields the second operand, so NaNs do not count.
-            let amax = v
-                .iter()
-                .fold(_mm256_setzero_ps(), |m, &v| _mm256_max_ps(magnitude(v), m));
-            let amax = largest(amax);
-            let (d, inverse) = match amax < AMAX_FLOOR {
-                true => (0.0, 0.0),
-                false => (amax / 127.0, 127.0 / amax),
-            };
-            let inverse = _mm256_set1_ps(inverse);
-            let q = v.map(|v| {
-                let scaled = _mm256_mul_ps(v, inverse);
-                // Not a number becomes 0 rather than the i32::MIN that packing would saturate to -128.
-                let number = _mm256_and_ps(scaled, _mm256_cmp_ps::<_CMP_ORD_Q>(scaled, scaled));
-                _mm256_cvtps_epi32(_mm256_round_ps::<
-                    { _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC },
-                >(number))
-            });
-            // Packing works per 128-bit lane; the permutation puts the eight runs of four bytes back in order.
-            let bytes = _mm256_packs_epi16(
-                _mm256_packs_epi32(q[0], q[1]),
-                _mm256_packs_epi32(q[2], q[3]),
-            );
-            let bytes =
-                _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-            _mm256_storeu_si256(out.add(begin).cast(), bytes);
-            let (sum0, sum1) = (
-                sum(_mm256_add_epi32(q[0], q[1])),
-                sum(_mm256_add_epi32(q[2], q[3])),
-            );
-            out.add(row.d).cast::<f32>().add(g).write(d);
-            out.add(row.s32)
-                .cast::<f32>()
-                .add(g)
-                .write(d * (sum0 + sum1) as f32);
-            out.add(row.z16).cast::<i32>().add(2 * g).write(-128 * sum0);
-            out.add(row.z16)
-                .cast::<i32>()
-                .add(2 * g + 1)
-                .write(-128 * sum1);
+            let mut values = [0.0; 2];
+            for (h, value) in values.iter_mut().enumerate() {
+                let from = from.add(h * ACT_GROUP);
+                let v = [0, 8].map(|i| _mm256_loadu_ps(from.add(i)));
+                // A NaN lane yields the second operand, so NaNs do not count.
+                let amax = v.iter().fold(_mm256_setzero_ps(), |m, &v| {
+                    _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0), v), m)
+                });
+                let amax = largest(amax);
+                let (d, inverse) = match amax < AMAX_FLOOR {
+                    true => (0.0, 0.0),
+                    false => (amax / 127.0, 127.0 / amax),
+                };
+                let inverse = _mm256_set1_ps(inverse);
+                let q = v.map(|v| {
+                    let scaled = _mm256_mul_ps(v, inverse);
+                    // Not a number becomes 0 rather than the i32::MIN that packing would saturate to -128.
+                    let ordered = _mm256_cmp_ps::<_CMP_ORD_Q>(scaled, scaled);
+                    _mm256_cvtps_epi32(_mm256_round_ps::<
+                        { _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC },
+                    >(_mm256_and_ps(scaled, ordered)))
+                });
+                // Packing works per 128-bit lane; the permutation puts the four runs of four words back in order.
+                let words = _mm256_packs_epi32(q[0], q[1]);
+                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+                let bytes = _mm_packs_epi16(
+                    _mm256_castsi256_si128(words),
+                    _mm256_extracti128_si256::<1>(words),
+                );
+                _mm_storeu_si128(out.add(begin + h * ACT_GROUP).cast(), bytes);
+                let sum = sum(_mm256_add_epi32(q[0], q[1]));
+                *value = d * sum as f32;
+                out.add(row.d).cast::<f32>().add(2 * g + h).write(d);
+                let z16 = out.add(row.z16).cast::<i32>();
+                z16.add(2 * g + h).write(-128 * sum);
+            }
+            let s32 = out.add(row.s32).cast::<f32>();
+            s32.add(g).write(values[0] + values[1]);
         }
     }
 }

@@ -62,7 +62,7 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     for t in 0..tiles {
         let mut acc = [_mm512_setzero_ps(); N];
         // SAFETY: reads stay inside tile t and inside the N int8 rows of x: group g of k / 32 has its quants at 32 g,
-        // its d and s32 at 4 g and its z16 at 8 g. Prefetches may point anywhere.
+        // its d and z16 at 8 g and its s32 at 4 g. Prefetches may point anywhere.
         unsafe {
             let mut unit = w;
             let mut quants = w.add(scale_plane_bytes(layout, k));
@@ -96,14 +96,14 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                             a = _mm512_dpbusd_epi32(a, q[i], word(i));
                             b = _mm512_dpbusd_epi32(b, q[i + 4], word(i + 4));
                         }
-                        let dx = float(row.d + 4 * g);
+                        let (a, b) = (_mm512_cvtepi32_ps(a), _mm512_cvtepi32_ps(b));
+                        let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
                         if halves == 1 {
-                            let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(a, b));
-                            acc[n] = _mm512_fmadd_ps(sum, _mm512_mul_ps(scale0, dx), acc[n]);
+                            let sum = _mm512_fmadd_ps(b, d1, _mm512_mul_ps(a, d0));
+                            acc[n] = _mm512_fmadd_ps(sum, scale0, acc[n]);
                         } else {
-                            let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(a), scale0);
-                            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), scale1, sum);
-                            acc[n] = _mm512_fmadd_ps(sum, dx, acc[n]);
+                            acc[n] = _mm512_fmadd_ps(a, _mm512_mul_ps(scale0, d0), acc[n]);
+                            acc[n] = _mm512_fmadd_ps(b, _mm512_mul_ps(scale1, d1), acc[n]);
                         }
                         if layout.min {
                             acc[n] = _mm512_fnmadd_ps(min, float(row.s32 + 4 * g), acc[n]);

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use crate::cpu::abi::{ACT_GROUP, q8_row};
 use crate::cpu::scalar::quantise::AMAX_FLOOR;
 use crate::cpu::symbols::{Named, QuantiseFn, Symbol};
+use crate::cpu::tile::GROUP_K;
 
 /// `quantise_avx512`, of type [`QuantiseFn`].
 pub const SYMBOLS: &[Named] = &[(
@@ -36,49 +37,38 @@ unsafe extern "C" fn quantise(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
-    let row = q8_row(k.next_multiple_of(ACT_GROUP));
-    for (g, begin) in (0..k).step_by(ACT_GROUP).enumerate() {
+    let row = q8_row(k.next_multiple_of(GROUP_K));
+    for (g, begin) in (0..k).step_by(GROUP_K).enumerate() {
         // Lanes past k read as zeros.
-        let mask = u32::MAX >> (ACT_GROUP - ACT_GROUP.min(k - begin));
-        // SAFETY: masked lanes are not read; q, d, s32 and z16 of group g lie inside the row by `q8_row`.
+        let mask = u32::MAX >> (GROUP_K - GROUP_K.min(k - begin));
+        let mut values = [0.0; 2];
+        // SAFETY: masked lanes are not read; q, d, s32 and z16 of these 32 lie inside the row by `q8_row`.
         unsafe {
-            let v0 = _mm512_maskz_loadu_ps(mask as u16, x.add(begin));
-            let v1 = _mm512_maskz_loadu_ps((mask >> 16) as u16, x.add(begin).wrapping_add(16));
-            // A NaN lane yields the second operand, so NaNs do not count.
-            let m = _mm512_max_ps(_mm512_abs_ps(v0), _mm512_setzero_ps());
-            let amax = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(v1), m));
-            let (d, inverse) = match amax < AMAX_FLOOR {
-                true => (0.0, 0.0),
-                false => (amax / 127.0, 127.0 / amax),
-            };
-            let inverse = _mm512_set1_ps(inverse);
-            let round = |v| {
-                _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
-                    _mm512_mul_ps(v, inverse),
-                )
-            };
-            let (q0, q1) = (round(v0), round(v1));
-            // Not a number converts to i32::MIN, whose low byte is 0.
-            let (b0, b1) = (_mm512_cvtepi32_epi8(q0), _mm512_cvtepi32_epi8(q1));
-            _mm_storeu_si128(out.add(begin).cast(), b0);
-            _mm_storeu_si128(out.add(begin + 16).cast(), b1);
-            let (sum0, sum1) = (sum_bytes(b0), sum_bytes(b1));
-            out.add(row.d).cast::<f32>().add(g).write(d);
-            out.add(row.s32)
-                .cast::<f32>()
-                .add(g)
-                .write(d * (sum0 + sum1) as f32);
-            out.add(row.z16).cast::<i32>().add(2 * g).write(-128 * sum0);
-            out.add(row.z16)
-                .cast::<i32>()
-                .add(2 * g + 1)
-                .write(-128 * sum1);
+            for (h, value) in values.iter_mut().enumerate() {
+                let at = begin + h * ACT_GROUP;
+                let v = _mm512_maskz_loadu_ps((mask >> (h * ACT_GROUP)) as u16, x.wrapping_add(at));
+                // A NaN lane yields the second operand, so NaNs do not count.
+                let magnitudes = _mm512_max_ps(_mm512_abs_ps(v), _mm512_setzero_ps());
+                let amax = _mm512_reduce_max_ps(magnitudes);
+                let (d, inverse) = match amax < AMAX_FLOOR {
+                    true => (0.0, 0.0),
+                    false => (amax / 127.0, 127.0 / amax),
+                };
+                let scaled = _mm512_mul_ps(v, _mm512_set1_ps(inverse));
+                let q = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
+                    scaled,
+                );
+                // Not a number converts to i32::MIN, whose low byte is 0.
+                let bytes = _mm512_cvtepi32_epi8(q);
+                _mm_storeu_si128(out.add(at).cast(), bytes);
+                let sum = _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(bytes));
+                *value = d * sum as f32;
+                out.add(row.d).cast::<f32>().add(2 * g + h).write(d);
+                let z16 = out.add(row.z16).cast::<i32>();
+                z16.add(2 * g + h).write(-128 * sum);
+            }
+            let s32 = out.add(row.s32).cast::<f32>();
+            s32.add(g).write(values[0] + values[1]);
         }
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn sum_bytes(bytes: __m128i) -> i32 {
-    _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(bytes))
 }

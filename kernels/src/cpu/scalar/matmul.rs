@@ -1,10 +1,10 @@
 //! Portable matmul micro-kernels over packed tiles. The order of operations per row is the one all ISAs share: per group
-//! of 32 k an exact integer dot product, then its f32 folds.
+//! of 16 k an exact integer dot product, per 32 k their f32 folds.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::cpu::abi::{TILE_N, q8_row};
+use crate::cpu::abi::{ACT_GROUP, TILE_N, q8_row};
 use crate::cpu::symbols::{Named, matmul_symbols};
 use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
 use crate::quant::{FORMATS, PackedLayout, SUPER_GROUP, Scale, Store};
@@ -62,16 +62,17 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                         z >> layout.zero_shift()
                     }
                 };
-                let (d, q) = (float(row.d + 4 * g), &x[g * GROUP_K..][..GROUP_K]);
-                let a = dot(&quads[..4], &q[..GROUP_K / 2], zero(0));
-                let b = dot(&quads[4..], &q[GROUP_K / 2..], zero(1));
+                let q = &x[g * GROUP_K..][..GROUP_K];
+                let a = dot(&quads[..4], &q[..ACT_GROUP], zero(0));
+                let b = dot(&quads[4..], &q[ACT_GROUP..], zero(1));
+                let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
                 for (c, acc) in acc.iter_mut().enumerate() {
+                    let (a, b) = (a[c] as f32, b[c] as f32);
                     if groups_of_16 {
-                        let sum =
-                            a[c] as f32 * scales.scale[0][c] + b[c] as f32 * scales.scale[1][c];
-                        *acc += sum * d;
+                        *acc += a * (scales.scale[0][c] * d0);
+                        *acc += b * (scales.scale[1][c] * d1);
                     } else {
-                        *acc += (a[c] + b[c]) as f32 * (scales.scale[0][c] * d);
+                        *acc += (a * d0 + b * d1) * scales.scale[0][c];
                     }
                 }
                 if layout.min {

@@ -1,6 +1,6 @@
 //! Portable RMSNorm, to f32 rows and to int8 rows. Squares are summed in f64; everything else is f32.
 
-use crate::cpu::abi::{ACT_GROUP, Q8Row, q8_row};
+use crate::cpu::abi::{Q8Row, q8_row};
 use crate::cpu::scalar::quantise::quantise_row;
 use crate::cpu::symbols::{Named, Symbol};
 use crate::norm::{NormFn, NormQ8Fn};
@@ -84,12 +84,11 @@ impl PartRow {
     /// `out` holds an int8 row of this layout with at least `begin + len` activations.
     pub unsafe fn place(&self, len: usize, out: *mut u8, row: &Q8Row, begin: usize) {
         let part = q8_row(len);
-        let group = begin / ACT_GROUP;
         let planes = [
             (0, begin, len),
-            (part.d, row.d + 4 * group, len / 8),
-            (part.s32, row.s32 + 4 * group, len / 8),
-            (part.z16, row.z16 + 8 * group, len / 4),
+            (part.d, row.d + begin / 4, len / 4),
+            (part.s32, row.s32 + begin / 8, len / 8),
+            (part.z16, row.z16 + begin / 4, len / 4),
         ];
         for (from, to, bytes) in planes {
             // SAFETY: by `q8_row` each plane of the part lies inside the plane of the row.
