@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 pub const TILE_N: usize = 16;
 /// Tokens in one KV page.
 pub const PAGE_TOKENS: usize = 32;
-/// Activations that share one int8 scale. Half of what shares a scale in most weight formats: rounding activations costs
-/// more precision than any other step, and this takes about a quarter off it for one multiply-add per 32.
+/// Activations that share one int8 scale. Half of what shares a scale in most weight formats: against 32 the error of
+/// rounding activations falls by about a quarter, for one more multiply-add per 32.
 pub const ACT_GROUP: usize = 16;
 
 /// One step's rows as the kernels see them. All pointers are valid for the duration of the step.
@@ -54,8 +54,8 @@ pub struct WorkerContext {
 }
 
 /// Byte offsets inside one row of int8 activations of length k (a multiple of 32):
-/// `q: i8[k]`, then f32 `d[k/16]` (scale), f32 `s32[k/32]` (sum of the 32 values that d and q stand for), i32 `z16[k/16]`
-/// (-128 times the sum of q over 16: what a dot product with unsigned weights around 128 starts from).
+/// `q: i8[k]`, then f32 `d[k/16]` (scale), f32 `s32[k/32]` (d times the sum of q over 16, both halves added), i32
+/// `z16[k/16]` (-128 times the sum of q over 16: what a dot product with unsigned weights around 128 starts from).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Q8Row {
     /// Offset of `d`.

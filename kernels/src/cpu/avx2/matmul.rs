@@ -75,10 +75,10 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                     let x = x.add(n * x_stride);
                     let float = |at: usize| _mm256_set1_ps(x.add(at).cast::<f32>().read_unaligned());
                     let words = x.add(GROUP_K * g);
-                    let zero = |half: usize| _mm256_set1_epi32(x.add(row.z16 + 8 * g + 4 * half).cast::<i32>().read_unaligned());
+                    let int = |at: usize| _mm256_set1_epi32(x.add(at).cast::<i32>().read_unaligned());
                     let HalfScales { scale, min } = scales[h];
-                    let a = dot::<L, 0>(&q[h], words, zero(0));
-                    let b = dot::<L, 4>(&q[h], words, zero(1));
+                    let a = dot::<L, 0>(&q[h], words, int(row.z16 + 8 * g));
+                    let b = dot::<L, 4>(&q[h], words, int(row.z16 + 8 * g + 4));
                     let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
                     if groups_of_16 {
                         acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(scale[0], d0), acc[n][h]);
@@ -309,8 +309,8 @@ fn moved(v: __m256i, by: i32) -> __m256i {
     }
 }
 
-/// Dot products of 8 outputs, their zero subtracted, with the activations of the 4 quads from `FROM` on, exact, as floats. `z`
-/// is -128 times the sum of these activations.
+/// Dot products of 8 outputs, their zero subtracted, with the activations of the 4 quads from `FROM` on, exact, as
+/// floats. `z` is -128 times the sum of these activations.
 ///
 /// # Safety
 /// 32 activations are readable at `words`.

@@ -1,5 +1,5 @@
-//! Portable matmul micro-kernels over packed tiles. The order of operations per row is the one all ISAs share: per group
-//! of 16 k an exact integer dot product, per 32 k their f32 folds.
+//! Portable matmul micro-kernels over packed tiles. The order of operations per row is the one all ISAs share: per 16 k
+//! an exact integer dot product, per 32 k the f32 folds of both.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
