@@ -1,7 +1,6 @@
 //! Shared ground of the integration tests: fixtures, temporary folders, random models, running the commands.
 
-use coldpress_compiler::gguf::write::GgufWriter;
-use coldpress_compiler::gguf::{Array, Value};
+use coldpress_compiler::gguf::{Array, GgufWriter, Value};
 use coldpress_kernels::tensor_type::TensorType;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -31,7 +30,6 @@ pub struct Fixture {
     pub arch: String,
     pub quant: String,
     pub tokens: Vec<u32>,
-    pub n_vocab: usize,
     pub logits: String,
     pub logits_std: f64,
     pub greedy: Vec<u32>,

@@ -1,8 +1,7 @@
 //! Bad input through the command line: one clear line, the right exit code, nothing half-written.
 
 use crate::harness::*;
-use coldpress_compiler::gguf::write::GgufWriter;
-use coldpress_compiler::gguf::{Array, Value};
+use coldpress_compiler::gguf::{Array, GgufWriter, Value};
 use coldpress_kernels::tensor_type::TensorType;
 use std::path::{Path, PathBuf};
 use tempfile::{TempDir, tempdir};
@@ -48,7 +47,7 @@ fn models_that_cannot_be_read() {
     let path = model(&dir);
     let bytes = std::fs::read(&path).expect("model");
     let damaged = dir.path().join("damaged.gguf");
-    let mut check = |bytes: &[u8], code, says: &[&str]| {
+    let check = |bytes: &[u8], code, says: &[&str]| {
         std::fs::write(&damaged, bytes).expect("written");
         refuses(&dir, &damaged, code, says);
     };
@@ -95,7 +94,11 @@ fn tensors_that_are_wrong() {
         |change: &dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool| {
             // Reads a good model and writes it again tensor by tensor; `change` edits one or drops it.
             let good = dir.path().join("good.gguf");
-            Shape::small().write(&good, 1);
+            Shape {
+                hidden: 256,
+                ..Shape::small()
+            }
+            .write(&good, 1);
             let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
             let mut w = GgufWriter::new();
             for (key, value) in gguf.keys() {
@@ -119,11 +122,10 @@ fn tensors_that_are_wrong() {
         true
     });
     refuses(&dir, &path, 1, &["blk.0.attn_k.weight", "32", "64"]);
-    rewritten(&|name, ty, dims, bytes| {
+    rewritten(&|name, ty, _, bytes| {
         if name == "blk.0.ffn_gate.weight" {
             *ty = TensorType::IQ1_S;
-            *dims = vec![256, 24];
-            bytes.resize(TensorType::IQ1_S.block_bytes() as usize * 24, 0);
+            bytes.resize(TensorType::IQ1_S.block_bytes() as usize * 96, 0);
         }
         true
     });
@@ -158,7 +160,7 @@ fn bundles_that_are_damaged() {
     let good = bundle(&dir);
     let bytes = std::fs::read(&good).expect("bundle");
     let bad = dir.path().join("bad.press");
-    let mut check = |bytes: &[u8], what: &str| {
+    let check = |bytes: &[u8], what: &str| {
         std::fs::write(&bad, bytes).expect("written");
         let out = coldpress(&["run", arg(&bad), "-p", "a", "-n", "1"]);
         let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -226,7 +228,7 @@ fn requests_beyond_what_was_compiled() {
     let dir = tempdir().expect("temporary folder");
     let bundle = bundle(&dir);
     let long = "x".repeat(100);
-    fail(&["run", arg(&bundle), "-p", &long, "-n", "4"], 1, &["64"]);
+    fail(&["run", arg(&bundle), "-p", &long, "-n", "4"], 2, &["64"]);
     let out = dir.path().join("o.npy");
     let three = ["--tokens", "1,2", "--tokens", "3,4", "--tokens", "5,6"];
     fail(
@@ -243,7 +245,7 @@ fn requests_beyond_what_was_compiled() {
             "-o",
             arg(&out),
         ],
-        1,
+        2,
         &["999999"],
     );
     fail(

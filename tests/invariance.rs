@@ -3,8 +3,8 @@
 use crate::harness::*;
 use coldpress_kernels::tensor_type::TensorType;
 use coldpress_runtime::bundle::Bundle;
-use coldpress_runtime::engine::{Engine, Event, Request};
-use coldpress_runtime::sampler::Sampling;
+use coldpress_runtime::engine::{Engine, EngineOptions, Event, Request};
+use coldpress_runtime::sampler::{Penalties, Sampling};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::{TempDir, tempdir};
@@ -112,7 +112,7 @@ fn batches_chunks_threads_and_buckets_give_the_same_bits() {
 /// Tokens of each request when `joins[i]` says at which step request i is submitted, and one is cancelled midway.
 fn tokens(bundle: &Path, joins: &[usize], cancelled: Option<usize>) -> BTreeMap<usize, Vec<u32>> {
     let bundle = Bundle::open(bundle).expect("bundle opens");
-    let mut engine = Engine::new(bundle).expect("engine starts");
+    let mut engine = Engine::new(bundle, EngineOptions::default()).expect("engine starts");
     let mut random = Random(11);
     let requests: Vec<Request> = (0..joins.len())
         .map(|i| {
@@ -121,22 +121,25 @@ fn tokens(bundle: &Path, joins: &[usize], cancelled: Option<usize>) -> BTreeMap<
                 0 => Sampling::greedy(),
                 1 => Sampling {
                     temperature: 0.9,
-                    seed: 5,
+                    seed: Some(5),
                     ..Sampling::default()
                 },
                 _ => Sampling {
                     temperature: 1.3,
                     top_k: 20,
-                    seed: 9,
-                    repeat_penalty: 1.2,
+                    seed: Some(9),
+                    penalties: Penalties {
+                        repeat: 1.2,
+                        ..Penalties::default()
+                    },
                     ..Sampling::default()
                 },
             };
             Request {
                 sampling,
-                max_tokens: 20,
+                max_tokens: Some(20),
                 ignore_eos: true,
-                ..Request::from_tokens(prompt)
+                ..Request::tokens(prompt)
             }
         })
         .collect();

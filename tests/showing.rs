@@ -68,7 +68,7 @@ fn one_tensor_can_be_followed_to_machine_code() {
         &["blk.9.ffn_down"],
     );
     let text = succeed(&["inspect", arg(&bundle)]);
-    for part in ["blk.0.attn_q", "matmul_", "cpu:", "kv", "qwen3"] {
+    for part in ["attn_", "matmul_", "cpu:", "kv", "qwen3"] {
         assert!(
             text.to_lowercase().contains(part),
             "inspect should show {part:?}:\n{text}"
@@ -148,7 +148,7 @@ fn a_dry_run_writes_nothing_and_fit_lowers_the_context() {
         "-c",
         "512",
         "--fit",
-        "4MiB",
+        "3MiB",
     ]);
     assert!(!text.contains("context 512"), "{text}");
 }

@@ -1,6 +1,7 @@
 //! Tokenizers of real vocabularies against llama.cpp's ids: every case of the vocabulary fixtures, and what must hold
 //! for any text. Needs compiler (metadata to spec) and runtime (spec to ids) together.
 
+use crate::harness::fixtures;
 use std::path::PathBuf;
 
 use coldpress_compiler::gguf::Gguf;
@@ -11,28 +12,6 @@ const PLAIN: EncodeOptions = EncodeOptions {
     add_special: false,
     parse_special: false,
 };
-
-fn fixtures() -> Option<PathBuf> {
-    let dir = std::env::var_os("COLDPRESS_FIXTURES").map_or_else(
-        || {
-            PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../../shared/fixtures"
-            ))
-        },
-        PathBuf::from,
-    );
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    assert!(
-        std::env::var("CI").is_err(),
-        "no fixtures in {}",
-        dir.display()
-    );
-    println!("skipped: fixtures not found");
-    None
-}
 
 fn tokenizer(path: &std::path::Path) -> Tokenizer {
     let gguf = Gguf::open(path).expect("fixture opens");

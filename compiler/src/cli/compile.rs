@@ -10,15 +10,15 @@ use coldpress_kernels::cpu::abi::KvType;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// `--max-batch` unless given.
+pub const DEFAULT_BATCH: usize = 8;
+
 /// Choices that `compile` and `run MODEL.gguf` share.
 #[derive(Args, Clone, Debug)]
 pub struct CompileFlags {
     /// Machine to compile for; see `coldpress targets`.
     #[arg(long, default_value = "native")]
     pub target: String,
-    /// Sequences that decode together.
-    #[arg(long, default_value_t = 8, visible_alias = "max-batch-size")]
-    pub max_batch: usize,
     /// Tokens per sequence [default: the model's, at most 4096].
     #[arg(short = 'c', long, visible_aliases = ["max-model-len", "context-length"])]
     pub ctx_size: Option<usize>,
@@ -44,9 +44,9 @@ pub enum KvFlag {
 
 impl CompileFlags {
     /// As pipeline options.
-    pub fn options(&self) -> Result<Options, Error> {
+    pub fn options(&self, max_batch: usize) -> Result<Options, Error> {
         for (flag, value) in [
-            ("--max-batch", Some(self.max_batch)),
+            ("--max-batch", Some(max_batch)),
             ("--ctx-size", self.ctx_size),
             ("--threads", self.threads),
         ] {
@@ -62,7 +62,7 @@ impl CompileFlags {
             KvFlag::F32 => KvType::F32,
         };
         Ok(Options {
-            max_batch: self.max_batch,
+            max_batch,
             max_context: self.ctx_size,
             kv_type,
             threads: self.threads,
@@ -79,6 +79,9 @@ impl CompileFlags {
 pub struct CompileArgs {
     /// The model: a GGUF, or any file of a split one.
     pub model: PathBuf,
+    /// Sequences that decode together.
+    #[arg(long, default_value_t = DEFAULT_BATCH, visible_aliases = ["parallel", "max-num-seqs", "max-batch-size"], alias = "np")]
+    max_batch: usize,
     #[command(flatten)]
     flags: CompileFlags,
     /// Bundle to write [default: MODEL.press in the current folder].
@@ -104,7 +107,7 @@ pub struct CompileArgs {
 impl CompileArgs {
     /// Compiles.
     pub fn execute(self) -> Result<(), Error> {
-        let mut options = self.flags.options()?;
+        let mut options = self.flags.options(self.max_batch)?;
         options.fit = self.fit;
         options.deny_cliffs = self.deny_cliffs;
         options.emit = self.emit.clone();

@@ -1,9 +1,9 @@
 //! `coldpress run`: a bundle goes straight to the runtime; a GGUF is compiled for this machine first and the bundle kept
 //! in the user's cache folder, keyed by file, options and producer.
 
-use super::compile::CompileFlags;
+use super::compile::{CompileFlags, DEFAULT_BATCH};
 use super::progress::Bars;
-use crate::compile;
+use crate::compile::{self, Options};
 use crate::error::Error;
 use clap::Args;
 use coldpress_runtime::cli::run::RunArgs;
@@ -16,6 +16,9 @@ use xxhash_rust::xxh3::Xxh3;
 pub struct RunModelArgs {
     #[command(flatten)]
     run: RunArgs,
+    /// Sequences a GGUF is compiled for.
+    #[arg(long, default_value_t = DEFAULT_BATCH, help_heading = "Compiling a GGUF")]
+    max_batch: usize,
     #[command(flatten, next_help_heading = "Compiling a GGUF")]
     compile: CompileFlags,
 }
@@ -24,16 +27,15 @@ impl RunModelArgs {
     /// Runs.
     pub fn execute(mut self) -> Result<(), Error> {
         if super::is_gguf(&self.run.bundle)? {
-            self.run.bundle = cached(&self.run.bundle, &self.compile)?;
+            self.run.bundle = cached(&self.run.bundle, self.compile.options(self.max_batch)?)?;
         }
         Ok(self.run.execute()?)
     }
 }
 
 /// The bundle of `model` in the cache, compiled now if it is not there.
-fn cached(model: &Path, flags: &CompileFlags) -> Result<PathBuf, Error> {
+fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
     let folder = cache_folder()?;
-    let options = flags.options()?;
     let io = |doing: &str, source| Error::Io {
         doing: format!("{doing} {}", model.display()),
         source,
