@@ -236,14 +236,15 @@ def evaluate(path):
     stories = generate(w, [tokenizer.encode("Once").ids] * 48, 160, c, 0.8, stop)
     text = [tokenizer.decode(ids, skip_special_tokens=False) for ids in stories]
     text = [t.split(EOS)[0] + EOS * (EOS in t) for t in text]
-    print("48 stories at temperature 0.8: {:.0%} end with The end., {:.0%} name two characters at most".format(*story_quality(text)))
+    print("48 stories at temperature 0.8: {:.0%} end with The end., {:.0%} name two characters at most"
+          .format(*story_quality(text)))
     show = lambda prompt, t, seed=SEED: print(f"\n[temperature {t}] " + tokenizer.decode(
         generate(w, [tokenizer.encode(prompt).ids], 200, c, t, stop, seed)[0], skip_special_tokens=False))
     for opening in ("Once upon a time", "One windy day Lily", "Once there was a brave fox"):
         show(opening, 0.0)
     for seed in range(4):
         show("Once", 0.8, seed)
-    for question in ("What is 17+25?", "Tell me a story about a snowman.", "Tell me a story about Tom."):
+    for question in ("What is 17+25?", "Tell me a story about Tom.", "Tell me a story about a snowman."):
         show(chat_template(question), 0.0)
 
 
