@@ -13,8 +13,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 QWEN2_REGEX = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 
-CHAT_TEMPLATE = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-                 "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+CHAT_TEMPLATE = ("{% for message in messages %}"
+                 r"{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+                 r"{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
 def mixture(name):
@@ -122,8 +123,7 @@ def write(path, weights, config, vocabulary, merges, specials):
     out = gguf.GGUFWriter(path, "qwen3")
     out.add_type("model")
     out.add_name("coldpress tiny")
-    out.add_size_label("3.4M")
-    out.add_license("same as this repository")
+    out.add_size_label(f"{sum(w.size for w in weights.values()) / 1e6:.1f}M")
     out.add_block_count(config.layers)
     out.add_context_length(config.context)
     out.add_embedding_length(config.hidden)
