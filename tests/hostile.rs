@@ -86,32 +86,34 @@ fn models_that_are_not_supported() {
     refuses(&dir, &path, 3, &["spiral"]);
 }
 
+/// Edits one tensor (name, type, dimensions, bytes) of a model, or drops it by returning false.
+type Change = dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool;
+
 #[test]
 fn tensors_that_are_wrong() {
     let dir = tempdir().expect("temporary folder");
     let path = dir.path().join("odd.gguf");
-    let rewritten =
-        |change: &dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool| {
-            // Reads a good model and writes it again tensor by tensor; `change` edits one or drops it.
-            let good = dir.path().join("good.gguf");
-            Shape {
-                hidden: 256,
-                ..Shape::small()
+    let rewritten = |change: &Change| {
+        // Reads a good model and writes it again tensor by tensor; `change` edits one or drops it.
+        let good = dir.path().join("good.gguf");
+        Shape {
+            hidden: 256,
+            ..Shape::small()
+        }
+        .write(&good, 1);
+        let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+        let mut w = GgufWriter::new();
+        for (key, value) in gguf.keys() {
+            w.add(key, value.clone());
+        }
+        for t in gguf.tensors() {
+            let (mut ty, mut dims, mut bytes) = (t.ty, t.dims.clone(), gguf.data(t).to_vec());
+            if change(&t.name, &mut ty, &mut dims, &mut bytes) {
+                w.tensor(t.name.clone(), ty, &dims, bytes);
             }
-            .write(&good, 1);
-            let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
-            let mut w = GgufWriter::new();
-            for (key, value) in gguf.keys() {
-                w.add(key, value.clone());
-            }
-            for t in gguf.tensors() {
-                let (mut ty, mut dims, mut bytes) = (t.ty, t.dims.clone(), gguf.data(t).to_vec());
-                if change(&t.name, &mut ty, &mut dims, &mut bytes) {
-                    w.tensor(t.name.clone(), ty, &dims, bytes);
-                }
-            }
-            w.write(&path).expect("written");
-        };
+        }
+        w.write(&path).expect("written");
+    };
     rewritten(&|name, _, _, _| name != "blk.1.ffn_up.weight");
     refuses(&dir, &path, 1, &["blk.1.ffn_up.weight"]);
     rewritten(&|name, _, dims, bytes| {

@@ -82,12 +82,12 @@ fn batches_chunks_threads_and_buckets_give_the_same_bits() {
             .collect();
         let alone: Vec<Vec<u32>> = sequences
             .iter()
-            .map(|s| bits(&logits(&bundle, &[s.clone()], None)))
+            .map(|s| bits(&logits(&bundle, std::slice::from_ref(s), None)))
             .collect();
         for chunk in [Some(1), Some(7), Some(16)] {
             for (s, expected) in sequences.iter().zip(&alone) {
                 assert!(
-                    bits(&logits(&bundle, &[s.clone()], chunk)) == *expected,
+                    bits(&logits(&bundle, std::slice::from_ref(s), chunk)) == *expected,
                     "kv {kv} chunk {chunk:?}"
                 );
             }

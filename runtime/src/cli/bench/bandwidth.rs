@@ -8,29 +8,39 @@ use std::time::Instant;
 pub(super) fn read_bandwidth(threads: usize) -> f64 {
     let threads = threads.max(1);
     let words = buffer_bytes() / size_of::<u64>() / threads;
-    let mut best = 0.0f64;
-    let barrier = Barrier::new(threads + 1);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                // Written by the thread that reads it, so that it lies in that thread's memory.
-                let buffer: Vec<u64> = (0..words as u64).collect();
-                for _ in 0..PASSES {
-                    barrier.wait();
-                    black_box(sum(&buffer));
-                    barrier.wait();
-                }
-            });
-        }
-        for _ in 0..PASSES {
-            barrier.wait();
-            let started = Instant::now();
-            barrier.wait();
-            let bytes = (words * threads * size_of::<u64>()) as f64;
-            best = best.max(bytes / started.elapsed().as_secs_f64());
-        }
+    let barrier = Barrier::new(threads);
+    let pass = |buffer: &[u64]| {
+        barrier.wait();
+        // Each thread takes its own time: no other thread need be awake at the right moment.
+        let started = Instant::now();
+        black_box(sum(buffer));
+        (started, Instant::now())
+    };
+    let times: Vec<Vec<(Instant, Instant)>> = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    // Written by the thread that reads it, so that it lies in that thread's memory.
+                    let buffer: Vec<u64> = (0..words as u64).collect();
+                    (0..PASSES).map(|_| pass(&buffer)).collect()
+                })
+            })
+            .collect();
+        readers
+            .into_iter()
+            .filter_map(|reader| reader.join().ok())
+            .collect()
     });
-    best
+    let bytes = (words * threads * size_of::<u64>()) as f64;
+    let seconds = |pass: usize| {
+        let started = times.iter().map(|t| t[pass].0).min()?;
+        let ended = times.iter().map(|t| t[pass].1).max()?;
+        Some((ended - started).as_secs_f64())
+    };
+    (0..PASSES)
+        .filter_map(seconds)
+        .map(|seconds| bytes / seconds)
+        .fold(0.0, f64::max)
 }
 
 const PASSES: usize = 3;
