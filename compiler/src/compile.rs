@@ -9,10 +9,10 @@ use crate::golden;
 use crate::graph::dump;
 use crate::model::{self, Model};
 use crate::pass;
-use crate::plan::{self, Plan};
+use crate::plan::{self, MAX_WORKERS, Plan};
 use crate::target::TargetProfile;
 use crate::tokenizer;
-use coldpress_kernels::cpu::abi::KvType;
+use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS};
 use coldpress_runtime::bundle::embedded;
 use std::path::{Path, PathBuf};
 
@@ -179,18 +179,12 @@ pub fn compile_exe(
 
 /// Plans for the asked context, or for the largest that `fit` allows.
 fn fit(model: &Model, options: &Options) -> Result<Plan, Error> {
-    if options.max_batch == 0 {
-        return Err(Error::Usage("--max-batch must be at least 1".into()));
-    }
-    let trained = model.info.max_context;
     let wanted = options
         .max_context
-        .unwrap_or(trained.min(DEFAULT_CONTEXT))
-        .max(1);
+        .unwrap_or(model.info.max_context.clamp(1, DEFAULT_CONTEXT));
     let workers = options
         .threads
-        .unwrap_or_else(num_cpus::get_physical)
-        .max(1);
+        .unwrap_or_else(|| num_cpus::get_physical().clamp(1, MAX_WORKERS));
     let build = |max_context: usize| {
         let sized = plan::Options {
             max_batch: options.max_batch,
@@ -200,28 +194,30 @@ fn fit(model: &Model, options: &Options) -> Result<Plan, Error> {
         };
         plan::build(&model.graph, &options.target, sized)
     };
-    let plan = build(wanted)?;
     let Some(limit) = options.fit else {
-        return Ok(plan);
+        return build(wanted);
     };
-    let memory = plan.memory();
-    if memory.total() <= limit {
-        return Ok(plan);
-    }
-    let page = u64::from(plan.kv.page_tokens);
-    let page_bytes = memory.kv_per_token * page * options.max_batch as u64;
-    let room = limit.saturating_sub(memory.weights + memory.arena);
-    let pages = room.checked_div(page_bytes).unwrap_or(0);
-    if pages == 0 {
+    // Only the KV pool depends on the context: one page per sequence shows the cost of everything else, and of a page.
+    let least = build(wanted.min(PAGE_TOKENS))?;
+    let memory = least.memory();
+    let Some(room) = limit.checked_sub(memory.total()) else {
         return Err(Error::DoesNotFit(format!(
-            "--fit: weights {} and activations {} leave no room for {} sequences in {} (lower --max-batch, or take a smaller quantisation)",
+            "--fit: weights {}, activations {} and the smallest KV cache {} of {} sequences exceed {} (lower --max-batch, or take a smaller quantisation)",
             size(memory.weights),
             size(memory.arena),
+            size(memory.kv),
             options.max_batch,
             size(limit)
         )));
-    }
-    build(((pages * page) as usize).min(wanted))
+    };
+    let more = room.checked_div(memory.kv).map_or(usize::MAX, |pages| {
+        usize::try_from(pages).unwrap_or(usize::MAX)
+    });
+    let context = more
+        .saturating_add(1)
+        .saturating_mul(PAGE_TOKENS)
+        .min(wanted);
+    build(context)
 }
 
 /// `1.5 GiB`.

@@ -4,7 +4,7 @@
 use crate::codegen::cpu::CpuCode;
 use crate::error::Error;
 use crate::graph::{OpGraph, dump};
-use crate::plan::select::Selector;
+use crate::plan::select::{Selector, packed_layout};
 use crate::plan::{Form, Plan, Work};
 use coldpress_runtime::manifest::Stage;
 use serde::{Deserialize, Serialize};
@@ -82,7 +82,7 @@ impl Notes {
             let mut layout = "f32 vector".to_string();
             let mut choice = None;
             if place.form == Form::Tiles {
-                layout = selector.layout(w)?.name();
+                layout = packed_layout(w)?.name();
                 if let Some(stage) = stage_of(plan, place.offset) {
                     let key = (layout.clone(), w.n, w.k, stage);
                     choice = match seen.iter().find(|s| s.0 == key) {

@@ -11,9 +11,12 @@ pub mod memory;
 pub mod report;
 pub mod schedule;
 pub mod select;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod verify;
 
-use crate::graph::{Activation, WeightId};
+use crate::error::Error;
+use crate::graph::{Activation, Value, WeightId};
 use crate::target::TargetProfile;
 use coldpress_runtime::manifest::{KvPlan, Limits, Stage};
 use std::ops::Range;
@@ -35,10 +38,10 @@ pub struct Plan {
     pub weight_bytes: u64,
     /// Bytes of the activation arena.
     pub arena_bytes: usize,
-    /// Arena offset of logits row 0.
-    pub logits_offset: usize,
-    /// Bytes between logits rows.
-    pub logits_stride: usize,
+    /// The rows that every trunk program leaves and every head program reads.
+    pub hidden: Access,
+    /// The rows that every head program leaves.
+    pub logits: Access,
     /// KV pool.
     pub kv: KvPlan,
     /// Programs by stage, then rows ascending.
@@ -258,8 +261,11 @@ pub enum Init {
 /// Memory one launch reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// What.
+    /// Where.
     pub space: Space,
+    /// Whose bytes they are: a read needs what was written for this value, a write leaves it. A value that an op makes of
+    /// an input in place, between two launches of its own, has the port after the op's last. None in a KV cache.
+    pub value: Option<Value>,
     /// Offset of row 0.
     pub offset: usize,
     /// Bytes between rows.
@@ -299,6 +305,23 @@ pub enum Split {
         /// Bytes of one unit.
         bytes: usize,
     },
+}
+
+/// Largest `--max-batch`: what the buckets of one bundle are laid out for.
+pub const MAX_BATCH: usize = 1024;
+/// Largest `--ctx-size`, tokens.
+pub const MAX_CONTEXT: usize = 1 << 24;
+/// Most `--threads`: each has machine code of its own in every program.
+pub const MAX_WORKERS: usize = 256;
+
+/// Fails unless `value` is in 1..=`most`.
+pub fn in_range(flag: &str, value: usize, most: usize) -> Result<(), Error> {
+    if (1..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{flag} {value} is out of range: 1 to {most}"
+    )))
 }
 
 /// Worker w's share of `units`, contiguous and balanced to one unit.

@@ -3,7 +3,7 @@
 use super::progress::Bars;
 use crate::compile::{self, Options, size};
 use crate::error::Error;
-use crate::plan::Plan;
+use crate::plan::{MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Plan, in_range};
 use crate::target::TargetProfile;
 use clap::{Args, ValueEnum};
 use coldpress_kernels::cpu::abi::KvType;
@@ -45,15 +45,13 @@ pub enum KvFlag {
 impl CompileFlags {
     /// As pipeline options.
     pub fn options(&self, max_batch: usize) -> Result<Options, Error> {
-        for (flag, value) in [
-            ("--max-batch", Some(max_batch)),
-            ("--ctx-size", self.ctx_size),
-            ("--threads", self.threads),
+        for (flag, value, most) in [
+            ("--max-batch", Some(max_batch), MAX_BATCH),
+            ("--ctx-size", self.ctx_size, MAX_CONTEXT),
+            ("--threads", self.threads, MAX_WORKERS),
         ] {
-            if let Some(v) = value
-                && !(1..=1 << 24).contains(&v)
-            {
-                return Err(Error::Usage(format!("{flag} {v} is out of range")));
+            if let Some(value) = value {
+                in_range(flag, value, most)?;
             }
         }
         let kv_type = match self.kv_type {

@@ -8,7 +8,7 @@ mod emit;
 mod tests;
 
 use crate::error::Error;
-use crate::plan::{Plan, ProgramPlan};
+use crate::plan::{Plan, ProgramPlan, Work};
 use crate::target::TargetProfile;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
@@ -16,6 +16,8 @@ use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{Context, ir};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 /// Machine code of every program of a plan.
 #[derive(Debug)]
@@ -30,81 +32,123 @@ pub struct CpuCode {
     pub launches: Vec<Vec<Range<u64>>>,
 }
 
-/// Position of each micro-kernel in the table that code loads function pointers from.
-#[derive(Debug, Default)]
-pub(crate) struct SymbolTable(BTreeMap<String, usize>);
+/// Position of each micro-kernel in the table that code loads function pointers from, in order of first use by the plan.
+#[derive(Debug)]
+pub(crate) struct SymbolTable<'p>(BTreeMap<&'p str, usize>);
 
-impl SymbolTable {
-    /// Index of `name`, added at the end when it is new.
-    fn index(&mut self, name: &str) -> usize {
-        let next = self.0.len();
-        match self.0.get(name) {
-            Some(&i) => i,
-            None => {
-                self.0.insert(name.to_string(), next);
-                next
+impl<'p> SymbolTable<'p> {
+    fn of(plan: &'p Plan) -> SymbolTable<'p> {
+        let mut table = BTreeMap::new();
+        let mut add = |name: &'p str| {
+            let next = table.len();
+            table.entry(name).or_insert(next);
+        };
+        for launch in plan.programs.iter().flat_map(|p| &p.launches) {
+            if launch.barrier {
+                add(BARRIER);
+            }
+            match &launch.work {
+                Work::Call { symbol, .. } => add(symbol),
+                Work::Matmul(matmul) => matmul
+                    .parts
+                    .iter()
+                    .flat_map(|p| &p.stamps)
+                    .for_each(|s| add(&s.symbol)),
+                Work::Elementwise { .. } => {}
             }
         }
+        SymbolTable(table)
     }
 
-    fn into_names(self) -> Vec<String> {
-        let mut names: Vec<(usize, String)> = self.0.into_iter().map(|(n, i)| (i, n)).collect();
+    /// Index of `name`, which some launch of the plan calls.
+    fn index(&self, name: &str) -> usize {
+        self.0[name]
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<(usize, &str)> = self.0.iter().map(|(&n, &i)| (i, n)).collect();
         names.sort_unstable();
-        names.into_iter().map(|(_, n)| n).collect()
+        names.into_iter().map(|(_, n)| n.to_string()).collect()
     }
 }
 
 /// The symbol every program calls where its workers meet; the runtime provides it.
 pub const BARRIER: &str = "barrier";
 
-/// Generates code for every program and worker of `plan`. `progress` is called after each program.
+/// Generates code for every program and worker of `plan`, on all cores; the bytes do not depend on how many. `progress`
+/// is called after each program.
 pub fn generate(plan: &Plan, mut progress: impl FnMut()) -> Result<CpuCode, Error> {
     let isa = target_isa(&plan.target)?;
-    let mut symbols = SymbolTable::default();
+    let symbols = SymbolTable::of(plan);
+    let functions = plan.programs.len() * plan.workers;
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .clamp(1, functions.max(1));
+    let next = AtomicUsize::new(0);
+    let (send, receive) = mpsc::channel();
+    let mut compiled: Vec<Option<Compiled>> = Vec::new();
+    compiled.resize_with(functions, || None);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (send, next, symbols, isa) = (send.clone(), &next, &symbols, isa.as_ref());
+            scope.spawn(move || {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= functions {
+                        break;
+                    }
+                    let (program, worker) = (&plan.programs[i / plan.workers], i % plan.workers);
+                    let function = emit::function(isa, plan, program, worker, symbols);
+                    // A closed queue means another function failed, which is reported.
+                    if send.send((i, compile(isa, function, program))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(send);
+        let mut done = 0;
+        for (i, function) in receive {
+            compiled[i] = Some(function?);
+            done += 1;
+            if done % plan.workers == 0 {
+                progress();
+            }
+        }
+        Ok::<(), Error>(())
+    })?;
+
     let mut code = CpuCode {
         bytes: Vec::new(),
-        entries: Vec::new(),
-        symbols: Vec::new(),
-        launches: Vec::new(),
+        entries: Vec::with_capacity(plan.programs.len()),
+        symbols: symbols.names(),
+        launches: Vec::with_capacity(plan.programs.len()),
     };
-    for program in &plan.programs {
-        let mut entries = Vec::with_capacity(plan.workers);
-        for worker in 0..plan.workers {
-            let function = emit::function(isa.as_ref(), plan, program, worker, &mut symbols);
-            code.bytes.resize(code.bytes.len().next_multiple_of(64), 0);
-            let start = code.bytes.len() as u64;
-            let compiled = compile(isa.as_ref(), function, program)?;
-            if worker == 0 {
-                code.launches.push(
-                    compiled
-                        .launches
-                        .iter()
-                        .map(|r| start + u64::from(r.start)..start + u64::from(r.end))
-                        .collect(),
-                );
-            }
-            entries.push(start);
-            code.bytes.extend_from_slice(&compiled.bytes);
+    for (i, function) in compiled.into_iter().enumerate() {
+        let function = function
+            .ok_or_else(|| Error::Internal("a thread of the code generator stopped".into()))?;
+        code.bytes.resize(code.bytes.len().next_multiple_of(64), 0);
+        let start = code.bytes.len() as u64;
+        if i % plan.workers == 0 {
+            code.entries.push(Vec::with_capacity(plan.workers));
+            let at = |r: &Range<u32>| start + u64::from(r.start)..start + u64::from(r.end);
+            code.launches
+                .push(function.launches.iter().map(at).collect());
         }
-        code.entries.push(entries);
-        progress();
+        if let Some(entries) = code.entries.last_mut() {
+            entries.push(start);
+        }
+        code.bytes.extend_from_slice(&function.bytes);
     }
-    code.symbols = symbols.into_names();
     Ok(code)
 }
 
-/// Cranelift's text for one worker of one program, for `--emit` and `explain`.
+/// Cranelift's text for one worker of one program, for `--emit`.
 pub fn clif(plan: &Plan, program: &ProgramPlan, worker: usize) -> Result<String, Error> {
     let isa = target_isa(&plan.target)?;
-    Ok(emit::function(
-        isa.as_ref(),
-        plan,
-        program,
-        worker,
-        &mut SymbolTable::default(),
-    )
-    .display()
-    .to_string())
+    let symbols = SymbolTable::of(plan);
+    let function = emit::function(isa.as_ref(), plan, program, worker, &symbols);
+    Ok(function.display().to_string())
 }
 
 /// One function's machine code.

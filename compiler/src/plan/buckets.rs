@@ -1,7 +1,7 @@
 //! Which row counts get a program of their own.
 //!
 //! Every decode batch from 1 to `max_batch` is a bucket (up to `DENSE`), so no batch size pays for padding; above that,
-//! steps of 8. Prefill chunks add coarser sizes up to `max_rows`.
+//! steps of 8 or a sixteenth. Prefill chunks add coarser sizes up to `max_rows`.
 
 /// Batch sizes up to this each have their own bucket.
 const DENSE: usize = 32;
@@ -42,7 +42,11 @@ pub fn max_rows(max_batch: usize) -> usize {
 
 fn decode(max_batch: usize) -> Vec<usize> {
     let mut rows: Vec<usize> = (1..=max_batch.min(DENSE)).collect();
-    rows.extend((DENSE + 8..max_batch).step_by(8));
+    let mut next = DENSE + 8;
+    while next < max_batch {
+        rows.push(next);
+        next += (next / 16).next_multiple_of(8);
+    }
     rows.push(max_batch);
     rows.dedup();
     rows
@@ -63,6 +67,18 @@ mod tests {
                 max_rows(max_batch) >= max_batch + 32,
                 "a full batch leaves room for prefill"
             );
+        }
+    }
+
+    #[test]
+    fn padding_is_bounded_and_so_are_the_buckets() {
+        for max_batch in [33, 100, 500, 1024] {
+            let head = head(max_batch);
+            assert!(head.len() <= DENSE + 48, "{} buckets", head.len());
+            for pair in head.windows(2) {
+                let step = pair[1] - pair[0];
+                assert!(step >= 1 && step <= (pair[0] / 16 + 8), "{pair:?}");
+            }
         }
     }
 }

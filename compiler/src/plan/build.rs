@@ -2,15 +2,21 @@
 
 use super::lower::Lowering;
 use super::memory::{ALIGN, place, stride};
-use super::select::Selector;
-use super::{Form, Placement, Plan, ProgramPlan, buckets, schedule, verify};
+use super::select::{Selector, packed_layout, tile_bytes};
+use super::{
+    Access, Buffer, Form, MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Placement, Plan, ProgramPlan, Space,
+    Split, buckets, in_range, schedule, verify,
+};
 use crate::error::Error;
 use crate::graph::{Op, OpGraph, Rows, Value, WeightId};
 use crate::target::TargetProfile;
-use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS};
-use coldpress_kernels::cpu::tile;
+use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS, TILE_N};
 use coldpress_runtime::manifest::{KvLayerPlan, KvPlan, Limits, Stage};
 use petgraph::stable_graph::NodeIndex;
+
+/// Most bytes of the weights section and of the KV pool, and most KV pages, that a bundle may ask for.
+const MAX_BYTES: u64 = 1 << 44;
+const MAX_PAGES: usize = 1 << 28;
 
 /// What a plan is made for, besides the model and the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +31,21 @@ pub struct Options {
     pub workers: usize,
 }
 
+impl Options {
+    fn check(self) -> Result<(), Error> {
+        in_range("--max-batch", self.max_batch, MAX_BATCH)?;
+        in_range("--ctx-size", self.max_context, MAX_CONTEXT)?;
+        in_range("--threads", self.workers, MAX_WORKERS)
+    }
+}
+
 /// Plans `graph` (after passes) for `target`.
+///
+/// # Errors
+/// `Usage` for options out of range, `DoesNotFit` for a KV pool beyond any machine, `Model` and `Unsupported` naming the
+/// weight that cannot be packed or multiplied.
 pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Result<Plan, Error> {
+    options.check()?;
     let (placements, weight_bytes) = place_weights(graph)?;
     let by_weight = group(graph, &placements);
     let kv = kv_plan(graph, options)?;
@@ -35,29 +54,29 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
     let (hidden, logits) = boundary_values(graph)?;
 
     let max_rows = buckets::max_rows(options.max_batch);
-    let hidden_bytes = stride(graph.value_type(hidden)) * max_rows;
-    let logits_stride = stride(graph.value_type(logits));
-    let base = (hidden_bytes + logits_stride * options.max_batch).next_multiple_of(ALIGN);
+    // Below the arena of the programs, where no program puts anything else.
+    let hidden = outliving(graph, hidden, 0, max_rows);
+    let logits = outliving(graph, logits, hidden.stride * max_rows, options.max_batch);
+    let base = (logits.offset + logits.stride * options.max_batch).next_multiple_of(ALIGN);
 
     let selector = Selector::new(target, options.workers);
     let mut programs = Vec::new();
     let mut arena_bytes = base;
-    for (stage, nodes, pinned) in [
-        (Stage::Trunk, &trunk, (hidden, 0)),
-        (Stage::Head, &head, (logits, hidden_bytes)),
-    ] {
+    for (stage, nodes, result) in [(Stage::Trunk, &trunk, hidden), (Stage::Head, &head, logits)] {
         let rows_list = match stage {
             Stage::Trunk => buckets::trunk(options.max_batch),
             Stage::Head => buckets::head(options.max_batch),
         };
         for rows in rows_list {
-            let mut placed = place(graph, nodes, rows, base, &[pinned])?;
-            if stage == Stage::Head {
-                let buffer = super::Buffer {
-                    offset: 0,
-                    stride: stride(graph.value_type(hidden)),
+            let pinned: Vec<(Value, usize)> =
+                result.value.iter().map(|&v| (v, result.offset)).collect();
+            let mut placed = place(graph, nodes, rows, base, &pinned);
+            if let (Stage::Head, Some(value)) = (stage, hidden.value) {
+                let buffer = Buffer {
+                    offset: hidden.offset,
+                    stride: hidden.stride,
                 };
-                placed.buffers.insert(hidden, buffer);
+                placed.buffers.insert(value, buffer);
             }
             arena_bytes = arena_bytes.max(placed.end);
             let lowering = Lowering {
@@ -66,6 +85,7 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
                 placements: &by_weight,
                 kv_offsets: &kv_offsets,
                 kv_type: options.kv_type,
+                hidden,
                 rows,
                 selector: &selector,
             };
@@ -85,15 +105,15 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
         target: target.clone(),
         workers: options.workers,
         limits: Limits {
-            max_batch: narrow(options.max_batch, "--max-batch")?,
-            max_context: narrow(options.max_context, "--ctx-size")?,
-            max_rows: narrow(max_rows, "--max-batch")?,
+            max_batch: narrow(options.max_batch)?,
+            max_context: narrow(options.max_context)?,
+            max_rows: narrow(max_rows)?,
         },
         weights: placements,
         weight_bytes,
         arena_bytes,
-        logits_offset: hidden_bytes,
-        logits_stride,
+        hidden,
+        logits,
         kv,
         programs,
     };
@@ -138,28 +158,31 @@ fn place_weights(graph: &OpGraph) -> Result<(Vec<Placement>, u64), Error> {
             }
             let bytes = match form {
                 Form::Tiles => {
-                    let layout = super::lower::packed_layout(w)?;
-                    let tile = tile::tile_bytes(&layout, w.k).ok_or_else(|| Error::Model {
-                        what: w.name.clone(),
-                        why: format!("{} rows of {} elements cannot be packed", w.ty.name(), w.k),
-                    })?;
-                    (w.n.div_ceil(16) as u64).checked_mul(tile as u64)
+                    let tile = tile_bytes(&packed_layout(w)?, w)?;
+                    (w.n.div_ceil(TILE_N) as u64).checked_mul(tile as u64)
                 }
-                Form::Vector => Some(((w.n * w.k).next_multiple_of(16) * 4) as u64),
+                Form::Vector => (w.n as u64)
+                    .checked_mul(w.k as u64)
+                    .and_then(|len| len.checked_next_multiple_of(TILE_N as u64)?.checked_mul(4)),
             };
-            let bytes = bytes
-                .and_then(|b| b.checked_next_multiple_of(ALIGN as u64))
-                .ok_or_else(|| Error::Model {
-                    what: w.name.clone(),
-                    why: "is too large".into(),
-                })?;
+            let placed = bytes.and_then(|b| {
+                let b = b.checked_next_multiple_of(ALIGN as u64)?;
+                Some((b, offset.checked_add(b)?))
+            });
+            let (bytes, end) =
+                placed
+                    .filter(|&(_, end)| end <= MAX_BYTES)
+                    .ok_or_else(|| Error::Model {
+                        what: w.name.clone(),
+                        why: "is too large".into(),
+                    })?;
             placements.push(Placement {
                 weight: WeightId(i as u32),
                 form,
                 offset,
                 bytes,
             });
-            offset += bytes;
+            offset = end;
         }
     }
     Ok((placements, offset))
@@ -173,11 +196,19 @@ fn group(graph: &OpGraph, placements: &[Placement]) -> Vec<Vec<Placement>> {
     by_weight
 }
 
+/// Pages for every slot at full context, layer after layer.
 fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
+    let too_large = || {
+        Error::DoesNotFit(format!(
+            "the KV cache of {} sequences of {} tokens is larger than any machine (lower --max-batch or --ctx-size)",
+            options.max_batch, options.max_context
+        ))
+    };
     let pages_per_slot = options.max_context.div_ceil(PAGE_TOKENS);
     let pages = pages_per_slot
         .checked_mul(options.max_batch)
-        .ok_or_else(|| Error::Usage("--max-batch times --ctx-size is too large".into()))?;
+        .filter(|&p| p <= MAX_PAGES)
+        .ok_or_else(too_large)?;
     let mut bytes = 0u64;
     let mut layers = Vec::new();
     for layer in &graph.kv {
@@ -189,15 +220,14 @@ fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
         bytes = page_bytes
             .checked_mul(pages as u64)
             .and_then(|b| bytes.checked_add(b))
-            .ok_or_else(|| {
-                Error::DoesNotFit("the KV cache is larger than any address space".into())
-            })?;
+            .filter(|&b| b <= MAX_BYTES)
+            .ok_or_else(too_large)?;
     }
     Ok(KvPlan {
         kv_type: options.kv_type,
         page_tokens: PAGE_TOKENS as u32,
-        pages: narrow(pages, "--ctx-size")?,
-        pages_per_slot: narrow(pages_per_slot, "--ctx-size")?,
+        pages: narrow(pages)?,
+        pages_per_slot: narrow(pages_per_slot)?,
         bytes,
         layers,
     })
@@ -228,6 +258,21 @@ fn boundary_values(graph: &OpGraph) -> Result<(Value, Value), Error> {
     Ok((input_of(&Op::SelectRows)?, input_of(&Op::Logits)?))
 }
 
-fn narrow(value: usize, flag: &str) -> Result<u32, Error> {
-    u32::try_from(value).map_err(|_| Error::Usage(format!("{flag}: {value} is too large")))
+/// The rows at `offset` in which `value` outlives its program.
+fn outliving(graph: &OpGraph, value: Value, offset: usize, rows: usize) -> Access {
+    let stride = stride(graph.value_type(value));
+    Access {
+        space: Space::Arena,
+        value: Some(value),
+        offset,
+        stride,
+        rows,
+        width: stride,
+        write: false,
+        split: Split::Whole,
+    }
+}
+
+fn narrow(value: usize) -> Result<u32, Error> {
+    u32::try_from(value).map_err(|_| Error::Internal(format!("{value} exceeds 32 bits")))
 }

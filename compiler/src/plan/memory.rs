@@ -2,7 +2,6 @@
 //! together share memory. An op that may work in place gets its input's memory when nobody reads that input later.
 
 use super::Buffer;
-use crate::error::Error;
 use crate::graph::{DType, Op, OpGraph, Value, ValueType};
 use coldpress_kernels::cpu::abi::q8_row;
 use petgraph::stable_graph::NodeIndex;
@@ -63,8 +62,8 @@ pub fn place(
     rows: usize,
     base: usize,
     pinned: &[(Value, usize)],
-) -> Result<Placed, Error> {
-    let mut classes = classes(graph, nodes, pinned)?;
+) -> Placed {
+    let mut classes = classes(graph, nodes, pinned);
     // Long-lived and large first: they shape the arena, the rest fills gaps. Ties in program order.
     let mut order: Vec<usize> = (0..classes.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(classes[i].stride), classes[i].first));
@@ -107,14 +106,10 @@ pub fn place(
             );
         }
     }
-    Ok(placed)
+    placed
 }
 
-fn classes(
-    graph: &OpGraph,
-    nodes: &[NodeIndex],
-    pinned: &[(Value, usize)],
-) -> Result<Vec<Class>, Error> {
+fn classes(graph: &OpGraph, nodes: &[NodeIndex], pinned: &[(Value, usize)]) -> Vec<Class> {
     let index: BTreeMap<NodeIndex, usize> =
         nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
     let last_use = |value: Value| -> usize {
@@ -161,5 +156,5 @@ fn classes(
             }
         }
     }
-    Ok(classes)
+    classes
 }

@@ -4,12 +4,12 @@
 //! into stamps changes, so a row's result does not depend on the bucket it runs in.
 
 use super::Stamp;
-use super::lower::packed_layout;
 use crate::error::Error;
 use crate::graph::Weight;
 use crate::target::TargetProfile;
+use coldpress_kernels::cpu::tile;
 use coldpress_kernels::matmul::{self, Candidate, Cost, CpuRates, Query};
-use coldpress_kernels::quant::PackedLayout;
+use coldpress_kernels::quant::{self, PackedLayout};
 
 /// Chooses variants for one target.
 pub struct Selector<'a> {
@@ -37,11 +37,6 @@ impl<'a> Selector<'a> {
     /// Suffix of the symbols of the chosen micro-kernel family.
     pub fn isa_name(&self) -> &'static str {
         self.target.isa().name()
-    }
-
-    /// Layout kernels read for a weight.
-    pub fn layout(&self, weight: &Weight) -> Result<PackedLayout, Error> {
-        packed_layout(weight)
     }
 
     /// Every variant for `weight` at `rows`, with its cost or the reason it is not legal.
@@ -127,4 +122,31 @@ impl<'a> Selector<'a> {
         const L2_OVER_MEMORY: f64 = 2.0;
         RENDEZVOUS + bytes as f64 / (self.target.core_bandwidth * L2_OVER_MEMORY)
     }
+}
+
+/// The packed layout kernels read for a weight matrix, or why there is none.
+pub fn packed_layout(weight: &Weight) -> Result<PackedLayout, Error> {
+    quant::format(weight.ty).map(|f| f.layout).ok_or_else(|| {
+        let supported: Vec<&str> = quant::FORMATS.iter().map(|f| f.ty.name()).collect();
+        Error::Unsupported {
+            what: weight.name.clone(),
+            why: format!(
+                "no kernel reads {} (supported: {})",
+                weight.ty.name(),
+                supported.join(", ")
+            ),
+        }
+    })
+}
+
+/// Bytes of one tile of a weight matrix in `layout`.
+pub fn tile_bytes(layout: &PackedLayout, weight: &Weight) -> Result<usize, Error> {
+    tile::tile_bytes(layout, weight.k).ok_or_else(|| Error::Model {
+        what: weight.name.clone(),
+        why: format!(
+            "{} rows of {} elements cannot be packed",
+            weight.ty.name(),
+            weight.k
+        ),
+    })
 }

@@ -1,21 +1,33 @@
-//! Checks a finished plan without trusting how it was made: arguments inside their memory, tiles and rows covered
-//! exactly once, and, between two barriers, no byte written by one worker and touched by another.
+//! Checks a finished plan without trusting how it was made: every address of a launch inside its memory and named by its
+//! accesses, tiles and rows covered exactly once, values intact until their last reader (`values`), and, between two
+//! barriers, no byte written by one worker and touched by another (`races`).
 
+mod races;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use super::memory::ALIGN;
 use super::schedule::span_end;
 use super::{
-    Access, Arg, Buffer, Init, Launch, Matmul, Plan, ProgramPlan, Space, Split, Work, share,
+    Access, Arg, Buffer, Form, Init, Launch, Matmul, Plan, ProgramPlan, Space, Split, Work,
 };
 use crate::error::Error;
+use coldpress_kernels::cpu::abi::TILE_N;
 use std::ops::Range;
+
+/// Bytes of one output tile's columns in a row.
+const TILE_COLUMNS: usize = TILE_N * 4;
 
 /// Fails with the first broken rule.
 pub fn check(plan: &Plan) -> Result<(), Error> {
     weights(plan)?;
     for program in &plan.programs {
         for launch in &program.launches {
-            arguments(plan, program, launch).map_err(|why| broken(program, launch, &why))?;
+            addresses(plan, program, launch).map_err(|why| broken(program, launch, &why))?;
         }
-        races(plan, program)?;
+        values::check(plan, program)?;
+        races::check(plan, program)?;
     }
     Ok(())
 }
@@ -41,223 +53,179 @@ fn weights(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-fn arguments(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), String> {
+/// What a launch is given agrees with what it says it touches, and lies inside its memory.
+fn addresses(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), String> {
     for access in &launch.accesses {
-        if access.space == Space::Arena && span_end(access) > plan.arena_bytes {
-            return Err(format!(
-                "{access:?} leaves the arena of {} bytes",
-                plan.arena_bytes
-            ));
+        match access.space {
+            Space::Arena if span_end(access) > plan.arena_bytes => {
+                return Err(format!(
+                    "{access:?} leaves the arena of {} bytes",
+                    plan.arena_bytes
+                ));
+            }
+            Space::Arena if access.value.is_none() => {
+                return Err(format!("{access:?} belongs to no value"));
+            }
+            Space::Kv(layer) if layer >= plan.kv.layers.len() => {
+                return Err(format!("no KV cache for layer {layer}"));
+            }
+            _ => {}
         }
     }
-    let inside_arena = |offset: usize| offset < plan.arena_bytes;
     match &launch.work {
         Work::Call { args, units, .. } => {
-            for arg in args {
-                let ok = match *arg {
-                    Arg::Weights(offset) => offset < plan.weight_bytes,
-                    Arg::Kv(offset) => offset < plan.kv.bytes,
-                    Arg::Arena(offset) => inside_arena(offset),
-                    Arg::ArenaAt { offset, stride } => {
-                        inside_arena(offset + stride * units.saturating_sub(1))
-                    }
-                    _ => true,
-                };
-                if !ok {
-                    return Err(format!("argument {arg:?} out of bounds"));
-                }
-            }
             if *units == 0 || units % program.rows != 0 {
                 return Err(format!("{units} units for {} rows", program.rows));
             }
+            arguments(plan, launch, args)
         }
-        Work::Matmul(matmul) => covered(plan, matmul)?,
-        Work::Elementwise { op, inputs, .. } => {
-            if inputs.len() != op.arity() {
-                return Err(format!("{op:?} with {} inputs", inputs.len()));
+        Work::Matmul(matmul) => {
+            let mut named = vec![(matmul.input, false, Split::Whole)];
+            for (i, part) in matmul.parts.iter().enumerate() {
+                named.push((part.output, true, Split::Tiles(i)));
+                if let Init::Rows(rows) = part.init {
+                    named.push((rows, false, Split::Tiles(i)));
+                }
             }
+            same_accesses(launch, &named)?;
+            covered(plan, program, matmul)
+        }
+        Work::Elementwise {
+            op,
+            inputs,
+            output,
+            width,
+            rows,
+        } => {
+            if inputs.len() != op.arity() || *rows != program.rows {
+                return Err(format!("{op:?} with {} inputs, {rows} rows", inputs.len()));
+            }
+            if output.stride < width * 4 {
+                return Err(format!("{op:?} writes rows wider than their stride"));
+            }
+            let mut named = vec![(*output, true, Split::Rows)];
+            named.extend(inputs.iter().map(|&b| (b, false, Split::Rows)));
+            same_accesses(launch, &named)
+        }
+    }
+}
+
+/// Every address a micro-kernel receives is one the launch's accesses name, and the other way round.
+fn arguments(plan: &Plan, launch: &Launch, args: &[Arg]) -> Result<(), String> {
+    let mut given: Vec<(usize, Option<usize>)> = Vec::new();
+    let mut layers = Vec::new();
+    for arg in args {
+        match *arg {
+            Arg::Weights(offset) if !plan.weights.iter().any(|p| p.offset == offset) => {
+                return Err(format!("no weight begins at {offset}"));
+            }
+            Arg::Kv(offset) => layers.push(offset),
+            Arg::Arena(offset) => given.push((offset, None)),
+            Arg::ArenaAt { offset, stride } => given.push((offset, Some(stride))),
+            _ => {}
+        }
+    }
+    let fits = |access: &Access, offset: usize, stride: Option<usize>| {
+        access.space == Space::Arena
+            && access.offset == offset
+            && stride.is_none_or(|s| s == access.stride)
+    };
+    for (i, &(offset, stride)) in given.iter().enumerate() {
+        if !launch.accesses.iter().any(|a| fits(a, offset, stride)) {
+            return Err(format!("nothing says that arena+{offset} is touched"));
+        }
+        if given[..i].iter().any(|g| g.0 == offset) {
+            return Err(format!("arena+{offset} is passed twice"));
+        }
+    }
+    for access in &launch.accesses {
+        let reached = match access.space {
+            Space::Arena => given.iter().any(|&(o, s)| fits(access, o, s)),
+            Space::Kv(layer) => layers.contains(&plan.kv.layers[layer].offset),
+        };
+        if !reached {
+            return Err(format!("{access:?} is not passed"));
         }
     }
     Ok(())
 }
 
-/// Every tile belongs to exactly one worker and every row to exactly one stamp.
-fn covered(plan: &Plan, matmul: &Matmul) -> Result<(), String> {
+/// The launch's accesses are exactly the named buffers, used as named.
+fn same_accesses(launch: &Launch, named: &[(Buffer, bool, Split)]) -> Result<(), String> {
+    let is = |access: &Access, &(buffer, write, split): &(Buffer, bool, Split)| {
+        access.space == Space::Arena
+            && (access.offset, access.stride) == (buffer.offset, buffer.stride)
+            && (access.write, access.split) == (write, split)
+    };
+    for name in named {
+        if !launch.accesses.iter().any(|a| is(a, name)) {
+            return Err(format!("nothing says that {name:?} is touched"));
+        }
+    }
+    for access in &launch.accesses {
+        if !named.iter().any(|n| is(access, n)) {
+            return Err(format!("{access:?} is not part of the work"));
+        }
+    }
+    Ok(())
+}
+
+/// Every tile belongs to exactly one worker and every row to exactly one stamp; weights, biases and output rows hold all
+/// tiles.
+fn covered(plan: &Plan, program: &ProgramPlan, matmul: &Matmul) -> Result<(), String> {
+    if matmul.rows != program.rows {
+        return Err(format!("{} of {} rows", matmul.rows, program.rows));
+    }
     let shares: Vec<Vec<Range<usize>>> = (0..plan.workers)
         .map(|w| matmul.tile_shares(plan.workers, w))
         .collect();
     for (i, part) in matmul.parts.iter().enumerate() {
-        let mut next = 0;
-        for worker in &shares {
-            if worker[i].start != next && !worker[i].is_empty() {
-                return Err(format!("{}: tile {next} is not covered", part.label));
-            }
-            next = next.max(worker[i].end);
-        }
-        if next != part.tiles {
-            return Err(format!(
-                "{}: {next} of {} tiles covered",
-                part.label, part.tiles
-            ));
-        }
+        let label = &part.label;
+        shared(shares.iter().map(|worker| &worker[i]), part.tiles)
+            .map_err(|why| format!("{label}: {why}"))?;
         let mut row = 0;
         for stamp in &part.stamps {
-            if stamp.first != row {
-                return Err(format!("{}: row {row} is not covered", part.label));
+            if stamp.first != row || stamp.rows == 0 {
+                return Err(format!("{label}: row {row} is not covered"));
             }
             row += stamp.rows;
         }
         if row != matmul.rows {
-            return Err(format!(
-                "{}: {row} of {} rows covered",
-                part.label, matmul.rows
-            ));
+            return Err(format!("{label}: {row} of {} rows covered", matmul.rows));
         }
-        if part.weights + (part.tiles * part.tile_bytes) as u64 > plan.weight_bytes {
-            return Err(format!("{}: tiles leave the weights section", part.label));
+        let placed = |form: Form, offset: u64, bytes: usize| {
+            plan.weights.iter().any(|p| {
+                p.form == form
+                    && p.offset == offset
+                    && p.bytes == bytes.next_multiple_of(ALIGN) as u64
+            })
+        };
+        if !placed(Form::Tiles, part.weights, part.tiles * part.tile_bytes) {
+            return Err(format!("{label}: its tiles are not a weight's"));
         }
         if let Init::Bias(offset) = part.init
-            && offset + (part.tiles * 64) as u64 > plan.weight_bytes
+            && !placed(Form::Vector, offset, part.tiles * TILE_COLUMNS)
         {
-            return Err(format!("{}: bias leaves the weights section", part.label));
+            return Err(format!("{label}: its bias is not a weight's"));
         }
-        if part.output.stride < part.tiles * 64 {
-            return Err(format!(
-                "{}: output rows are narrower than its tiles",
-                part.label
-            ));
+        if part.output.stride < part.tiles * TILE_COLUMNS {
+            return Err(format!("{label}: output rows are narrower than its tiles"));
         }
     }
     Ok(())
 }
 
-/// A rectangle of arena bytes one worker touches.
-#[derive(Clone, Copy)]
-struct Touch {
-    worker: usize,
-    first_row: usize,
-    rows: usize,
-    column: usize,
-    width: usize,
-    buffer: Buffer,
-    write: bool,
-}
-
-fn races(plan: &Plan, program: &ProgramPlan) -> Result<(), Error> {
-    if plan.workers == 1 {
-        return Ok(());
+/// The ranges follow each other and cover 0..`tiles`.
+fn shared<'r>(ranges: impl Iterator<Item = &'r Range<usize>>, tiles: usize) -> Result<(), String> {
+    let mut next = 0;
+    for range in ranges.filter(|r| !r.is_empty()) {
+        if range.start != next {
+            return Err(format!("tile {next} belongs to no worker, or to two"));
+        }
+        next = range.end;
     }
-    let mut touches: Vec<Touch> = Vec::new();
-    let mut kv: Vec<(usize, bool)> = Vec::new();
-    for launch in &program.launches {
-        if launch.barrier {
-            touches.clear();
-            kv.clear();
-        }
-        let mut new = Vec::new();
-        for access in &launch.accesses {
-            match access.space {
-                Space::Kv(layer) => {
-                    // One launch's own writes are disjoint by row: each row has its own position.
-                    if kv.iter().any(|&(l, w)| l == layer && (w || access.write)) {
-                        return Err(broken(
-                            program,
-                            launch,
-                            "meets the KV cache of another launch without a barrier",
-                        ));
-                    }
-                    new.push((layer, access.write));
-                }
-                Space::Arena => {
-                    for worker in 0..plan.workers {
-                        for touch in touched(plan, launch, access, worker) {
-                            if touch.rows == 0 || touch.width == 0 {
-                                continue;
-                            }
-                            if touches.iter().any(|other| clash(other, &touch)) {
-                                return Err(broken(program, launch, "races with another worker"));
-                            }
-                            touches.push(touch);
-                        }
-                    }
-                }
-            }
-        }
-        kv.extend(new);
+    if next != tiles {
+        return Err(format!("{next} of {tiles} tiles covered"));
     }
     Ok(())
-}
-
-/// The rectangles of `access` that `worker` touches.
-fn touched(plan: &Plan, launch: &Launch, access: &Access, worker: usize) -> Vec<Touch> {
-    let buffer = Buffer {
-        offset: access.offset,
-        stride: access.stride,
-    };
-    let whole = Touch {
-        worker,
-        first_row: 0,
-        rows: access.rows,
-        column: 0,
-        width: access.width,
-        buffer,
-        write: access.write,
-    };
-    match (access.split, &launch.work) {
-        (Split::Rows, _) => {
-            let rows = share(access.rows, plan.workers, worker);
-            vec![Touch {
-                first_row: rows.start,
-                rows: rows.len(),
-                ..whole
-            }]
-        }
-        (Split::Tiles(part), Work::Matmul(matmul)) => {
-            let tiles = &matmul.tile_shares(plan.workers, worker)[part];
-            vec![Touch {
-                column: tiles.start * 64,
-                width: tiles.len() * 64,
-                ..whole
-            }]
-        }
-        (Split::Cells { per_row, bytes }, _) => {
-            let units = share(access.rows * per_row, plan.workers, worker);
-            (0..access.rows)
-                .map(|row| {
-                    let first =
-                        units.start.clamp(row * per_row, (row + 1) * per_row) - row * per_row;
-                    let last = units.end.clamp(row * per_row, (row + 1) * per_row) - row * per_row;
-                    Touch {
-                        first_row: row,
-                        rows: 1,
-                        column: first * bytes,
-                        width: (last - first) * bytes,
-                        ..whole
-                    }
-                })
-                .collect()
-        }
-        _ => vec![whole],
-    }
-}
-
-/// Whether two workers' rectangles share a byte and one writes it.
-fn clash(a: &Touch, b: &Touch) -> bool {
-    if a.worker == b.worker || !(a.write || b.write) {
-        return false;
-    }
-    let span = |t: &Touch| {
-        let start = t.buffer.offset + t.first_row * t.buffer.stride + t.column;
-        start..start + (t.rows - 1) * t.buffer.stride + t.width
-    };
-    let (x, y) = (span(a), span(b));
-    if x.start >= y.end || y.start >= x.end {
-        return false;
-    }
-    if a.buffer.stride != b.buffer.stride || a.buffer.offset != b.buffer.offset {
-        return true;
-    }
-    let rows = a.first_row < b.first_row + b.rows && b.first_row < a.first_row + a.rows;
-    let columns = a.column < b.column + b.width && b.column < a.column + a.width;
-    rows && columns
 }

@@ -21,7 +21,7 @@ pub(super) fn function(
     plan: &Plan,
     program: &ProgramPlan,
     worker: usize,
-    symbols: &mut SymbolTable,
+    symbols: &SymbolTable<'_>,
 ) -> Function {
     let call_conv = isa.default_call_conv();
     let mut signature = Signature::new(call_conv);
@@ -46,7 +46,7 @@ pub(super) struct Emit<'f> {
     pub(super) pos: FuncCursor<'f>,
     plan: &'f Plan,
     worker: usize,
-    symbols: &'f mut SymbolTable,
+    symbols: &'f SymbolTable<'f>,
     call_conv: CallConv,
     signatures: BTreeMap<usize, SigRef>,
     arena: Value,
@@ -62,7 +62,7 @@ impl<'f> Emit<'f> {
         function: &'f mut Function,
         plan: &'f Plan,
         worker: usize,
-        symbols: &'f mut SymbolTable,
+        symbols: &'f SymbolTable<'f>,
         call_conv: CallConv,
     ) -> Emit<'f> {
         let entry = function.dfg.make_block();

@@ -2,10 +2,21 @@
 
 use super::generate;
 use crate::graph::Activation;
-use crate::plan::{Buffer, Elementwise, Launch, Plan, ProgramPlan, Work};
+use crate::plan::{Access, Buffer, Elementwise, Launch, Plan, ProgramPlan, Space, Split, Work};
 use crate::target::{PRESETS, TargetProfile};
 use coldpress_kernels::cpu::abi::{KvType, WorkerContext};
 use coldpress_runtime::manifest::{KvPlan, Limits, Stage};
+
+const NOTHING: Access = Access {
+    space: Space::Arena,
+    value: None,
+    offset: 0,
+    stride: 0,
+    rows: 0,
+    width: 0,
+    write: false,
+    split: Split::Whole,
+};
 
 fn plan(target: TargetProfile, workers: usize, work: Work) -> Plan {
     let launch = Launch {
@@ -29,8 +40,8 @@ fn plan(target: TargetProfile, workers: usize, work: Work) -> Plan {
         weights: vec![],
         weight_bytes: 0,
         arena_bytes: 0,
-        logits_offset: 0,
-        logits_stride: 0,
+        hidden: NOTHING,
+        logits: NOTHING,
         kv: KvPlan {
             kv_type: KvType::F16,
             page_tokens: 32,

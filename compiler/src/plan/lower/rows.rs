@@ -1,0 +1,159 @@
+//! Nodes that work on each row by itself: embedding, norms, activation quantisation, element-wise functions, and the
+//! gathering of rows that want logits.
+
+use super::{Lowering, bits};
+use crate::error::Error;
+use crate::graph::{Value, WeightId};
+use crate::plan::select::packed_layout;
+use crate::plan::{Access, Arg, Buffer, Elementwise, Form, Launch, Split, Work};
+
+impl Lowering<'_> {
+    pub(super) fn embed(
+        &self,
+        label: &str,
+        weight: WeightId,
+        scale: f32,
+        out: Value,
+    ) -> Result<Launch, Error> {
+        let w = &self.graph.weights[weight.0 as usize];
+        let to = self.buffer(out)?;
+        let args = vec![
+            Arg::Weights(self.placement(weight, Form::Tiles)?.offset),
+            Arg::Step,
+            Arg::Arena(to.offset),
+            Arg::Const(w.k),
+            Arg::Begin,
+            Arg::End,
+            Arg::Const(to.stride),
+            bits(scale),
+        ];
+        let symbol = format!("embed_{}_scalar", packed_layout(w)?.name());
+        let accesses = vec![self.write(out, Split::Rows)?];
+        Ok(self.call(label, symbol, args, self.rows, accesses))
+    }
+
+    /// An RMS norm, to f32 (`rmsnorm`) or int8 rows (`rmsnorm_q8`).
+    pub(super) fn norm(
+        &self,
+        label: &str,
+        family: &str,
+        (weight, eps): (WeightId, f32),
+        input: Value,
+        out: Value,
+    ) -> Result<Launch, Error> {
+        let (from, to) = (self.buffer(input)?, self.buffer(out)?);
+        let args = vec![
+            at_share(from),
+            Arg::Weights(self.placement(weight, Form::Vector)?.offset),
+            at_share(to),
+            Arg::Const(self.graph.value_type(input).width),
+            Arg::Count,
+            Arg::Const(from.stride),
+            Arg::Const(to.stride),
+            bits(eps),
+        ];
+        let accesses = vec![
+            self.read(input, Split::Rows)?,
+            self.write(out, Split::Rows)?,
+        ];
+        Ok(self.call(label, self.symbol(family), args, self.rows, accesses))
+    }
+
+    /// `held` is what the rows of `source` hold by now: `source` itself, or what an op in place made of it.
+    pub(super) fn quantise(
+        &self,
+        label: &str,
+        (source, held): (Value, Value),
+        out: Value,
+    ) -> Result<Launch, Error> {
+        let (from, to) = (self.buffer(source)?, self.buffer(out)?);
+        let args = vec![
+            at_share(from),
+            at_share(to),
+            Arg::Const(self.graph.value_type(source).width),
+            Arg::Count,
+            Arg::Const(from.stride),
+            Arg::Const(to.stride),
+        ];
+        let accesses = vec![
+            Access {
+                value: Some(held),
+                ..self.read(source, Split::Rows)?
+            },
+            self.write(out, Split::Rows)?,
+        ];
+        Ok(self.call(label, self.symbol("quantise"), args, self.rows, accesses))
+    }
+
+    /// An inline loop over `inputs` whose result goes where `output` says.
+    pub(super) fn elementwise(
+        &self,
+        label: &str,
+        op: Elementwise,
+        inputs: &[Value],
+        output: Access,
+    ) -> Result<Launch, Error> {
+        let mut accesses = Vec::new();
+        let mut buffers = Vec::new();
+        for &input in &inputs[..op.arity()] {
+            accesses.push(self.read(input, Split::Rows)?);
+            buffers.push(self.buffer(input)?);
+        }
+        accesses.push(output);
+        Ok(Launch {
+            label: label.to_string(),
+            work: Work::Elementwise {
+                op,
+                inputs: buffers,
+                output: Buffer {
+                    offset: output.offset,
+                    stride: output.stride,
+                },
+                width: self.graph.value_type(inputs[0]).width,
+                rows: self.rows,
+            },
+            barrier: false,
+            accesses,
+            reason: String::new(),
+            bytes: 0,
+            macs: 0,
+            seconds: self.selector.light_seconds(self.rows * output.width),
+        })
+    }
+
+    /// Gathers the rows that want logits from all the rows the trunk may have left.
+    pub(super) fn select_rows(
+        &self,
+        label: &str,
+        input: Value,
+        out: Value,
+    ) -> Result<Launch, Error> {
+        let (from, to) = (self.buffer(input)?, self.buffer(out)?);
+        let args = vec![
+            Arg::Arena(from.offset),
+            Arg::Step,
+            Arg::Arena(to.offset),
+            Arg::Const(self.graph.value_type(input).width),
+            Arg::Begin,
+            Arg::End,
+            Arg::Const(from.stride),
+            Arg::Const(to.stride),
+        ];
+        let accesses = vec![self.hidden, self.write(out, Split::Rows)?];
+        Ok(self.call(
+            label,
+            "gather_rows_scalar".into(),
+            args,
+            self.rows,
+            accesses,
+        ))
+    }
+}
+
+/// The first row of a worker's share.
+fn at_share(rows: Buffer) -> Arg {
+    Arg::ArenaAt {
+        offset: rows.offset,
+        stride: rows.stride,
+    }
+}

@@ -1,0 +1,344 @@
+//! Whole plans: every small model at every bucket and number of workers verifies, sizes are what they should be, options
+//! out of range are refused at once.
+
+use super::*;
+use crate::gguf::{GgufWriter, Value as Gv};
+use crate::graph::{Op, OpGraph, Source, Weight};
+use crate::pass;
+use crate::pass::tests::{Random, Tiny, open};
+use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS};
+use coldpress_kernels::tensor_type::TensorType;
+
+pub(crate) fn options(workers: usize, max_batch: usize) -> Options {
+    Options {
+        max_batch,
+        max_context: 64,
+        kv_type: KvType::F16,
+        workers,
+    }
+}
+
+/// A small model after all passes.
+fn fused(tiny: &Tiny) -> OpGraph {
+    let mut graph = tiny.graph();
+    pass::run_all(&mut graph, None).expect("passes");
+    graph
+}
+
+/// The plan of a small model for the reference target.
+pub(crate) fn planned(tiny: &Tiny, workers: usize, max_batch: usize) -> Plan {
+    let target = TargetProfile::parse("cpu:avx2").expect("a preset");
+    build(&fused(tiny), &target, options(workers, max_batch)).expect("plans")
+}
+
+#[test]
+fn every_small_model_verifies() {
+    for architecture in ["llama", "qwen2", "qwen3"] {
+        for (ty, float) in [
+            (TensorType::F32, "none"),
+            (TensorType::Q8_0, "none"),
+            (TensorType::Q8_0, "attn_v.weight"),
+            (TensorType::Q8_0, "ffn_down.weight"),
+        ] {
+            for (heads, kv_heads) in [(1, 1), (4, 2), (8, 1)] {
+                let tiny = Tiny {
+                    architecture,
+                    heads,
+                    kv_heads,
+                    layers: 2,
+                    ty,
+                    float,
+                    biases: architecture == "llama",
+                };
+                let graph = fused(&tiny);
+                for target in crate::target::PRESETS {
+                    let target = TargetProfile::parse(target.name).expect("a preset");
+                    for workers in [1, 2, 3, 5] {
+                        for max_batch in [1, 7] {
+                            let plan = build(&graph, &target, options(workers, max_batch));
+                            if let Err(e) = plan {
+                                panic!(
+                                    "{architecture} {ty} {float} {heads}/{kv_heads}, {workers} workers, batch {max_batch}: {e}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn unfused_graphs_plan_too() {
+    for architecture in ["llama", "qwen3"] {
+        let tiny = Tiny {
+            architecture,
+            heads: 4,
+            kv_heads: 2,
+            layers: 2,
+            ty: TensorType::F32,
+            ..Tiny::PLAIN
+        };
+        for workers in [1, 3] {
+            build(&tiny.graph(), &TargetProfile::native(), options(workers, 4)).expect("plans");
+        }
+    }
+}
+
+/// Random element-wise work between an embedding and logits, with random reuse of earlier values.
+fn random_graph(random: &mut Random) -> OpGraph {
+    let mut graph = OpGraph::default();
+    let width = 32;
+    let weight = graph.add_weight(Weight {
+        name: "token_embd.weight".into(),
+        ty: TensorType::F32,
+        n: 8,
+        k: width,
+        source: Source::Gguf,
+    });
+    let mut below = |n: usize| ((random.next() + 1.0) / 2.0 * n as f32) as usize % n;
+    let add = |graph: &mut OpGraph, op: Op, inputs: &[Value]| {
+        let label = format!("n{}", graph.nodes.node_count());
+        graph.add_one(op, label, inputs).expect("fits")
+    };
+    let mut last = add(&mut graph, Op::Embed { weight, scale: 1.0 }, &[]);
+    for head in [false, true] {
+        if head {
+            last = add(&mut graph, Op::SelectRows, &[last]);
+        }
+        let mut values = vec![last];
+        for _ in 0..2 + below(12) {
+            let (a, b) = (values[below(values.len())], values[below(values.len())]);
+            last = match below(4) {
+                0 => add(&mut graph, Op::Add, &[a, b]),
+                1 => add(&mut graph, Op::Mul, &[a, b]),
+                2 => add(&mut graph, Op::Scale(0.5), &[a]),
+                _ => add(&mut graph, Op::Act(Activation::Silu), &[a]),
+            };
+            values.push(last);
+        }
+    }
+    graph.add(Op::Logits, "logits", &[last]).expect("fits");
+    graph.remove_dead();
+    graph
+}
+
+#[test]
+fn random_lifetimes_verify() {
+    let mut random = Random(11);
+    for round in 0..60 {
+        let graph = random_graph(&mut random);
+        for workers in [1, 2, 3, 5] {
+            if let Err(e) = build(&graph, &TargetProfile::native(), options(workers, 3)) {
+                panic!(
+                    "round {round}, {workers} workers: {e}\n{}",
+                    crate::graph::dump::dump(&graph)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn tile_shares_cover_everything() {
+    let part = |tiles: usize, tile_bytes: usize| MatmulPart {
+        label: String::new(),
+        weights: 0,
+        tile_bytes,
+        tiles,
+        init: Init::Zero,
+        output: Buffer {
+            offset: 0,
+            stride: 0,
+        },
+        stamps: vec![],
+    };
+    for tiles in [[1, 1, 1], [1, 7, 2], [9496, 1, 3], [128, 64, 64]] {
+        for sizes in [[64, 64, 64], [17408, 64, 1088]] {
+            let matmul = Matmul {
+                input: Buffer {
+                    offset: 0,
+                    stride: 0,
+                },
+                k: 32,
+                rows: 1,
+                parts: tiles.iter().zip(sizes).map(|(&t, b)| part(t, b)).collect(),
+            };
+            let total: usize = matmul.parts.iter().map(|p| p.tiles * p.tile_bytes).sum();
+            let largest = *sizes.iter().max().expect("sizes");
+            for workers in [1, 2, 3, 5, 7, 64, 256] {
+                let mut next = [0; 3];
+                for w in 0..workers {
+                    let mut bytes = 0;
+                    for (i, range) in matmul.tile_shares(workers, w).into_iter().enumerate() {
+                        assert!(range.start == next[i] || range.is_empty());
+                        next[i] = next[i].max(range.end);
+                        bytes += range.len() * sizes[i];
+                    }
+                    assert!(bytes <= total / workers + 2 * largest, "balanced");
+                }
+                assert_eq!(next, tiles, "{workers} workers");
+            }
+        }
+    }
+}
+
+#[test]
+fn kv_pool_holds_every_slot_at_full_context() {
+    let tiny = Tiny {
+        architecture: "qwen3",
+        heads: 4,
+        kv_heads: 2,
+        layers: 3,
+        ..Tiny::PLAIN
+    };
+    let graph = fused(&tiny);
+    for (kv_type, max_context, max_batch) in [
+        (KvType::F16, 1, 1),
+        (KvType::F32, 32, 3),
+        (KvType::Q8_0, 33, 8),
+        (KvType::F16, 100, 5),
+    ] {
+        let sized = Options {
+            kv_type,
+            max_context,
+            ..options(2, max_batch)
+        };
+        let plan = build(&graph, &TargetProfile::native(), sized).expect("plans");
+        let slots = max_context.div_ceil(PAGE_TOKENS);
+        assert_eq!(plan.kv.pages_per_slot as usize, slots);
+        assert_eq!(plan.kv.pages as usize, slots * max_batch);
+        let page = kv_type.page_bytes(2, 8) as u64;
+        let pages = u64::from(plan.kv.pages);
+        assert_eq!(plan.kv.bytes, 3 * page * pages);
+        for (i, layer) in plan.kv.layers.iter().enumerate() {
+            let expected = (page, i as u64 * page * pages);
+            assert_eq!((layer.page_bytes, layer.offset), expected);
+        }
+    }
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let graph = fused(&Tiny::PLAIN);
+    let plan = |o: Options| build(&graph, &TargetProfile::native(), o);
+    let good = options(1, 1);
+    let code = |o: Options| plan(o).expect_err("refused").exit_code();
+    for max_batch in [0, MAX_BATCH + 1, 1 << 24, usize::MAX] {
+        assert_eq!(code(Options { max_batch, ..good }), 2);
+    }
+    for max_context in [0, MAX_CONTEXT + 1, usize::MAX] {
+        let o = Options {
+            max_context,
+            ..good
+        };
+        assert_eq!(code(o), 2);
+    }
+    for workers in [0, MAX_WORKERS + 1, usize::MAX] {
+        assert_eq!(code(Options { workers, ..good }), 2);
+    }
+    let huge = Options {
+        max_batch: MAX_BATCH,
+        max_context: MAX_CONTEXT,
+        ..good
+    };
+    assert_eq!(code(huge), 5, "beyond any machine");
+    plan(Options {
+        workers: 61,
+        max_batch: 200,
+        ..good
+    })
+    .expect("large but sane");
+}
+
+#[test]
+fn a_weight_beyond_any_machine_is_an_error() {
+    let mut graph = fused(&Tiny::PLAIN);
+    for (n, k) in [(usize::MAX / 32, 32), (1 << 40, 1 << 20)] {
+        for w in 0..graph.weights.len() {
+            let was = (graph.weights[w].n, graph.weights[w].k);
+            (graph.weights[w].n, graph.weights[w].k) = (n, k);
+            let result = build(&graph, &TargetProfile::native(), options(1, 1));
+            assert!(result.is_err(), "{}", graph.weights[w].name);
+            (graph.weights[w].n, graph.weights[w].k) = was;
+        }
+    }
+}
+
+/// The graph of a model of `layers` layers with the shapes of Qwen3 0.6B, all matrices in `ty`.
+fn qwen3_like(layers: u64, vocab: u64, ty: TensorType) -> OpGraph {
+    let (hidden, ffn, heads, kv_heads, head_dim) = (1024, 3072, 16, 8, 128);
+    let mut writer = GgufWriter::new();
+    writer.add("general.architecture", Gv::Str("qwen3".into()));
+    for (suffix, value) in [
+        ("block_count", layers),
+        ("context_length", 40960),
+        ("embedding_length", hidden),
+        ("feed_forward_length", ffn),
+        ("attention.head_count", heads),
+        ("attention.head_count_kv", kv_heads),
+        ("attention.key_length", head_dim),
+        ("attention.value_length", head_dim),
+    ] {
+        writer.add(format!("qwen3.{suffix}"), Gv::U32(value as u32));
+    }
+    writer.add("qwen3.attention.layer_norm_rms_epsilon", Gv::F32(1e-6));
+    let mut tensor = |name: String, dims: &[u64]| {
+        let ty = if dims.len() == 1 { TensorType::F32 } else { ty };
+        let rows: u64 = dims[1..].iter().product();
+        let bytes = ty.row_bytes(dims[0]).expect("whole quant blocks") * rows;
+        writer.tensor(name, ty, dims, vec![0; bytes as usize]);
+    };
+    tensor("token_embd.weight".into(), &[hidden, vocab]);
+    tensor("output_norm.weight".into(), &[hidden]);
+    for layer in 0..layers {
+        let mut tensor =
+            |name: &str, dims: &[u64]| tensor(format!("blk.{layer}.{name}.weight"), dims);
+        tensor("attn_norm", &[hidden]);
+        tensor("attn_q", &[hidden, heads * head_dim]);
+        tensor("attn_k", &[hidden, kv_heads * head_dim]);
+        tensor("attn_v", &[hidden, kv_heads * head_dim]);
+        tensor("attn_q_norm", &[head_dim]);
+        tensor("attn_k_norm", &[head_dim]);
+        tensor("attn_output", &[heads * head_dim, hidden]);
+        tensor("ffn_norm", &[hidden]);
+        tensor("ffn_gate", &[hidden, ffn]);
+        tensor("ffn_up", &[hidden, ffn]);
+        tensor("ffn_down", &[ffn, hidden]);
+    }
+    let mut graph = crate::model::build(&open(&writer)).expect("a model").graph;
+    pass::run_all(&mut graph, None).expect("passes");
+    graph
+}
+
+#[test]
+fn predicted_rate_never_falls() {
+    for ty in [TensorType::Q8_0, TensorType::Q4_K] {
+        let graph = qwen3_like(2, 8192, ty);
+        for target in crate::target::PRESETS {
+            let target = TargetProfile::parse(target.name).expect("a preset");
+            for workers in [1, 2, 8] {
+                for max_batch in [8, 32, 33, 40, 64, 100, 200] {
+                    let plan = build(&graph, &target, options(workers, max_batch)).expect("plans");
+                    let mut step = 0.0;
+                    for batch in 1..=max_batch {
+                        let seconds = plan.predicted_step(batch).expect("a bucket");
+                        assert!(
+                            seconds >= step * 0.999,
+                            "{batch} rows take less time than fewer"
+                        );
+                        step = seconds;
+                    }
+                    let cliffs = plan.cliffs();
+                    if !cliffs.is_empty() {
+                        eprintln!(
+                            "CLIFF {ty} {} {workers} workers, batch {max_batch}: {cliffs:?}",
+                            target.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Values keep their memory while somebody still reads them: runs a program on stamps instead of numbers. Every write
+//! stamps its bytes with its value, and every read must find all of its bytes stamped with the value it wants. Knows
+//! nothing of lifetimes, so it finds whatever `memory` gets wrong about them.
+
+use super::broken;
+use crate::error::Error;
+use crate::graph::Value;
+use crate::plan::schedule::span_end;
+use crate::plan::{Access, Plan, ProgramPlan, Space};
+use coldpress_runtime::manifest::Stage;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Fails with the first read of `program` that does not find its value.
+pub(super) fn check(plan: &Plan, program: &ProgramPlan) -> Result<(), Error> {
+    let mut stamps = Stamps::default();
+    if program.stage == Stage::Head {
+        stamps.write(&plan.hidden);
+    }
+    for launch in &program.launches {
+        let arena = || launch.accesses.iter().filter(|a| a.space == Space::Arena);
+        for read in arena().filter(|a| !a.write) {
+            stamps
+                .expect(read)
+                .map_err(|why| broken(program, launch, &why))?;
+        }
+        for write in arena().filter(|a| a.write) {
+            if arena().any(|other| !std::ptr::eq(other, write) && overwrites(write, other)) {
+                return Err(broken(
+                    program,
+                    launch,
+                    "writes over what it also reads or writes elsewhere",
+                ));
+            }
+            stamps.write(write);
+        }
+    }
+    // What the head reads must be there whatever the trunk's bucket, and stay for another head.
+    let results: &[(Access, usize)] = match program.stage {
+        Stage::Trunk => &[(plan.hidden, program.rows)],
+        Stage::Head => &[(plan.logits, program.rows), (plan.hidden, plan.hidden.rows)],
+    };
+    for &(result, rows) in results {
+        let wanted = Access { rows, ..result };
+        stamps.expect(&wanted).map_err(|why| {
+            Error::Internal(format!(
+                "plan {:?} {} rows, at its end: {why}",
+                program.stage, program.rows
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether a launch's write harms another access of the launch: they overlap, other than row for row in place.
+fn overwrites(write: &Access, other: &Access) -> bool {
+    let apart = write.offset >= span_end(other) || other.offset >= span_end(write);
+    let in_place = !other.write
+        && (write.offset, write.stride, write.split) == (other.offset, other.stride, other.split);
+    !apart && !in_place
+}
+
+/// Disjoint byte ranges by start, each with its end and the value it holds.
+#[derive(Default)]
+struct Stamps(BTreeMap<usize, (usize, Option<Value>)>);
+
+impl Stamps {
+    fn write(&mut self, access: &Access) {
+        for bytes in ranges(access) {
+            self.cut(bytes.start);
+            self.cut(bytes.end);
+            let covered: Vec<usize> = self.0.range(bytes.clone()).map(|(&s, _)| s).collect();
+            for start in covered {
+                self.0.remove(&start);
+            }
+            self.0.insert(bytes.start, (bytes.end, access.value));
+        }
+    }
+
+    /// Splits the range that `at` lies in.
+    fn cut(&mut self, at: usize) {
+        let Some((&start, &(end, value))) = self.0.range(..at).next_back() else {
+            return;
+        };
+        if end > at {
+            self.0.insert(start, (at, value));
+            self.0.insert(at, (end, value));
+        }
+    }
+
+    fn expect(&self, access: &Access) -> Result<(), String> {
+        for bytes in ranges(access) {
+            let mut at = bytes.start;
+            while at < bytes.end {
+                match self.0.range(..=at).next_back() {
+                    Some((_, &(end, value))) if end > at && value == access.value => at = end,
+                    Some((_, &(end, value))) if end > at => {
+                        return Err(format!(
+                            "byte {at} of the arena holds {value:?} instead of {:?}",
+                            access.value
+                        ));
+                    }
+                    _ => {
+                        return Err(format!(
+                            "byte {at} of the arena was never written with {:?}",
+                            access.value
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of an access; one range where its rows leave no gaps.
+fn ranges(access: &Access) -> Vec<Range<usize>> {
+    let &Access {
+        offset,
+        stride,
+        rows,
+        width,
+        ..
+    } = access;
+    if rows == 0 || width == 0 {
+        return vec![];
+    }
+    if stride == width {
+        return vec![offset..offset + stride * rows];
+    }
+    (0..rows)
+        .map(|row| offset + row * stride..offset + row * stride + width)
+        .collect()
+}
