@@ -1,10 +1,10 @@
 //! Which row counts get a program of their own.
 //!
 //! Every decode batch from 1 to `max_batch` is a bucket (up to `DENSE`), so no batch size pays for padding; above that,
-//! steps of 8 or a sixteenth. Prefill chunks add coarser sizes up to `max_rows`.
+//! steps of 4 rows or a thirty-second. Prefill chunks add coarser sizes up to `max_rows`.
 
 /// Batch sizes up to this each have their own bucket.
-const DENSE: usize = 32;
+const DENSE: usize = 64;
 /// Rows of a prefill chunk.
 const CHUNK: usize = 64;
 /// Prefill row counts above the dense range.
@@ -42,10 +42,10 @@ pub fn max_rows(max_batch: usize) -> usize {
 
 fn decode(max_batch: usize) -> Vec<usize> {
     let mut rows: Vec<usize> = (1..=max_batch.min(DENSE)).collect();
-    let mut next = DENSE + 8;
+    let mut next = DENSE + 4;
     while next < max_batch {
         rows.push(next);
-        next += (next / 16).next_multiple_of(8);
+        next += (next / 32).next_multiple_of(4);
     }
     rows.push(max_batch);
     rows.dedup();
@@ -72,12 +72,12 @@ mod tests {
 
     #[test]
     fn padding_is_bounded_and_so_are_the_buckets() {
-        for max_batch in [33, 100, 500, 1024] {
+        for max_batch in [65, 100, 500, 1024] {
             let head = head(max_batch);
-            assert!(head.len() <= DENSE + 48, "{} buckets", head.len());
+            assert!(head.len() <= DENSE + 96, "{} buckets", head.len());
             for pair in head.windows(2) {
                 let step = pair[1] - pair[0];
-                assert!(step >= 1 && step <= (pair[0] / 16 + 8), "{pair:?}");
+                assert!(step >= 1 && step <= pair[0] / 32 + 4, "{pair:?}");
             }
         }
     }
