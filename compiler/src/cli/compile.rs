@@ -7,11 +7,17 @@ use crate::plan::Plan;
 use crate::target::TargetProfile;
 use clap::{Args, ValueEnum};
 use coldpress_kernels::cpu::abi::KvType;
+use coldpress_runtime::cli as rt;
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// `--max-batch` unless given.
 pub const DEFAULT_BATCH: usize = 8;
+/// Beyond these nothing is gained on any machine, and every bucket and every worker costs planning, code and space.
+const MOST_BATCH: usize = 1024;
+const MOST_THREADS: usize = 256;
+/// Tokens; more is a slip of the finger.
+const MOST_CONTEXT: usize = 1 << 24;
 
 /// Choices that `compile` and `run MODEL.gguf` share.
 #[derive(Args, Clone, Debug)]
@@ -45,15 +51,17 @@ pub enum KvFlag {
 impl CompileFlags {
     /// As pipeline options.
     pub fn options(&self, max_batch: usize) -> Result<Options, Error> {
-        for (flag, value) in [
-            ("--max-batch", Some(max_batch)),
-            ("--ctx-size", self.ctx_size),
-            ("--threads", self.threads),
+        for (flag, value, most) in [
+            ("--max-batch", Some(max_batch), MOST_BATCH),
+            ("--ctx-size", self.ctx_size, MOST_CONTEXT),
+            ("--threads", self.threads, MOST_THREADS),
         ] {
             if let Some(v) = value
-                && !(1..=1 << 24).contains(&v)
+                && !(1..=most).contains(&v)
             {
-                return Err(Error::Usage(format!("{flag} {v} is out of range")));
+                return Err(Error::Usage(format!(
+                    "{flag} {v} is out of range (1 to {most})"
+                )));
             }
         }
         let kv_type = match self.kv_type {
@@ -113,8 +121,7 @@ impl CompileArgs {
         options.emit = self.emit.clone();
         if self.dry_run {
             let prepared = compile::prepare(&self.model, &options)?;
-            println!("{}", summary(&prepared.plan));
-            return Ok(());
+            return Ok(rt::print(&format!("{}\n", summary(&prepared.plan)))?);
         }
         let out = match &self.output {
             Some(path) => path.clone(),
