@@ -164,7 +164,9 @@ pub struct Shape {
     pub tied: bool,
     /// Type of each matrix, by a hash of its name: mixed files are the rule.
     pub types: Vec<TensorType>,
-    /// Extra metadata.
+    /// Query and key/value heads of each layer where they differ; empty: all as above.
+    pub layer_heads: Vec<(usize, usize)>,
+    /// Further metadata; wins over what the shape says.
     pub extra: Vec<(String, Value)>,
 }
 
@@ -182,6 +184,7 @@ impl Shape {
             vocab: 300,
             tied: true,
             types: vec![TensorType::F16],
+            layer_heads: vec![],
             extra: vec![],
         }
     }
@@ -209,7 +212,9 @@ impl Shape {
             ("attention.value_length", self.head_dim),
             ("rope.dimension_count", self.head_dim),
         ] {
-            w.add(key(k), Value::U32(v as u32));
+            if !self.extra.iter().any(|(name, _)| *name == key(k)) {
+                w.add(key(k), Value::U32(v as u32));
+            }
         }
         w.add(key("rope.freq_base"), Value::F32(10000.0));
         w.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
@@ -217,7 +222,6 @@ impl Shape {
             w.add(k.clone(), v.clone());
         }
         vocabulary(&mut w, self.vocab);
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         self.matrix(
             &mut w,
             &mut random,
@@ -237,6 +241,9 @@ impl Shape {
         vector(&mut w, &mut random, "output_norm.weight", self.hidden, 1.0);
         for layer in 0..self.layers {
             let name = |s: &str| format!("blk.{layer}.{s}.weight");
+            let heads = self.layer_heads.get(layer).copied();
+            let (heads, kv_heads) = heads.unwrap_or((self.heads, self.kv_heads));
+            let (q, kv) = (heads * self.head_dim, kv_heads * self.head_dim);
             vector(&mut w, &mut random, &name("attn_norm"), self.hidden, 1.0);
             vector(&mut w, &mut random, &name("ffn_norm"), self.hidden, 1.0);
             if self.arch == "qwen3" {

@@ -3,7 +3,7 @@
 use crate::harness::*;
 use coldpress_kernels::tensor_type::TensorType;
 use coldpress_runtime::bundle::Bundle;
-use coldpress_runtime::engine::{Engine, EngineOptions, Event, Request};
+use coldpress_runtime::engine::{Engine, EngineOptions, Event, FinishReason, Request};
 use coldpress_runtime::sampler::{Penalties, Sampling};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -183,4 +183,118 @@ fn joining_and_leaving_changes_nobody() {
     let mut rest = together.clone();
     rest.remove(&2);
     assert_eq!(without, rest);
+}
+
+/// How a request ended: its tokens, its text and why.
+type Ending = (Vec<u32>, String, FinishReason);
+
+/// Runs requests that join at given steps; the one in `cancelled` is cancelled as soon as part of its prompt has run.
+fn endings(
+    bundle: &Path,
+    requests: &[(usize, Request)],
+    cancelled: Option<usize>,
+) -> BTreeMap<usize, Ending> {
+    let bundle = Bundle::open(bundle).expect("bundle opens");
+    let mut engine = Engine::new(bundle, EngineOptions::default()).expect("engine starts");
+    let mut ids = BTreeMap::new();
+    let mut got: BTreeMap<usize, (Vec<u32>, String)> = BTreeMap::new();
+    let mut ended = BTreeMap::new();
+    let mut step = 0;
+    while ended.len() < requests.len() {
+        for (i, (_, request)) in requests.iter().enumerate().filter(|(_, r)| r.0 == step) {
+            ids.insert(engine.submit(request.clone()).expect("fits"), i);
+        }
+        for event in engine.step().expect("step") {
+            match event {
+                Event::Prefill { id, done, total } => {
+                    if cancelled == Some(ids[&id]) && done < total {
+                        assert!(engine.cancel(id) && !engine.cancel(id));
+                    }
+                }
+                Event::Token { id, token, text } => {
+                    let entry = got.entry(ids[&id]).or_default();
+                    entry.0.push(token);
+                    entry.1.push_str(&text);
+                }
+                Event::Finished {
+                    id, reason, text, ..
+                } => {
+                    let (tokens, mut whole) = got.remove(&ids[&id]).unwrap_or_default();
+                    whole.push_str(&text);
+                    ended.insert(ids[&id], (tokens, whole, reason));
+                }
+            }
+        }
+        step += 1;
+        assert!(step < 2000, "the engine comes to an end");
+    }
+    ended
+}
+
+#[test]
+fn long_prompts_join_while_others_decode() {
+    let dir = tempdir().expect("temporary folder");
+    let (model, bundle) = (dir.path().join("m.gguf"), dir.path().join("m.press"));
+    quantised().write(&model, 7);
+    for kv in ["f16", "q8_0"] {
+        let compile = ["compile", arg(&model), "-o", arg(&bundle), "-t", "2"];
+        let sizes = ["-np", "4", "-c", "300", "--kv-type", kv];
+        succeed(&[&compile[..], &sizes].concat());
+        let limits = Bundle::open(&bundle).expect("opens").manifest().limits;
+        let long = 2 * limits.max_rows as usize + 5;
+        assert!(long + 40 <= limits.max_context as usize);
+        let mut random = Random(31);
+        let mut request = |length: usize, max_tokens: u32| Request {
+            sampling: Sampling {
+                seed: Some(length as u64),
+                ..Sampling::default()
+            },
+            max_tokens: Some(max_tokens),
+            ignore_eos: true,
+            ..Request::tokens(
+                (0..length)
+                    .map(|_| random.below(256) as u32)
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let mut requests = vec![
+            (0, request(3, 60)),
+            (2, request(long, 30)),
+            (5, request(limits.max_rows as usize, 25)),
+            (6, request(limits.max_rows as usize + 1, 40)),
+            // Waits for a slot.
+            (7, request(9, 20)),
+        ];
+        let alone = |requests: &[(usize, Request)]| -> BTreeMap<usize, Ending> {
+            let each = requests.iter().enumerate();
+            each.map(|(i, (_, r))| (i, endings(&bundle, &[(0, r.clone())], None).remove(&0)))
+                .map(|(i, e)| (i, e.expect("ends")))
+                .collect()
+        };
+        let expected = alone(&requests);
+        assert!(expected.values().all(|e| e.2 == FinishReason::Length));
+        assert!(endings(&bundle, &requests, None) == expected, "kv {kv}");
+
+        // The long one is cancelled between two chunks of its prompt; nobody else notices.
+        let mut rest = endings(&bundle, &requests, Some(1));
+        let (tokens, text, reason) = rest.remove(&1).expect("ended");
+        assert!(tokens.is_empty() && text.is_empty() && reason == FinishReason::Cancelled);
+        let mut others = expected.clone();
+        others.remove(&1);
+        assert!(rest == others, "kv {kv}, cancelled in its prompt");
+
+        // The first one stops at a text of its own while the long prompts run.
+        let text = &expected[&0].1;
+        let (at, stop) = text
+            .char_indices()
+            .skip(4)
+            .find(|(_, c)| *c != '\u{fffd}' && !c.is_control())
+            .expect("a random text has some character");
+        let first = text.find(stop).unwrap_or(at);
+        requests[0].1.stop = vec![stop.to_string()];
+        let stopped = endings(&bundle, &requests, None);
+        assert!(stopped == alone(&requests), "kv {kv}, stopped");
+        assert_eq!(stopped[&0].1, text[..first]);
+        assert_eq!(stopped[&0].2, FinishReason::Stop);
+    }
 }

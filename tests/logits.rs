@@ -1,7 +1,7 @@
 //! Whole models against exact logits: the fixtures' own, and for shapes they do not have, the graph interpreter's.
 
 use crate::harness::*;
-use coldpress_compiler::gguf::{Gguf, Value};
+use coldpress_compiler::gguf::{Array, Gguf, Value};
 use coldpress_compiler::graph::interpret;
 use coldpress_compiler::{model, pass};
 use coldpress_kernels::tensor_type::TensorType;
@@ -120,27 +120,249 @@ fn greedy(f: &Fixture, bundle: &Path, error: f64, failures: &mut Vec<String>) {
 /// A random model's logits, compiled, against the interpreter on the dequantised weights.
 fn against_interpreter(shape: &Shape, seed: u64, bar: f64) {
     let dir = tempdir().expect("temporary folder");
-    let (path, bundle) = (
-        dir.path().join("random.gguf"),
-        dir.path().join("random.press"),
-    );
+    let path = dir.path().join("random.gguf");
     shape.write(&path, seed);
-    let gguf = Gguf::open(&path).expect("opens");
+    let error = compiled_error(&path, 11, "256", seed);
+    assert!(error <= bar, "{shape:?}: NMSE {error:.3e} > {bar:.0e}");
+}
+
+/// NMSE of a compiled model's logits for `length` random tokens, with the interpreter as judge.
+fn compiled_error(path: &Path, length: usize, context: &str, seed: u64) -> f64 {
+    let bundle = path.with_extension("press");
+    let gguf = Gguf::open(path).expect("opens");
     let mut built = model::build(&gguf).expect("builds");
     pass::run_all(&mut built.graph, None).expect("passes");
     let mut random = Random(seed + 1);
-    let tokens: Vec<u32> = (0..11).map(|_| random.below(shape.vocab) as u32).collect();
+    let tokens: Vec<u32> = (0..length)
+        .map(|_| random.below(built.info.vocab_size) as u32)
+        .collect();
     let exact: Vec<f32> = interpret::prompt_logits(&built.graph, &gguf, &tokens)
         .expect("interprets")
         .into_iter()
         .flatten()
         .collect();
-    compile(&path, &bundle, "f32");
-    let error = nmse(
-        &logits(&bundle, &tokens, &dir.path().join("out.npy")),
+    let sizes = ["--kv-type", "f32", "-c", context, "--max-batch", "3"];
+    let command = ["compile", arg(path), "-o", arg(&bundle), "-t", "2"];
+    succeed(&[&command[..], &sizes].concat());
+    nmse(
+        &logits(&bundle, &tokens, &path.with_extension("npy")),
         &exact,
+    )
+}
+
+/// Adds to a good model, compiles it and compares.
+fn with_tensors(shape: &Shape, tensors: &[(&str, Vec<f32>)]) {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("random.gguf");
+    let error = |tensors: &[(&str, Vec<f32>)]| {
+        let mut w = shape.writer(8);
+        for (name, values) in tensors {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            w.tensor(*name, TensorType::F32, &[values.len() as u64], bytes);
+        }
+        w.write(&path).expect("written");
+        let error = compiled_error(&path, 11, "256", 8);
+        (
+            error,
+            read_npy(&path.with_extension("npy"))
+                .1
+                .iter()
+                .map(|v| v.to_bits())
+                .collect::<Vec<_>>(),
+        )
+    };
+    let (with, without) = (error(tensors), error(&[]));
+    assert!(with.0 <= 1e-9, "NMSE {:.3e}", with.0);
+    assert!(with.1 != without.1, "the tensors have no effect");
+}
+
+#[test]
+fn llama_with_biases_and_frequency_factors() {
+    let shape = Shape {
+        arch: "llama",
+        ..Shape::small()
+    };
+    let ramp = |n: usize, scale: f32| {
+        (0..n)
+            .map(|i| scale * ((i * 7 % 11) as f32 - 5.0))
+            .collect()
+    };
+    with_tensors(
+        &shape,
+        &[
+            ("blk.0.attn_q.bias", ramp(128, 0.03)),
+            ("blk.0.attn_v.bias", ramp(64, 0.05)),
+            ("blk.1.attn_k.bias", ramp(64, 0.04)),
+            ("blk.1.attn_output.bias", ramp(64, 0.05)),
+        ],
     );
-    assert!(error <= bar, "{shape:?}: NMSE {error:.3e} > {bar:.0e}");
+    with_tensors(
+        &shape,
+        &[
+            ("blk.0.ffn_gate.bias", ramp(96, 0.05)),
+            ("blk.1.ffn_up.bias", ramp(96, 0.05)),
+            ("blk.1.ffn_down.bias", ramp(64, 0.05)),
+        ],
+    );
+    let factors = (0..16).map(|i| 1.0 + 0.5 * i as f32).collect();
+    with_tensors(&shape, &[("rope_freqs.weight", factors)]);
+}
+
+#[test]
+fn partial_rotation_and_heads_per_layer() {
+    for (i, arch) in ["llama", "qwen3"].into_iter().enumerate() {
+        let extra = vec![(format!("{arch}.rope.dimension_count"), Value::U32(20))];
+        let shape = Shape {
+            arch,
+            extra,
+            ..Shape::small()
+        };
+        against_interpreter(&shape, 400 + i as u64, 1e-9);
+    }
+    let layer_heads = vec![(4, 2), (6, 1), (3, 3)];
+    let counts = |f: fn(&(usize, usize)) -> usize| {
+        Value::Array(Array::U32(
+            layer_heads.iter().map(|h| f(h) as u32).collect(),
+        ))
+    };
+    let extra = vec![
+        ("llama.attention.head_count".to_string(), counts(|h| h.0)),
+        ("llama.attention.head_count_kv".to_string(), counts(|h| h.1)),
+    ];
+    let shape = Shape {
+        arch: "llama",
+        layers: 3,
+        layer_heads: layer_heads.clone(),
+        extra,
+        ..Shape::small()
+    };
+    against_interpreter(&shape, 410, 1e-9);
+}
+
+#[test]
+fn one_token_vocabularies_and_one_wide_models() {
+    for (i, (hidden, ffn, vocab)) in [(64, 96, 1), (2, 1, 2), (33, 7, 3)].into_iter().enumerate() {
+        let shape = Shape {
+            hidden,
+            ffn,
+            vocab,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 2,
+            ..Shape::small()
+        };
+        against_interpreter(&shape, 420 + i as u64, 1e-9);
+    }
+}
+
+#[test]
+fn a_context_is_used_to_its_last_token() {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("random.gguf");
+    Shape::small().write(&path, 12);
+    for length in [1, 15, 16, 17, 37, 64, 65] {
+        let error = compiled_error(&path, length, &length.to_string(), 12);
+        assert!(error <= 1e-9, "context {length}: NMSE {error:.3e}");
+        let bundle = path.with_extension("press");
+        let one_more = vec!["1"; length + 1].join(",");
+        let out = path.with_extension("npy");
+        fail(
+            &[
+                "logits",
+                arg(&bundle),
+                "--tokens",
+                &one_more,
+                "-o",
+                arg(&out),
+            ],
+            2,
+            &[&length.to_string()],
+        );
+        assert!(!succeed(&["verify", arg(&bundle)]).contains("FAIL"));
+        // Two prompts that fill the context, and two that generate into its end.
+        let text = "x".repeat(length);
+        for (prompt, generated) in [(text.as_str(), 1), ("x", length)] {
+            let run = ["run", arg(&bundle), "--json", "--temp", "0", "--ignore-eos"];
+            let lines = succeed(&[&run[..], &["-p", prompt, "-p", prompt]].concat());
+            assert_eq!(lines.lines().count(), 2);
+            for line in lines.lines() {
+                let v: serde_json::Value = serde_json::from_str(line).expect("JSON");
+                assert_eq!(
+                    v["completion_tokens"], generated,
+                    "context {length}: {line}"
+                );
+            }
+        }
+    }
+}
+
+/// Every fixture of `names` compiled for `target` meets the bars and is bit-identical in chunks and batches.
+fn for_target(target: &str, names: &[&str]) {
+    let Some(fixtures) = fixtures() else { return };
+    let dir = tempdir().expect("temporary folder");
+    let (bundle, out) = (dir.path().join("m.press"), dir.path().join("o.npy"));
+    let mut checked = 0;
+    for f in index(&fixtures) {
+        if !names.contains(&f.name.as_str()) {
+            continue;
+        }
+        let model = fixtures.join(&f.file);
+        let compile = ["compile", arg(&model), "-o", arg(&bundle), "-t", "2"];
+        let sizes = ["--max-batch", "3", "-c", "64", "--target", target];
+        succeed(&[&compile[..], &sizes].concat());
+        let alone = logits(&bundle, &f.tokens, &out);
+        let error = nmse(&alone, &read_f32(&fixtures.join(&f.logits)));
+        let bar = bar(&f.quant, "f16", f.native_nmse);
+        assert!(
+            error <= bar,
+            "{} on {target}: NMSE {error:.3e} > {bar:.3e}",
+            f.name
+        );
+        let list = f.tokens.iter().map(u32::to_string);
+        let list = list.collect::<Vec<_>>().join(",");
+        let run = ["logits", arg(&bundle), "-o", arg(&out), "--chunk", "7"];
+        succeed(&[&run[..], &["--tokens", &list, "--tokens", &list]].concat());
+        let batch = read_npy(&out).1;
+        let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert!(
+            bits(&batch) == bits(&[&alone[..], &alone].concat()),
+            "{} on {target}: batch of two in chunks of 7",
+            f.name
+        );
+        checked += 1;
+    }
+    assert_eq!(checked, names.len(), "fixtures of {names:?}");
+}
+
+/// Float and quantised files of each kind of layout.
+const FOR_TARGETS: &[&str] = &[
+    "llama-F16",
+    "llama-BF16",
+    "llama3-F16",
+    "qwen2-F16",
+    "qwen3-F16",
+    "qwen3-Q8_0",
+    "qwen3-Q4_K_M",
+];
+
+#[test]
+fn avx2_meets_the_bars() {
+    let has = |f: &str| {
+        coldpress_runtime::bundle::Machine::detect()
+            .features
+            .iter()
+            .any(|x| x == f)
+    };
+    if !(has("avx2") && has("fma") && has("f16c")) {
+        eprintln!("skipped: this machine has no AVX2");
+        return;
+    }
+    for_target("cpu:avx2", FOR_TARGETS);
+}
+
+#[test]
+fn scalar_meets_the_bars() {
+    for_target("cpu:scalar", FOR_TARGETS);
 }
 
 #[test]

@@ -204,7 +204,7 @@ pub fn explain(
     }
     let mentions = |line: &&str| {
         line.split(|c: char| !(c.is_alphanumeric() || "._".contains(c)))
-            .any(|w| w.trim_end_matches(".weight") == label)
+            .any(|w| !w.is_empty() && w.trim_end_matches(".weight") == label)
     };
     let graph: Vec<&str> = notes.graph.lines().filter(mentions).collect();
     let plan: Vec<&str> = notes.plan.lines().filter(mentions).collect();

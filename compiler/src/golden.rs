@@ -8,7 +8,7 @@ use crate::model::Model;
 use coldpress_runtime::manifest::GoldenPrompt;
 
 /// Tokens of the golden prompt: enough for attention over several positions, few enough to interpret in a moment.
-const TOKENS: usize = 4;
+const TOKENS: u64 = 4;
 /// Logits kept per position.
 const KEPT: usize = 64;
 /// Allowed normalised error. What int8 activations cost in a deep network stays below the first, f16 KV alone below the
@@ -16,11 +16,11 @@ const KEPT: usize = 64;
 const INT8_NMSE: f64 = 2e-2;
 const FLOAT_NMSE: f64 = 1e-4;
 
-/// The golden prompts of a model.
-pub fn prompts(gguf: &Gguf, model: &Model) -> Result<Vec<GoldenPrompt>, Error> {
+/// The golden prompts of a model; none is longer than `context` tokens.
+pub fn prompts(gguf: &Gguf, model: &Model, context: u32) -> Result<Vec<GoldenPrompt>, Error> {
     let vocab = model.info.vocab_size as u64;
     // Spread over the vocabulary by a multiplicative step, the same for every build.
-    let tokens: Vec<u32> = (1..=TOKENS as u64)
+    let tokens: Vec<u32> = (1..=TOKENS.min(u64::from(context)))
         .map(|i| (i * 2_654_435_761 % vocab) as u32)
         .collect();
     let logits = interpret::prompt_logits(&model.graph, gguf, &tokens)?;

@@ -7,12 +7,12 @@ use crate::plan::{MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Plan, in_range};
 use crate::target::TargetProfile;
 use clap::{Args, ValueEnum};
 use coldpress_kernels::cpu::abi::KvType;
+use coldpress_runtime::cli as rt;
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// `--max-batch` unless given.
 pub const DEFAULT_BATCH: usize = 8;
-
 /// Choices that `compile` and `run MODEL.gguf` share.
 #[derive(Args, Clone, Debug)]
 pub struct CompileFlags {
@@ -111,8 +111,7 @@ impl CompileArgs {
         options.emit = self.emit.clone();
         if self.dry_run {
             let prepared = compile::prepare(&self.model, &options)?;
-            println!("{}", summary(&prepared.plan));
-            return Ok(());
+            return Ok(rt::print(&format!("{}\n", summary(&prepared.plan)))?);
         }
         let out = match &self.output {
             Some(path) => path.clone(),

@@ -4,6 +4,8 @@ use crate::error::Error;
 use crate::target::{PRESETS, TargetProfile};
 use clap::Args;
 use coldpress_runtime::bundle::Machine;
+use coldpress_runtime::cli as rt;
+use std::fmt::Write;
 
 /// Arguments of `coldpress targets`.
 #[derive(Args, Clone, Debug)]
@@ -13,22 +15,24 @@ impl TargetsArgs {
     /// Prints presets, and what this machine is.
     pub fn execute(self) -> Result<(), Error> {
         let native = TargetProfile::native();
+        let mut text = String::new();
         for preset in PRESETS {
             let mark = if preset.name == native.name {
                 "  <-- this machine (native)"
             } else {
                 ""
             };
-            println!("{:<12} {}{mark}", preset.name, preset.about);
+            let _ = writeln!(text, "{:<12} {}{mark}", preset.name, preset.about);
         }
         let machine = Machine::detect();
-        println!(
+        let _ = writeln!(
+            text,
             "\nthis machine: {}, {} cores, {}",
             machine.arch,
             machine.cores,
             crate::compile::size(machine.memory_bytes)
         );
-        println!("features: {}", machine.features.join(" "));
-        Ok(())
+        let _ = writeln!(text, "features: {}", machine.features.join(" "));
+        Ok(rt::print(&text)?)
     }
 }

@@ -5,6 +5,7 @@ use crate::gguf::Gguf;
 use crate::tokenizer;
 use clap::Args;
 use coldpress_runtime::bundle::{Bundle, SectionKind};
+use coldpress_runtime::cli as rt;
 use coldpress_runtime::tokenizer::{EncodeOptions, Tokenizer};
 use std::io::Read;
 use std::path::PathBuf;
@@ -55,8 +56,7 @@ impl TokenizeArgs {
             .encode(&text, options)
             .map_err(|e| coldpress_runtime::Error::Tokenizer(Box::new(e)))?;
         let list: Vec<String> = ids.iter().map(u32::to_string).collect();
-        println!("[{}]", list.join(", "));
-        Ok(())
+        Ok(rt::print(&format!("[{}]\n", list.join(", ")))?)
     }
 }
 

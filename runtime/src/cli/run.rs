@@ -46,10 +46,10 @@ pub struct RunArgs {
     #[arg(long)]
     pub ignore_eos: bool,
     /// Decode at most N prompts together
-    #[arg(long, visible_alias = "max-num-seqs", alias = "np", value_name = "N")]
+    #[arg(long, visible_alias = "max-num-seqs", alias = "np", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub parallel: Option<u32>,
     /// Process at most N prompt tokens per step
-    #[arg(long, aliases = ["ub", "ubatch-size", "max-num-batched-tokens"], value_name = "N")]
+    #[arg(long, aliases = ["ub", "ubatch-size", "max-num-batched-tokens"], value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub prefill_chunk: Option<u32>,
     /// Print one JSON object per prompt instead of text
     #[arg(long)]

@@ -17,21 +17,37 @@ pub struct SamplingArgs {
         allow_negative_numbers = true
     )]
     pub temp: f32,
-    /// Keep the K most probable tokens; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    pub top_k: u32,
+    /// Keep the K most probable tokens; 0 or less keeps all
+    #[arg(
+        long,
+        value_name = "K",
+        default_value_t = 40,
+        allow_negative_numbers = true
+    )]
+    pub top_k: i64,
     /// Keep the most probable tokens that add up to P; 1 keeps all
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.95,
+        allow_negative_numbers = true
+    )]
     pub top_p: f32,
     /// Keep tokens at least P times as probable as the most probable one; 0 keeps all
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.05,
+        allow_negative_numbers = true
+    )]
     pub min_p: f32,
     /// Divides (or multiplies, below zero) the logits of repeated tokens; 1 is off
     #[arg(
         long,
         alias = "repetition-penalty",
         value_name = "F",
-        default_value_t = 1.0
+        default_value_t = 1.0,
+        allow_negative_numbers = true
     )]
     pub repeat_penalty: f32,
     /// Tokens the penalties look back at; 0 is off, -1 the whole context
@@ -84,7 +100,7 @@ impl SamplingArgs {
     pub fn sampling(&self) -> Result<Sampling, Error> {
         let sampling = Sampling {
             temperature: self.temp,
-            top_k: self.top_k,
+            top_k: u32::try_from(self.top_k.max(0)).unwrap_or(u32::MAX),
             top_p: self.top_p,
             min_p: self.min_p,
             penalties: Penalties {
