@@ -147,23 +147,14 @@ impl Shape {
     }
 }
 
-/// Name of a cache type inside symbols.
-pub const fn kv_name(kv: KvType) -> &'static str {
-    match kv {
-        KvType::F32 => "f32",
-        KvType::F16 => "f16",
-        KvType::Q8_0 => "q8_0",
-    }
-}
-
 /// Symbol of the [`AttentionFn`] for a cache type: `attention_f16_avx512`.
 pub fn symbol(kv: KvType, isa: Isa) -> String {
-    format!("attention_{}_{}", kv_name(kv), isa.name())
+    format!("attention_{}_{}", kv.name(), isa.name())
 }
 
 /// Symbol of the [`KvAppendFn`] for a cache type: `kv_append_q8_0_scalar`.
 pub fn append_symbol(kv: KvType, isa: Isa) -> String {
-    format!("kv_append_{}_{}", kv_name(kv), isa.name())
+    format!("kv_append_{}_{}", kv.name(), isa.name())
 }
 
 /// Pages that `tokens` tokens of one slot occupy.
