@@ -22,17 +22,24 @@ CAKES = ["a cake", "a pie", "a loaf of bread", "some pancakes", "some muffins", 
 MISSING = ["eggs", "milk", "flour", "butter", "sugar", "honey", "salt"]
 PLACES = ["park", "beach", "forest", "meadow", "lake", "village", "market", "hill", "river", "farm"]
 RELATIVES = ["mother", "father", "grandmother", "grandfather", "aunt", "uncle"]
-SKILLS = [("swim", "swim across the pond"), ("ride a bike", "ride a bike down the lane"), ("skate", "skate around the lake"),
-          ("climb", "climb to the top of the oak"), ("whistle", "whistle a whole song"), ("dance", "dance in front of everyone"),
+SKILLS = [("swim", "swim across the pond"), ("ride a bike", "ride a bike down the lane"),
+          ("skate", "skate around the lake"),
+          ("climb", "climb to the top of the oak"), ("whistle", "whistle a whole song"),
+          ("dance", "dance in front of everyone"),
           ("read", "read a whole book"), ("juggle", "juggle with three balls")]
-PLANTS = [("sunflower", "yellow"), ("rose", "red"), ("tulip", "pink"), ("poppy", "red"), ("bluebell", "blue"), ("daisy", "white")]
-NOISES = [("a scratching noise", "a cat that wanted to come in"), ("a tapping noise", "a branch that knocked on the window"),
+PLANTS = [("sunflower", "yellow"), ("rose", "red"), ("tulip", "pink"), ("poppy", "red"), ("bluebell", "blue"),
+          ("daisy", "white")]
+NOISES = [("a scratching noise", "a cat that wanted to come in"),
+          ("a tapping noise", "a branch that knocked on the window"),
           ("a soft cry", "an owl that sat on the roof"), ("a rustling noise", "a mouse that nibbled on some paper"),
           ("a creaking noise", "an old gate that moved in the wind")]
 BABIES = ["kitten", "puppy", "lamb", "duckling", "bird", "piglet"]
-TRAPS = [("was stuck in a tall tree", "a ladder", "climbed up"), ("had fallen into a deep hole", "a rope", "climbed down"),
-         ("was caught in a fence", "some pliers", "bent the wire"), ("sat on a rock in the middle of the stream", "a plank", "walked across")]
-BREAKABLES = [("cup", "glue"), ("vase", "glue"), ("toy car", "a small screw"), ("wooden chair", "a nail"), ("picture frame", "glue"),
+TRAPS = [("was stuck in a tall tree", "a ladder", "climbed up"),
+         ("had fallen into a deep hole", "a rope", "climbed down"),
+         ("was caught in a fence", "some pliers", "bent the wire"),
+         ("sat on a rock in the middle of the stream", "a plank", "walked across")]
+BREAKABLES = [("cup", "glue"), ("vase", "glue"), ("toy car", "a small screw"), ("wooden chair", "a nail"),
+              ("picture frame", "glue"),
               ("music box", "a new spring")]
 
 
@@ -95,7 +102,8 @@ def story(rng):
         s.append(pick(["They ran home as fast as they could.", f"They ran all the way to the house where {h} lived."]))
         s.append(f"There {his} {relative} gave each of them {warm}.")
         s.append(pick(["Soon they were warm again.", "Soon they were warm and happy again."]))
-        s.append(pick(["When the rain stopped, they saw a rainbow over the {}.", "In the evening a rainbow stood over the {}."]).format(place))
+        s.append(pick(["When the rain stopped, they saw a rainbow over the {}.",
+                       "In the evening a rainbow stood over the {}."]).format(place))
         topics.extend(["the rain", "a rainbow"])
 
     def rescue():
@@ -106,7 +114,8 @@ def story(rng):
         s.append(f"{h} ran to {friend_intro} and asked for help.")
         s.append(f"{f} brought {tool}.")
         s.append(f"Very slowly {h} {did} and saved the {baby}.")
-        s.append(pick([f"The {baby} was so glad that it jumped around them.", f"The {baby} was safe and very thankful."]))
+        s.append(pick([f"The {baby} was so glad that it jumped around them.",
+                       f"The {baby} was safe and very thankful."]))
         s.append(f"From that day on the {baby} followed {h} everywhere.")
         topics.extend([f"a {baby}"])
 
@@ -128,9 +137,11 @@ def story(rng):
         s.append(f"One windy day {h} took {his} {toy} to the {pick(['hill', 'meadow', 'park', 'beach'])}.")
         s.append(pick(["The wind was very strong.", "The wind blew harder and harder."]))
         s.append(f"Suddenly it pulled the {toy} out of {his} hands and carried it into a tall tree.")
-        s.append(pick([f"{h} jumped, but the tree was too high.", f"{h} could not reach it, because the tree was too high."]))
+        s.append(pick([f"{h} jumped, but the tree was too high.",
+                       f"{h} could not reach it, because the tree was too high."]))
         s.append(f"Then {h} called {friend_intro}.")
-        s.append(pick([f"{f} shook the tree until the {toy} fell down.", f"{f} climbed the tree and threw the {toy} down."]))
+        s.append(pick([f"{f} shook the tree until the {toy} fell down.",
+                       f"{f} climbed the tree and threw the {toy} down."]))
         s.append(pick([f"{h} caught it and laughed.", f'"Well done!" cried {h}.']))
         s.append(f"After that {h} held the {toy} very tightly.")
         topics.extend([a(toy), "the wind"])
@@ -141,7 +152,8 @@ def story(rng):
         s.append(f"{He} put everything on the table, but there {'were' if missing == 'eggs' else 'was'} no {missing}.")
         s.append(pick([f"So {h} went to the house of {friend_intro}.", f"So {h} asked {friend_intro}."]))
         s.append(f"{f} had {'many' if missing == 'eggs' else 'plenty of'} {missing} and gave {him} some.")
-        s.append(pick([f"{h} mixed everything in a big bowl and put it into the oven.", f"{h} stirred and stirred, and then the oven did the rest."]))
+        s.append(pick([f"{h} mixed everything in a big bowl and put it into the oven.",
+                       f"{h} stirred and stirred, and then the oven did the rest."]))
         s.append(pick(["Soon the whole house smelled wonderful.", "After an hour it was golden and warm."]))
         s.append(f"{h} invited {f}, and they all ate together.")
         s.append(pick(["Not one crumb was left.", "It was the best they had ever eaten."]))
@@ -163,7 +175,8 @@ def story(rng):
         thing, fix = pick(BREAKABLES)
         s.append(f"One day {h} visited {friend_intro}.")
         s.append(f"While they played, {h} dropped the {thing} that {f} loved, and it broke.")
-        s.append(pick([f"{h} wanted to hide it, but that did not feel right.", f"At first {h} did not want to say anything."]))
+        s.append(pick([f"{h} wanted to hide it, but that did not feel right.",
+                       f"At first {h} did not want to say anything."]))
         s.append(f'"I am sorry, I broke your {thing}," said {h}.')
         s.append(pick([f"{f} was sad, but {fhe} was not angry, because {h} had told the truth.",
                        f"{f} was glad that {h} had told the truth."]))
@@ -189,7 +202,8 @@ def story(rng):
         s.append(f"One winter morning {h} looked out of the window, and everything was white with snow.")
         s.append(f"{He} called {friend_intro}, and they built a big snowman.")
         s.append(f"They gave him {nose} for a nose and an old {pick(['hat', 'scarf', 'coat', 'broom'])}.")
-        s.append(pick(["A week later the sun was warm, and the snowman began to melt.", "But soon the days became warm, and the snowman melted."]))
+        s.append(pick(["A week later the sun was warm, and the snowman began to melt.",
+                       "But soon the days became warm, and the snowman melted."]))
         s.append(pick([f"{h} was sad.", f"{h} was sad and missed the snowman."]))
         s.append(f'"Next winter we will build a new one," said {f}.')
         s.append(pick([f"That made {h} smile again.", f"Then {h} was not sad any more."]))
@@ -202,7 +216,8 @@ def story(rng):
         s.append(f"{His} friends could all do it, and that made {him} sad.")
         s.append(f"Then {friend_intro} said: " + pick(['"I will teach you."', '"I can show you how."']))
         s.append(f"On the first day {h} failed again and again.")
-        s.append(pick([f"On the second day {he} was a little better.", f"On the second day it went a little better, and {he} did not give up."]))
+        s.append(pick([f"On the second day {he} was a little better.",
+                       f"On the second day it went a little better, and {he} did not give up."]))
         s.append(f"On the third day {he} could {goal}!")
         s.append(pick([f"{f} clapped, and {h} was very proud.", f'"I knew you could do it!" cried {f}.']))
         s.append("If you practice every day, you can learn anything.")
@@ -251,8 +266,10 @@ class Sums:
         return rng.choice([" ", "\n"]).join(self.line(rng) for _ in range(count))
 
 
-ASK_SUM = ["What is {x}+{y}?", "What is {x} plus {y}?", "How much is {x}+{y}?", "{x}+{y}=?", "Please add {x} and {y}.", "{x}+{y}"]
-ASK_STORY = ["Tell me a story about {t}.", "Please tell me a story about {t}.", "Write a story about {t}.", "Can you tell me a story about {t}?"]
+ASK_SUM = ["What is {x}+{y}?", "What is {x} plus {y}?", "How much is {x}+{y}?", "{x}+{y}=?",
+           "Please add {x} and {y}.", "{x}+{y}"]
+ASK_STORY = ["Tell me a story about {t}.", "Please tell me a story about {t}.", "Write a story about {t}.",
+             "Can you tell me a story about {t}?"]
 ASK_ANY = ["Tell me a story.", "Please tell me a story.", "Write a short story.", "Can you tell me a story?"]
 
 

@@ -77,7 +77,7 @@ def halves(x):
 
 
 def quantize_q4_k(w):
-    """[rows, k] f32 -> [rows, k / 256 * 144] bytes: d, dmin, 12 bytes of 6-bit scales and mins, 128 bytes of nibbles."""
+    """[rows, k] f32 -> [rows, k / 256 * 144] bytes: d, dmin, 12 bytes of 6-bit scales and mins, 128 of nibbles."""
     x = w.astype(np.float32).reshape(-1, 8, 32)
     scale, minimum = fit_scale_and_min(x, 15)
     d, d_bytes = halves(scale.max(-1) / 63)
@@ -99,7 +99,8 @@ def quantize_q6_k(w):
     scale = fit_symmetric_scale(x, 32)
     peak = np.take_along_axis(scale, np.abs(scale).argmax(-1, keepdims=True), -1)[:, 0]
     d, d_bytes = halves(peak / -128)
-    s = round_to(np.divide(scale, d[:, None], out=np.zeros_like(scale), where=d[:, None] != 0), -128, 127).astype(np.int8)
+    s = np.divide(scale, d[:, None], out=np.zeros_like(scale), where=d[:, None] != 0)
+    s = round_to(s, -128, 127).astype(np.int8)
     step = (d[:, None] * s)[..., None].astype(np.float32)
     q = round_to(np.divide(x, step, out=np.zeros_like(x), where=step != 0), -32, 31) + 32
     q = q.astype(np.uint8).reshape(-1, 2, 4, 32)  # half, quarter, weight
@@ -169,8 +170,9 @@ def byte_level_bpe(vocabulary, merges, specials):
     """The tokenizer of this model; vocabulary: tokens by id, merges: "left right" by rank."""
     pairs = [tuple(m.split(" ")) for m in merges]
     tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(vocabulary)}, pairs))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2_REGEX), "isolated"),
-                                                       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(QWEN2_REGEX), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(specials)
     return tokenizer

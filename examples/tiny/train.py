@@ -47,12 +47,13 @@ class Config:
 # --- tokenizer ---------------------------------------------------------------------------------------------------
 
 def train_tokenizer(config):
-    """Byte-level BPE on the corpus. Returns tokens by id (bytes, merges, then specials, as qwen has them) and merges."""
+    """Byte-level BPE on the corpus: tokens by id (bytes, merges, then specials, as qwen has them), and merges."""
     blank = gguf_out.byte_level_bpe([], [], [])
     text = islice(corpus.documents(random.Random(SEED), corpus.Sums(), corpus.SUMS_FIRST), 20000)
     parts = (piece for doc in text for piece in doc.replace(IM_START, EOS).replace(IM_END, EOS).split(EOS))
     blank.train_from_iterator(parts, trainers.BpeTrainer(
-        vocab_size=config.vocab - len(SPECIALS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+        vocab_size=config.vocab - len(SPECIALS), show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     ids = blank.get_vocab()
     vocabulary = sorted(ids, key=ids.get) + SPECIALS
     if len(vocabulary) != config.vocab:
@@ -145,7 +146,7 @@ class Data:
         return torch.from_numpy(tokens), torch.from_numpy(self.weights(tokens)[:, 1:])
 
     def weights(self, tokens):
-        """1, but 0.1 for the digits of a sum's operands, unless a reply repeats them: they are random, their loss noise."""
+        """1, but 0.1 for the digits of a sum's operands (random: their loss is noise), unless a reply repeats them."""
         at = np.arange(tokens.shape[1])
         last = lambda where: np.maximum.accumulate(np.where(where, at, 0), 1)
         digit = self.is_digit[tokens]
@@ -223,7 +224,8 @@ def evaluate(path):
     sums, data = corpus.Sums(), Data(tokenizer)
     with torch.no_grad():
         for length in (128, 256, 512):
-            losses = [loss_of(w, *data.batch(f"unseen {i}", 8, length, corpus.STORIES_LATER), c).item() for i in range(8)]
+            batches = (data.batch(f"unseen {i}", 8, length, corpus.STORIES_LATER) for i in range(8))
+            losses = [loss_of(w, *batch, c).item() for batch in batches]
             print(f"loss on unseen text, rows of {length} tokens: {np.mean(losses):.4f}")
     three = "12+30=42. 5+9=14. 60+77=137. {x}+{y}="
     chat, reply = chat_template("What is {x}+{y}?"), "{x}+{y}={s}." + IM_END

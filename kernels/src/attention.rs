@@ -50,7 +50,7 @@ pub type AttentionFn = unsafe extern "C" fn(
 /// Longest head the kernels keep on the stack.
 pub const MAX_HEAD_DIM: usize = 512;
 /// Most query heads of one KV head.
-pub const MAX_GROUP: usize = 64;
+pub const MAX_HEADS_PER_KV_HEAD: usize = 64;
 
 /// What one attention layer computes for a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,7 +79,7 @@ pub enum Reason {
         /// KV heads.
         kv_heads: usize,
     },
-    /// More query heads per KV head than [`MAX_GROUP`].
+    /// More query heads per KV head than [`MAX_HEADS_PER_KV_HEAD`].
     Group(usize),
     /// head_dim is 0 or above [`MAX_HEAD_DIM`].
     HeadDim(usize),
@@ -95,7 +95,10 @@ impl fmt::Display for Reason {
                 )
             }
             Reason::Group(group) => {
-                write!(f, "{group} query heads per KV head, at most {MAX_GROUP}")
+                write!(
+                    f,
+                    "{group} query heads per KV head, at most {MAX_HEADS_PER_KV_HEAD}"
+                )
             }
             Reason::HeadDim(head_dim) => {
                 write!(f, "head_dim {head_dim} is not in 1..={MAX_HEAD_DIM}")
@@ -117,7 +120,7 @@ pub fn legal(shape: &Shape) -> Result<(), Reason> {
     if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
         return Err(Reason::Heads { heads, kv_heads });
     }
-    if heads / kv_heads > MAX_GROUP {
+    if heads / kv_heads > MAX_HEADS_PER_KV_HEAD {
         return Err(Reason::Group(heads / kv_heads));
     }
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
@@ -147,23 +150,14 @@ impl Shape {
     }
 }
 
-/// Name of a cache type inside symbols.
-pub const fn kv_name(kv: KvType) -> &'static str {
-    match kv {
-        KvType::F32 => "f32",
-        KvType::F16 => "f16",
-        KvType::Q8_0 => "q8_0",
-    }
-}
-
 /// Symbol of the [`AttentionFn`] for a cache type: `attention_f16_avx512`.
 pub fn symbol(kv: KvType, isa: Isa) -> String {
-    format!("attention_{}_{}", kv_name(kv), isa.name())
+    format!("attention_{}_{}", kv.name(), isa.name())
 }
 
 /// Symbol of the [`KvAppendFn`] for a cache type: `kv_append_q8_0_scalar`.
 pub fn append_symbol(kv: KvType, isa: Isa) -> String {
-    format!("kv_append_{}_{}", kv_name(kv), isa.name())
+    format!("kv_append_{}_{}", kv.name(), isa.name())
 }
 
 /// Pages that `tokens` tokens of one slot occupy.

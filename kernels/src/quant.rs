@@ -222,28 +222,28 @@ impl Unpacked {
 /// only: what exceeds the shorter of the two slices is left untouched.
 pub fn dequantise_row(fmt: &QuantFormat, bytes: &[u8], out: &mut [f32]) {
     let layout = &fmt.layout;
-    let blocks = bytes.chunks_exact(fmt.ty.block_bytes() as usize);
+    let quant_blocks = bytes.chunks_exact(fmt.ty.block_bytes() as usize);
     match layout.store {
         Store::F32 => {
-            for (w, b) in out.iter_mut().zip(blocks) {
-                *w = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            for (w, bytes) in out.iter_mut().zip(quant_blocks) {
+                *w = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             }
         }
         Store::F16 => {
-            for (w, b) in out.iter_mut().zip(blocks) {
-                *w = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            for (w, bytes) in out.iter_mut().zip(quant_blocks) {
+                *w = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
             }
         }
         Store::Bf16 => {
-            for (w, b) in out.iter_mut().zip(blocks) {
-                *w = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+            for (w, bytes) in out.iter_mut().zip(quant_blocks) {
+                *w = bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
             }
         }
         Store::Int(_) => {
             let (len, group) = (fmt.ty.block_len() as usize, usize::from(layout.group));
             let mut u = Unpacked::zeros(layout);
-            for (w, b) in out.chunks_exact_mut(len).zip(blocks) {
-                (fmt.unpack)(b, &mut u);
+            for (w, bytes) in out.chunks_exact_mut(len).zip(quant_blocks) {
+                (fmt.unpack)(bytes, &mut u);
                 for (g, (w, q)) in w
                     .chunks_exact_mut(group)
                     .zip(u.q.chunks_exact(group))

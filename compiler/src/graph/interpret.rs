@@ -1,16 +1,22 @@
 //! Evaluates a graph one op at a time in f64 over plain vectors: the oracle that passes, kernels and engines are
 //! compared with. Slow on purpose and free of any kernel; nothing here decides how a real step runs.
+//! Formulas are in `interpret/arithmetic.rs`, the reading of weights in `interpret/weights.rs`.
+
+mod arithmetic;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+pub use weights::Weights;
 
 use std::collections::BTreeMap;
 
 use coldpress_kernels::cpu::abi::ACT_GROUP;
-use coldpress_kernels::quant::{self, QuantFormat};
 
-use super::{
-    Activation, HeadNorm, Op, OpGraph, RopeShape, RopeStyle, Source, Value, Weight, WeightId,
-};
+use super::{HeadNorm, Op, OpGraph, Value, WeightId};
 use crate::error::Error;
 use crate::gguf::Gguf;
+use arithmetic::{activate, dot, map, normalise, rotate, soften, zip};
 
 /// One token of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,104 +38,6 @@ pub enum Rounding {
     Exact,
     /// Round to int8 with one f32 scale per 16 values, as kernels do.
     Int8,
-}
-
-/// Values of every weight of a graph, dequantised. Passes keep weights, so one set serves before and after.
-#[derive(Clone)]
-pub struct Weights<'g> {
-    /// By weight; `None` for a matrix that is read from `gguf` row by row when it is needed.
-    held: Vec<Option<Vec<f32>>>,
-    gguf: Option<&'g Gguf>,
-}
-
-impl<'g> Weights<'g> {
-    /// Reads and dequantises all weights of `graph`.
-    ///
-    /// # Errors
-    /// `Error::Model` when a tensor is not in the file or has another size, `Error::Unsupported` for its type.
-    pub fn read(graph: &OpGraph, gguf: &'g Gguf) -> Result<Weights<'g>, Error> {
-        Weights::held(graph, gguf, |_| true)
-    }
-
-    /// Holds vectors only and dequantises matrices row by row at each use: a large model in little memory.
-    ///
-    /// # Errors
-    /// As [`Weights::read`].
-    pub fn stream(graph: &OpGraph, gguf: &'g Gguf) -> Result<Weights<'g>, Error> {
-        Weights::held(graph, gguf, |weight| weight.n == 1)
-    }
-
-    fn held(
-        graph: &OpGraph,
-        gguf: &'g Gguf,
-        hold: impl Fn(&Weight) -> bool,
-    ) -> Result<Weights<'g>, Error> {
-        let mut held = Vec::with_capacity(graph.weights.len());
-        for weight in &graph.weights {
-            held.push(match &weight.source {
-                Source::Computed(values) => Some(values.clone()),
-                Source::Gguf => {
-                    let (format, data) = stored(weight, gguf)?;
-                    hold(weight).then(|| {
-                        let mut values = vec![0.0; weight.n * weight.k];
-                        quant::dequantise_row(format, data, &mut values);
-                        values
-                    })
-                }
-            });
-        }
-        Ok(Weights {
-            held,
-            gguf: Some(gguf),
-        })
-    }
-
-    /// Values of each weight, in the order of `OpGraph::weights`.
-    pub fn new(values: Vec<Vec<f32>>) -> Weights<'static> {
-        Weights {
-            held: values.into_iter().map(Some).collect(),
-            gguf: None,
-        }
-    }
-
-    fn vector(&self, id: WeightId) -> &[f32] {
-        self.held[id.0 as usize].as_deref().unwrap_or_default()
-    }
-
-    /// Row `row` of a matrix, in `buffer` if it is not held.
-    fn row<'b>(
-        &'b self,
-        weight: &Weight,
-        id: WeightId,
-        row: usize,
-        buffer: &'b mut Vec<f32>,
-    ) -> &'b [f32] {
-        if let Some(values) = &self.held[id.0 as usize] {
-            return &values[row * weight.k..(row + 1) * weight.k];
-        }
-        buffer.resize(weight.k, 0.0);
-        // `held` has looked every weight up; without a file nothing is streamed.
-        if let Some(Ok((format, data))) = self.gguf.map(|gguf| stored(weight, gguf)) {
-            let bytes = data.len() / weight.n;
-            quant::dequantise_row(format, &data[row * bytes..(row + 1) * bytes], buffer);
-        }
-        buffer
-    }
-}
-
-/// Format and bytes of a weight in the file.
-fn stored<'g>(weight: &Weight, gguf: &'g Gguf) -> Result<(&'static QuantFormat, &'g [u8]), Error> {
-    let tensor = gguf.tensor(&weight.name);
-    let tensor = tensor.filter(|t| t.n() * t.k() == (weight.n * weight.k) as u64);
-    let tensor = tensor.ok_or_else(|| Error::Model {
-        what: weight.name.clone(),
-        why: format!("not in the file as [{},{}]", weight.n, weight.k),
-    })?;
-    let format = quant::format(tensor.ty).ok_or_else(|| Error::Unsupported {
-        what: weight.name.clone(),
-        why: format!("{} cannot be dequantised", tensor.ty),
-    })?;
-    Ok((format, gguf.data(tensor)))
 }
 
 /// Exact logits of every position of one prompt, in a fresh cache; weights are streamed from the file.
@@ -422,215 +330,5 @@ impl<'a> Interpreter<'a> {
             }));
         }
         Ok(out)
-    }
-}
-
-/// Eight sums side by side: fast enough for whole models, and still f64.
-fn dot(x: &[f64], w: &[f32]) -> f64 {
-    let mut sums = [0.0f64; 8];
-    let (xs, ws) = (x.chunks_exact(8), w.chunks_exact(8));
-    let rest: f64 = xs
-        .remainder()
-        .iter()
-        .zip(ws.remainder())
-        .map(|(x, &w)| x * f64::from(w))
-        .sum();
-    for (x, w) in xs.zip(ws) {
-        for i in 0..8 {
-            sums[i] += x[i] * f64::from(w[i]);
-        }
-    }
-    sums.iter().sum::<f64>() + rest
-}
-
-fn normalise(x: &[f64], weight: &[f32], eps: f32) -> Vec<f64> {
-    let square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-    let scale = 1.0 / (square + f64::from(eps)).sqrt();
-    x.iter()
-        .zip(weight)
-        .map(|(x, &w)| x * scale * f64::from(w))
-        .collect()
-}
-
-fn rotate(x: &Table, table: &Table, shape: &RopeShape) -> Table {
-    let half = shape.rot_dim / 2;
-    let row = |(x, table): (&Vec<f64>, &Vec<f64>)| {
-        let mut out = x.clone();
-        for head in out.chunks_exact_mut(shape.head_dim) {
-            for pair in 0..half {
-                let (cos, sin) = (table[2 * pair], table[2 * pair + 1]);
-                let (i, j) = match shape.style {
-                    RopeStyle::Interleaved => (2 * pair, 2 * pair + 1),
-                    RopeStyle::Neox => (pair, pair + half),
-                };
-                (head[i], head[j]) = (head[i] * cos - head[j] * sin, head[i] * sin + head[j] * cos);
-            }
-        }
-        out
-    };
-    x.iter().zip(table).map(row).collect()
-}
-
-fn activate(act: Activation, x: f64) -> f64 {
-    match act {
-        Activation::Silu => x / (1.0 + (-x).exp()),
-        // Hendrycks and Gimpel 2016, tanh form.
-        Activation::GeluTanh => {
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
-            0.5 * x * (1.0 + inner.tanh())
-        }
-    }
-}
-
-fn soften(x: f64, cap: f32) -> f64 {
-    f64::from(cap) * (x / f64::from(cap)).tanh()
-}
-
-fn map(x: &Table, f: impl Fn(f64) -> f64) -> Table {
-    x.iter()
-        .map(|row| row.iter().map(|&x| f(x)).collect())
-        .collect()
-}
-
-fn zip(a: &Table, b: &Table, f: impl Fn(f64, f64) -> f64) -> Table {
-    let rows = a.iter().zip(b);
-    rows.map(|(a, b)| a.iter().zip(b).map(|(&a, &b)| f(a, b)).collect())
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::{Path, PathBuf};
-
-    use super::*;
-    use crate::pass;
-
-    fn fixtures() -> Option<PathBuf> {
-        let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures");
-        let root = std::env::var_os("COLDPRESS_FIXTURES").unwrap_or_else(|| default.into());
-        let root = PathBuf::from(root);
-        if !root.is_dir() {
-            let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
-            assert!(!ci, "fixtures not found");
-            println!("skipped: fixtures not found");
-            return None;
-        }
-        Some(root)
-    }
-
-    fn nmse(found: &[Vec<f64>], expected: &[f32]) -> f64 {
-        let (mut error, mut energy) = (0.0, 0.0);
-        for (a, &b) in found.iter().flatten().zip(expected) {
-            error += (a - f64::from(b)).powi(2);
-            energy += f64::from(b).powi(2);
-        }
-        error / energy
-    }
-
-    struct Fixture {
-        gguf: Gguf,
-        rows: Vec<Row>,
-        exact: Vec<f32>,
-    }
-
-    fn fixture(root: &Path, entry: &serde_json::Value) -> Fixture {
-        let path = |key: &str| root.join(entry[key].as_str().unwrap());
-        let tokens = entry["tokens"].as_array().unwrap().iter();
-        let row = |(position, token): (usize, &serde_json::Value)| Row {
-            token: token.as_u64().unwrap() as u32,
-            slot: 0,
-            position,
-            wants_logits: true,
-        };
-        let bytes = std::fs::read(path("logits")).unwrap();
-        let (values, _) = bytes.as_chunks::<4>();
-        Fixture {
-            gguf: Gguf::open(&path("file")).unwrap(),
-            rows: tokens.enumerate().map(row).collect(),
-            exact: values.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-        }
-    }
-
-    /// Logits in two steps, so that the second reads the cache of the first.
-    fn logits(
-        graph: &OpGraph,
-        weights: &Weights,
-        rows: &[Row],
-        rounding: Rounding,
-    ) -> Vec<Vec<f64>> {
-        let mut interpreter = Interpreter::new(graph, weights, rounding);
-        let (first, second) = rows.split_at(rows.len() / 3);
-        let mut logits = interpreter.step(first).unwrap();
-        logits.extend(interpreter.step(second).unwrap());
-        logits
-    }
-
-    #[test]
-    fn logits_are_the_golden_ones_before_and_after_all_passes() {
-        let Some(root) = fixtures() else { return };
-        let index = std::fs::read_to_string(root.join("index.json")).unwrap();
-        let index: serde_json::Value = serde_json::from_str(&index).unwrap();
-        let mut compared = 0;
-        for entry in index["models"].as_array().unwrap() {
-            let name = entry["name"].as_str().unwrap();
-            let known = crate::model::ARCHITECTURES
-                .iter()
-                .any(|a| entry["arch"] == a.name);
-            let types = entry["tensor_types"].as_object().unwrap();
-            let readable = types
-                .keys()
-                .all(|ty| quant::FORMATS.iter().any(|format| format.ty.name() == ty));
-            if !known || !readable {
-                continue;
-            }
-            let Fixture { gguf, rows, exact } = fixture(&root, entry);
-            let mut graph = crate::model::build(&gguf).unwrap().graph;
-            let weights = Weights::read(&graph, &gguf).unwrap();
-            let before = logits(&graph, &weights, &rows, Rounding::Exact);
-            assert_eq!(before.len() * before[0].len(), exact.len());
-            let error = nmse(&before, &exact);
-            println!("{name}: {error:e}");
-            assert!(error < 1e-9, "{name}: {error:e}");
-            compared += 1;
-
-            pass::run_all(&mut graph, None).unwrap();
-            let few = &rows[..6];
-            let after = logits(&graph, &weights, few, Rounding::Exact);
-            for (a, b) in before.iter().zip(&after) {
-                let close = a
-                    .iter()
-                    .zip(b)
-                    .all(|(a, b)| (a - b).abs() < 1e-11 * (1.0 + a.abs()));
-                assert!(close, "{name} changes in the passes");
-            }
-            if entry["quant"] == "Q8_0" {
-                let rounded = logits(&graph, &weights, few, Rounding::Int8);
-                let native = entry["native_nmse"].as_f64().unwrap();
-                let error = nmse(&rounded, &exact[..rounded.len() * rounded[0].len()]);
-                assert!(
-                    (native / 10.0..native * 10.0).contains(&error),
-                    "{name}: {error:e} against {native:e}"
-                );
-            }
-        }
-        assert!(compared >= 8, "only {compared} fixtures compared");
-    }
-
-    #[test]
-    fn wrong_rows_are_refused() {
-        let tiny = crate::pass::tests::Tiny::PLAIN;
-        let (graph, gguf) = (tiny.graph(), tiny.gguf());
-        let weights = Weights::read(&graph, &gguf).unwrap();
-        let row = |token, position| Row {
-            token,
-            slot: 0,
-            position,
-            wants_logits: true,
-        };
-        let mut interpreter = Interpreter::new(&graph, &weights, Rounding::Exact);
-        let error = interpreter.step(&[row(8, 0)]).unwrap_err();
-        assert_eq!(error.to_string(), "token 8 of 8");
-        let error = interpreter.step(&[row(1, 0), row(1, 2)]).unwrap_err();
-        assert!(error.to_string().contains("never run"), "{error}");
     }
 }

@@ -172,7 +172,7 @@ fn the_largest_group_fits() {
     for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
         let cache = Cache::filled(isa, KvType::F16, 1, 64, 101);
         let shape = Shape {
-            heads: MAX_GROUP,
+            heads: MAX_HEADS_PER_KV_HEAD,
             kv_heads: 1,
             head_dim: 64,
             scale: 0.125,

@@ -93,6 +93,15 @@ pub enum KvType {
 }
 
 impl KvType {
+    /// Name inside kernel symbols and for people: `f16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+            KvType::Q8_0 => "q8_0",
+        }
+    }
+
     /// Bytes of one token's K (or V) of one head; `head_dim` is padded to a multiple of 32 first.
     pub const fn head_bytes(self, head_dim: usize) -> usize {
         let d = head_dim.next_multiple_of(32);

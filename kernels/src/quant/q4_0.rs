@@ -1,4 +1,5 @@
-//! Q4_0: 4-bit weights around 8, one f16 scale per 32. The bytes of its quant block are understood here and nowhere else.
+//! Q4_0: 4-bit weights around 8, one f16 scale per 32.
+//! The bytes of its quant block are understood here and nowhere else.
 //!
 //! Layout (ggml-common.h): f16 d; u8 qs[16]: low nibbles are weights 0..16, high nibbles 16..32; w = d * (q - 8).
 

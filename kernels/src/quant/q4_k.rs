@@ -1,7 +1,8 @@
-//! Q4_K: 4-bit weights, 6-bit scales and mins per 32 under one f16 pair per 256. The bytes of its quant block are understood here and nowhere else.
+//! Q4_K: 4-bit weights, 6-bit scales and mins per 32 under one f16 pair per 256.
+//! The bytes of its quant block are understood here and nowhere else.
 //!
-//! Layout (ggml-common.h): f16 d, f16 dmin; u8 scales[12] (see `k_scales`); u8 qs[128]: 32 bytes hold groups 2j (low nibbles) and
-//! 2j + 1 (high nibbles); w = (d * sc) * q - dmin * mn.
+//! Layout (ggml-common.h): f16 d, f16 dmin; u8 scales[12] (see `k_scales`); u8 qs[128]: 32 bytes hold scale
+//! groups 2j (low nibbles) and 2j + 1 (high nibbles); w = (d * sc) * q - dmin * mn.
 
 use super::{PackedLayout, QuantFormat, Scale, Store, Unpacked, k_scales, nibbles};
 use crate::tensor_type::TensorType;

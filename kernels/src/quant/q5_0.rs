@@ -1,4 +1,5 @@
-//! Q5_0: 5-bit weights around 16, one f16 scale per 32. The bytes of its quant block are understood here and nowhere else.
+//! Q5_0: 5-bit weights around 16, one f16 scale per 32.
+//! The bytes of its quant block are understood here and nowhere else.
 //!
 //! Layout (ggml-common.h): f16 d; u32 qh: fifth bit of each weight; u8 qs[16] as in Q4_0; w = d * (q - 16).
 

@@ -1,4 +1,5 @@
-//! Q5_1: 5-bit weights, one f16 scale and one f16 offset per 32. The bytes of its quant block are understood here and nowhere else.
+//! Q5_1: 5-bit weights, one f16 scale and one f16 offset per 32.
+//! The bytes of its quant block are understood here and nowhere else.
 //!
 //! Layout (ggml-common.h): f16 d, f16 m; u32 qh; u8 qs[16] as in Q5_0; w = d * q + m, so the packed min is -m.
 

@@ -1,7 +1,8 @@
-//! Q5_K: 5-bit weights, 6-bit scales and mins per 32 under one f16 pair per 256. The bytes of its quant block are understood here and nowhere else.
+//! Q5_K: 5-bit weights, 6-bit scales and mins per 32 under one f16 pair per 256.
+//! The bytes of its quant block are understood here and nowhere else.
 //!
-//! Layout (ggml-common.h): f16 d, f16 dmin; u8 scales[12] (see `k_scales`); u8 qh[32]: bit g of byte i is the fifth bit of weight i of
-//! group g; u8 qs[128] as in Q4_K; w = (d * sc) * q - dmin * mn.
+//! Layout (ggml-common.h): f16 d, f16 dmin; u8 scales[12] (see `k_scales`); u8 qh[32]: bit g of byte i is
+//! the fifth bit of weight i of scale group g; u8 qs[128] as in Q4_K; w = (d * sc) * q - dmin * mn.
 
 use super::{PackedLayout, QuantFormat, Scale, Store, Unpacked, k_scales, nibbles};
 use crate::tensor_type::TensorType;

@@ -1,8 +1,9 @@
-//! Q6_K: 6-bit weights around 32, signed 8-bit scales per 16 under one f16 per 256. The bytes of its quant block are understood here and nowhere else.
+//! Q6_K: 6-bit weights around 32, signed 8-bit scales per 16 under one f16 per 256.
+//! The bytes of its quant block are understood here and nowhere else.
 //!
-//! Layout (ggml-common.h): u8 ql[128]; u8 qh[64]; i8 scales[16]; f16 d. Each half of 128 weights takes 64 bytes of ql and 32 of qh:
-//! weight 32 j + i has its low nibble in ql[i + 32 (j % 2)] (high nibble for j >= 2) and its top bits at 2 j of qh[i];
-//! w = (d * sc) * (q - 32).
+//! Layout (ggml-common.h): u8 ql[128]; u8 qh[64]; i8 scales[16]; f16 d. Each half of 128 weights takes 64 bytes of ql
+//! and 32 of qh: weight 32 j + i has its low nibble in ql[i + 32 (j % 2)] (high nibble for j >= 2) and its top bits at
+//! 2 j of qh[i]; w = (d * sc) * (q - 32).
 
 use super::{PackedLayout, QuantFormat, Scale, Store, Unpacked};
 use crate::tensor_type::TensorType;

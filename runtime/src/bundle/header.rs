@@ -73,7 +73,7 @@ pub struct Section {
     pub offset: u64,
     /// Bytes, padding excluded.
     pub bytes: u64,
-    /// [`super::checksum`] of the bytes.
+    /// Checksum of the bytes, as `checksum.rs` defines it: xxh3-64 over the digests of chunks.
     pub checksum: u64,
 }
 

@@ -6,7 +6,7 @@ use crate::executor::{Executor, Row};
 use crate::manifest::Limits;
 
 /// Runs steps of rows over slots.
-pub trait Steps {
+pub trait Steps: Send {
     /// Slots, tokens per slot, rows per step.
     fn limits(&self) -> Limits;
     /// Token ids are below this; the length of a logits row.
@@ -49,3 +49,9 @@ impl Steps for Executor {
         Executor::logits(self, i)
     }
 }
+
+/// An engine can be moved to a thread of its own.
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<super::Engine>();
+};

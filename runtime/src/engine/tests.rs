@@ -1,8 +1,8 @@
 //! The engine over a stand-in whose logits are a pure function of what its slot has been fed. Any mistake in rows,
 //! positions, slots or batching changes somebody's tokens.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::sampler::Sampling;
@@ -16,7 +16,7 @@ const END: u32 = 29;
 const VOCAB: u32 = 30;
 
 /// What the steps were, for tests about scheduling.
-type Log = Rc<RefCell<Vec<Vec<Row>>>>;
+type Log = Arc<Mutex<Vec<Vec<Row>>>>;
 
 /// Logits that follow a hash of the slot's history; with a script, those that make the slot say the script's tokens in
 /// turn, whatever came before.
@@ -26,7 +26,7 @@ struct HashModel {
     logits: Vec<Vec<f32>>,
     script: Option<Vec<u32>>,
     prompt_len: usize,
-    fail_next: Rc<RefCell<bool>>,
+    fail_next: Arc<AtomicBool>,
     log: Log,
 }
 
@@ -53,11 +53,11 @@ impl Steps for HashModel {
     }
 
     fn step(&mut self, rows: &[Row]) -> Result<(), Error> {
-        if self.fail_next.replace(false) {
+        if self.fail_next.swap(false, Relaxed) {
             return Err(failure());
         }
         assert!(!rows.is_empty() && rows.len() <= self.limits.max_rows as usize);
-        self.log.borrow_mut().push(rows.to_vec());
+        self.log.lock().expect("no panic").push(rows.to_vec());
         self.logits.clear();
         for row in rows {
             let history = self.slots[row.slot as usize]
@@ -164,8 +164,8 @@ impl Default for Setup {
 }
 
 impl Setup {
-    fn engine(self) -> (Engine, Log, Rc<RefCell<bool>>) {
-        let (log, fail_next) = (Log::default(), Rc::default());
+    fn engine(self) -> (Engine, Log, Arc<AtomicBool>) {
+        let (log, fail_next) = (Log::default(), Arc::default());
         let model = HashModel {
             limits: Limits {
                 max_batch: self.slots,
@@ -176,8 +176,8 @@ impl Setup {
             logits: Vec::new(),
             script: self.script,
             prompt_len: 1,
-            fail_next: Rc::clone(&fail_next),
-            log: Rc::clone(&log),
+            fail_next: Arc::clone(&fail_next),
+            log: Arc::clone(&log),
         };
         (
             Engine::with_steps(Box::new(model), Some(tokenizer()), self.options),
@@ -318,7 +318,7 @@ fn nobody_depends_on_who_else_is_in_the_batch() {
             tokens, expected,
             "{slots} slots, {rows} rows, chunk {chunk:?}"
         );
-        let widest = log.borrow().iter().map(Vec::len).max();
+        let widest = log.lock().expect("no panic").iter().map(Vec::len).max();
         assert!(widest <= Some(rows as usize));
     }
 }
@@ -404,7 +404,7 @@ fn prefill_never_stalls_decode() {
         [first, second],
         "first come, first served"
     );
-    for rows in log.borrow()[1..8].iter() {
+    for rows in log.lock().expect("no panic")[1..8].iter() {
         assert!(
             rows.len() <= 1 + 3 + 1,
             "at most two decoding and a chunk of three: {rows:?}"
@@ -412,8 +412,14 @@ fn prefill_never_stalls_decode() {
         assert!(rows.iter().filter(|r| r.wants_logits).count() <= 3);
     }
     // The seventh step ends the long prompt (20 = 6 x 3 + 2) and begins the short one.
-    assert_eq!(log.borrow()[7].len(), 4);
-    assert_eq!(log.borrow()[7].iter().filter(|r| r.wants_logits).count(), 2);
+    assert_eq!(log.lock().expect("no panic")[7].len(), 4);
+    assert_eq!(
+        log.lock().expect("no panic")[7]
+            .iter()
+            .filter(|r| r.wants_logits)
+            .count(),
+        2
+    );
 }
 
 #[test]
@@ -429,8 +435,14 @@ fn several_prompts_share_a_step() {
             .expect("a valid request");
     }
     engine.step().expect("the stand-in works");
-    assert_eq!(log.borrow()[0].len(), 12);
-    assert_eq!(log.borrow()[0].iter().filter(|r| r.wants_logits).count(), 4);
+    assert_eq!(log.lock().expect("no panic")[0].len(), 12);
+    assert_eq!(
+        log.lock().expect("no panic")[0]
+            .iter()
+            .filter(|r| r.wants_logits)
+            .count(),
+        4
+    );
 }
 
 #[test]
@@ -581,7 +593,13 @@ fn no_tokens_wanted_means_prefill_only() {
         (done.tokens.len(), done.reason, done.stats.prompt_tokens),
         (0, FinishReason::Length, 20)
     );
-    assert!(log.borrow().iter().flatten().all(|row| !row.wants_logits));
+    assert!(
+        log.lock()
+            .expect("no panic")
+            .iter()
+            .flatten()
+            .all(|row| !row.wants_logits)
+    );
 }
 
 #[test]
@@ -600,7 +618,10 @@ fn text_prompts_get_a_begin_token() {
         })
         .expect("the begin token stands in");
     engine.run_to_end().expect("the stand-in works");
-    let tokens: Vec<u32> = log.borrow()[0].iter().map(|row| row.token).collect();
+    let tokens: Vec<u32> = log.lock().expect("no panic")[0]
+        .iter()
+        .map(|row| row.token)
+        .collect();
     assert_eq!(tokens, [BOS, 2, 0, 1, BOS]);
 }
 
@@ -641,7 +662,7 @@ fn a_failed_step_can_be_repeated() {
     engine.submit(request(&[4], 8, 6)).expect("a valid request");
     let mut tokens = [Vec::new(), Vec::new()];
     for turn in 0..40 {
-        fail_next.replace(turn % 3 == 1);
+        fail_next.store(turn % 3 == 1, Relaxed);
         for event in engine.step().unwrap_or_default() {
             if let Event::Token { id, token, .. } = event {
                 tokens[id.0 as usize].push(token);

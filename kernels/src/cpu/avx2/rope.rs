@@ -1,5 +1,5 @@
-//! RoPE stamped for AVX2 with FMA and F16C; the body is in `cpu/lanes/rope.rs`. The table is f64 arithmetic on a few numbers per row, so
-//! the portable version serves.
+//! RoPE stamped for AVX2 with FMA and F16C; the body is in `cpu/lanes/rope.rs`. The table is f64 arithmetic
+//! on a few numbers per row, so the portable version serves.
 
 use crate::cpu::abi::Step;
 use crate::cpu::avx2::lanes::F32x8;

@@ -1,5 +1,5 @@
-//! RoPE stamped for AVX-512 (F, BW, DQ, VL); the body is in `cpu/lanes/rope.rs`. The table is f64 arithmetic on a few numbers per row, so
-//! the portable version serves.
+//! RoPE stamped for AVX-512 (F, BW, DQ, VL); the body is in `cpu/lanes/rope.rs`. The table is f64
+//! arithmetic on a few numbers per row, so the portable version serves.
 
 use crate::cpu::abi::Step;
 use crate::cpu::avx512::lanes::F32x16;

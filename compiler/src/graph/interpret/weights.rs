@@ -1,0 +1,106 @@
+//! Weights as the interpreter reads them: dequantised at once, or matrices row by row from the file. No arithmetic.
+
+use coldpress_kernels::quant::{self, QuantFormat};
+
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::graph::{OpGraph, Source, Weight, WeightId};
+
+/// Values of every weight of a graph, dequantised. Passes keep weights, so one set serves before and after.
+#[derive(Clone)]
+pub struct Weights<'g> {
+    /// By weight; `None` for a matrix that is read from `gguf` row by row when it is needed.
+    held: Vec<Option<Vec<f32>>>,
+    gguf: Option<&'g Gguf>,
+}
+
+impl<'g> Weights<'g> {
+    /// Reads and dequantises all weights of `graph`.
+    ///
+    /// # Errors
+    /// `Error::Model` when a tensor is not in the file or has another size, `Error::Unsupported` for its type.
+    pub fn read(graph: &OpGraph, gguf: &'g Gguf) -> Result<Weights<'g>, Error> {
+        Weights::held(graph, gguf, |_| true)
+    }
+
+    /// Holds vectors only and dequantises matrices row by row at each use: a large model in little memory.
+    ///
+    /// # Errors
+    /// As [`Weights::read`].
+    pub fn stream(graph: &OpGraph, gguf: &'g Gguf) -> Result<Weights<'g>, Error> {
+        Weights::held(graph, gguf, |weight| weight.n == 1)
+    }
+
+    fn held(
+        graph: &OpGraph,
+        gguf: &'g Gguf,
+        hold: impl Fn(&Weight) -> bool,
+    ) -> Result<Weights<'g>, Error> {
+        let mut held = Vec::with_capacity(graph.weights.len());
+        for weight in &graph.weights {
+            held.push(match &weight.source {
+                Source::Computed(values) => Some(values.clone()),
+                Source::Gguf => {
+                    let (format, data) = stored(weight, gguf)?;
+                    hold(weight).then(|| {
+                        let mut values = vec![0.0; weight.n * weight.k];
+                        quant::dequantise_row(format, data, &mut values);
+                        values
+                    })
+                }
+            });
+        }
+        Ok(Weights {
+            held,
+            gguf: Some(gguf),
+        })
+    }
+
+    /// Values of each weight, in the order of `OpGraph::weights`.
+    pub fn new(values: Vec<Vec<f32>>) -> Weights<'static> {
+        Weights {
+            held: values.into_iter().map(Some).collect(),
+            gguf: None,
+        }
+    }
+
+    /// All values of a vector (`n` = 1).
+    pub(super) fn vector(&self, id: WeightId) -> &[f32] {
+        self.held[id.0 as usize].as_deref().unwrap_or_default()
+    }
+
+    /// Row `row` of a matrix, in `buffer` if it is not held.
+    pub(super) fn row<'b>(
+        &'b self,
+        weight: &Weight,
+        id: WeightId,
+        row: usize,
+        buffer: &'b mut Vec<f32>,
+    ) -> &'b [f32] {
+        if let Some(values) = &self.held[id.0 as usize] {
+            return &values[row * weight.k..(row + 1) * weight.k];
+        }
+        buffer.resize(weight.k, 0.0);
+        // `held` has looked every weight up; without a file nothing is streamed.
+        if let Some(Ok((format, data))) = self.gguf.map(|gguf| stored(weight, gguf)) {
+            let bytes = data.len() / weight.n;
+            quant::dequantise_row(format, &data[row * bytes..(row + 1) * bytes], buffer);
+        }
+        buffer
+    }
+}
+
+/// Format and bytes of a weight in the file.
+fn stored<'g>(weight: &Weight, gguf: &'g Gguf) -> Result<(&'static QuantFormat, &'g [u8]), Error> {
+    let tensor = gguf.tensor(&weight.name);
+    let tensor = tensor.filter(|t| t.n() * t.k() == (weight.n * weight.k) as u64);
+    let tensor = tensor.ok_or_else(|| Error::Model {
+        what: weight.name.clone(),
+        why: format!("not in the file as [{},{}]", weight.n, weight.k),
+    })?;
+    let format = quant::format(tensor.ty).ok_or_else(|| Error::Unsupported {
+        what: weight.name.clone(),
+        why: format!("{} cannot be dequantised", tensor.ty),
+    })?;
+    Ok((format, gguf.data(tensor)))
+}
