@@ -3,6 +3,8 @@
 use crate::harness::*;
 use coldpress_compiler::gguf::{Array, GgufWriter, Value};
 use coldpress_kernels::tensor_type::TensorType;
+use coldpress_runtime::bundle::{Bundle, BundleWriter, SectionKind};
+use coldpress_runtime::manifest::Manifest;
 use std::path::{Path, PathBuf};
 use tempfile::{TempDir, tempdir};
 
@@ -214,15 +216,69 @@ fn bundles_that_are_damaged() {
     }
 }
 
+/// Writes the bundle `good` again at `out` with a changed manifest; every checksum is right.
+fn remade(good: &Path, out: &Path, change: impl FnOnce(&mut Manifest)) {
+    let bundle = Bundle::open(good).expect("opens");
+    let mut writer = BundleWriter::create(out).expect("creates");
+    for (index, section) in bundle.file_header().sections.iter().enumerate() {
+        if section.kind != SectionKind::Manifest {
+            let bytes = bundle.section_bytes(index as u32).expect("section");
+            writer.write_section(section.kind, bytes).expect("written");
+        }
+    }
+    let mut manifest = bundle.manifest().clone();
+    change(&mut manifest);
+    writer
+        .write_value(SectionKind::Manifest, &manifest)
+        .expect("written");
+    let requires: Vec<_> = manifest.plans.iter().map(|p| p.requires.clone()).collect();
+    writer.finish("another", &requires).expect("finished");
+}
+
 #[test]
 fn bundles_for_another_machine() {
     let dir = tempdir().expect("temporary folder");
     let good = bundle(&dir);
-    let mut manifest_of_another = std::fs::read(&good).expect("bundle");
-    manifest_of_another[0] ^= 0xff;
-    let bad = dir.path().join("magic.press");
-    std::fs::write(&bad, &manifest_of_another).expect("written");
-    fail(&["run", arg(&bad), "-p", "a"], 1, &["magic.press"]);
+    let other = dir.path().join("other.press");
+    remade(&good, &other, |manifest| {
+        let requires = &mut manifest.plans[0].requires;
+        requires
+            .features
+            .extend(["avx9000".into(), "abacus".into()]);
+    });
+    // Every mismatch at once, and what to do.
+    let says = ["avx9000", "abacus", "--target"];
+    fail(&["run", arg(&other), "-p", "a"], 4, &says);
+    let text = succeed(&["inspect", arg(&other)]);
+    for word in says {
+        assert!(
+            text.contains(word),
+            "inspect should mention {word}:\n{text}"
+        );
+    }
+    remade(&good, &other, |manifest| {
+        manifest.plans[0].requires.arch = "vax".into();
+    });
+    fail(&["run", arg(&other), "-p", "a"], 4, &["vax", "--target"]);
+    remade(&good, &other, |manifest| {
+        manifest.plans[0]
+            .symbols
+            .push("matmul_of_the_future".into());
+    });
+    fail(
+        &["run", arg(&other), "-p", "a"],
+        4,
+        &["matmul_of_the_future"],
+    );
+
+    let mut bytes = std::fs::read(&good).expect("bundle");
+    bytes[0] ^= 0xff;
+    std::fs::write(&other, &bytes).expect("written");
+    fail(&["run", arg(&other), "-p", "a"], 1, &["other.press"]);
+    bytes[0] ^= 0xff;
+    bytes[8] = 77;
+    std::fs::write(&other, &bytes).expect("written");
+    fail(&["run", arg(&other), "-p", "a"], 4, &["77"]);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::graph::{OpGraph, dump};
 use crate::plan::select::{Selector, packed_layout};
 use crate::plan::{Form, Plan, Work};
+use coldpress_kernels::matmul::Reason;
 use coldpress_runtime::manifest::Stage;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -152,11 +153,25 @@ fn candidates(
                 picked: used && c.verdict.is_ok(),
                 verdict: match c.verdict {
                     Ok(cost) => Ok((cost.seconds, cost.to_string())),
+                    Err(Reason::Rows { .. }) => Err("more rows than the bucket has".into()),
                     Err(reason) => Err(reason.to_string()),
                 },
             }
         })
         .collect())
+}
+
+/// Variants that are not legal, by reason, in table order.
+fn refused(candidates: &[CandidateNote]) -> Vec<(&str, Vec<&str>)> {
+    let mut by_reason: Vec<(&str, Vec<&str>)> = Vec::new();
+    for c in candidates {
+        let Err(reason) = &c.verdict else { continue };
+        match by_reason.iter_mut().find(|r| r.0 == reason) {
+            Some(known) => known.1.push(&c.variant),
+            None => by_reason.push((reason, vec![&c.variant])),
+        }
+    }
+    by_reason
 }
 
 /// A program of the bundle: stage, rows, label of each launch.
@@ -192,12 +207,14 @@ pub fn explain(
             for (rows, candidates) in &choice.buckets {
                 let _ = writeln!(out, "  {rows} rows");
                 for c in candidates {
-                    let verdict = match &c.verdict {
-                        Ok((seconds, reason)) => format!("{:>9.1}  {reason}", seconds * 1e6),
-                        Err(reason) => format!("not legal: {reason}"),
-                    };
-                    let mark = if c.picked { "  <--" } else { "" };
-                    let _ = writeln!(out, "    {:<32} {verdict}{mark}", c.variant);
+                    if let Ok((seconds, reason)) = &c.verdict {
+                        let mark = if c.picked { "  <--" } else { "" };
+                        let us = seconds * 1e6;
+                        let _ = writeln!(out, "    {:<12} {us:>9.1}  {reason}{mark}", c.variant);
+                    }
+                }
+                for (reason, variants) in refused(candidates) {
+                    let _ = writeln!(out, "    not legal: {} ({reason})", variants.join(", "));
                 }
             }
         }
