@@ -8,6 +8,8 @@ mod parts;
 mod qwen2;
 mod qwen3;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 use crate::error::Error;
 use crate::gguf::Gguf;
@@ -114,6 +116,3 @@ pub fn build(gguf: &Gguf) -> Result<Model, Error> {
     };
     Ok(Model { info, graph })
 }
-
-#[cfg(test)]
-mod tests;

@@ -8,6 +8,8 @@ mod fuse_residual;
 mod fuse_rope_append;
 mod group_matmuls;
 mod quantise_activations;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use crate::error::Error;
 use crate::graph::{OpGraph, dump, verify};
@@ -48,8 +50,7 @@ pub const PASSES: &[Pass] = &[
 /// Receives a pass's name and the text of the graph it left.
 pub type Dump<'a> = &'a mut dyn FnMut(&str, &str);
 
-/// Runs all passes, with dead nodes removed and the graph verified after each. `dump` is called
-/// after each.
+/// Runs all passes; after each, dead nodes are removed, the graph is verified, and `dump` is called.
 ///
 /// # Errors
 /// `Error::Internal` naming the pass that broke the graph.
@@ -69,6 +70,3 @@ fn run(pass: &Pass, graph: &mut OpGraph) -> Result<(), Error> {
     graph.remove_dead();
     verify::verify(graph)
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

@@ -5,6 +5,9 @@
 //! Softmax runs online, page by page (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Pages
 //! are cut at absolute positions, so a row's result does not depend on the batch it is computed in.
 
+#[cfg(test)]
+mod conformance;
+
 use std::fmt;
 
 use crate::cpu::Isa;
@@ -203,6 +206,3 @@ pub fn reference(q: &[f32], k: &[f32], v: &[f32], shape: &Shape) -> Vec<f32> {
     }
     out
 }
-
-#[cfg(test)]
-mod conformance;

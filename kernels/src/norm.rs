@@ -3,6 +3,9 @@
 //!
 //! Formula: Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, with eps inside the root as in Llama.
 
+#[cfg(test)]
+mod conformance;
+
 use std::fmt;
 
 use crate::cpu::Isa;
@@ -103,6 +106,3 @@ pub fn reference(x: &[f32], w: Option<&[f32]>, width: usize, eps: f32) -> Vec<f3
     }
     y
 }
-
-#[cfg(test)]
-mod conformance;

@@ -4,6 +4,9 @@
 //!
 //! Formula: Su et al., "RoFormer", 2021: `(a, b) -> (a cos - b sin, a sin + b cos)`, angle = position * inv_freq.
 
+#[cfg(test)]
+mod conformance;
+
 use std::fmt;
 
 use crate::cpu::Isa;
@@ -148,6 +151,3 @@ pub fn reference(
     }
     out
 }
-
-#[cfg(test)]
-mod conformance;

@@ -1,5 +1,9 @@
 //! ffn_gate and ffn_up of a layer read one value: one matmul with two parts; and the activation of the gate joins the
-//! product with up.
+//! product with up. Gate and up that cannot share a matmul still share the product.
+//!
+//! ```text
+//! g = matmul(x, Wg); u = matmul(x, Wu); y = mul(act(g), u)   ->   g, u = matmul(x, [Wg, Wu]); y = gated_act(g, u)
+//! ```
 
 use super::group_matmuls::group_matmuls;
 use crate::error::Error;

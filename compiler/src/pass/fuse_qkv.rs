@@ -1,5 +1,9 @@
 //! attn_q, attn_k and attn_v of a layer read one value: one matmul with up to three parts. Weights read as integers and
 //! weights read as floats stay apart.
+//!
+//! ```text
+//! q = matmul(x, Wq); k = matmul(x, Wk); v = matmul(x, Wv)   ->   q, k, v = matmul(x, [Wq, Wk, Wv])
+//! ```
 
 use super::group_matmuls::group_matmuls;
 use crate::error::Error;

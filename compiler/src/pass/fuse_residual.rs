@@ -1,4 +1,8 @@
-//! A matmul whose only reader adds something to it adds that itself.
+//! A matmul whose only reader adds something to it adds that itself. One with a bias or several parts does not.
+//!
+//! ```text
+//! p = matmul(x, W); y = add(p, r)   ->   y = matmul(x, W, residual r)
+//! ```
 
 use crate::error::Error;
 use crate::graph::{Op, OpGraph, Value};

@@ -1,4 +1,8 @@
 //! Per-head norm and rotation of q and k and the write of k and v to the cache become one RopeAppend.
+//!
+//! ```text
+//! q' = rope(norm(q)); k' = rope(norm(k)); kv = kv_append(k', v)   ->   q', kv = rope_append(q, k, v)
+//! ```
 
 use petgraph::stable_graph::NodeIndex;
 

@@ -1,5 +1,10 @@
 //! Matmuls whose weights are integers read int8 activations: each distinct value is quantised once, by its producer
 //! where that is a norm or a gated activation that nobody else needs in f32.
+//!
+//! ```text
+//! x = rms_norm(h); y = matmul(x, W); z = matmul(x, V)   ->   x = norm_quantise(h); y = matmul(x, W); z = matmul(x, V)
+//! x = add(a, b);   y = matmul(x, W)                     ->   x = add(a, b); x8 = quantise(x); y = matmul(x8, W)
+//! ```
 
 use std::collections::BTreeMap;
 

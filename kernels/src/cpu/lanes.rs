@@ -1,12 +1,13 @@
 //! What a vector ISA must offer so that norm, rope and attention are written once: `Lanes`, a vector of f32. The bodies
-//! in `lanes/` are inlined into `#[target_feature]` functions that `avx2` and `avx512` stamp. Matmul and quantise, whose
-//! instructions differ by ISA, are no business of this trait.
+//! in `lanes/` are inlined into `#[target_feature]` functions, which `lanes/stamp.rs` makes for `avx2` and `avx512`. Matmul
+//! and quantise, whose instructions differ by ISA, are no business of this trait.
 
 pub mod attention;
 pub mod cache;
 pub mod mix;
 pub mod norm;
 pub mod rope;
+pub(crate) mod stamp;
 
 /// A vector of f32 in a register.
 ///

@@ -1,51 +1,5 @@
 //! RMSNorm stamped for AVX2 with FMA and F16C; the body is in `cpu/lanes/norm.rs`.
 
 use crate::cpu::avx2::lanes::F32x8;
-use crate::cpu::lanes::norm as lanes;
-use crate::cpu::symbols::{Named, Symbol};
-use crate::norm::{NormFn, NormQ8Fn};
 
-/// `rmsnorm_avx2` of type [`NormFn`] and `rmsnorm_q8_avx2` of type [`NormQ8Fn`].
-pub const SYMBOLS: &[Named] = &[
-    ("rmsnorm_avx2", Symbol(rmsnorm as NormFn as *const ())),
-    (
-        "rmsnorm_q8_avx2",
-        Symbol(rmsnorm_q8 as NormQ8Fn as *const ()),
-    ),
-];
-
-/// # Safety
-/// The contract of [`NormFn`]; AVX2 is there.
-#[allow(clippy::too_many_arguments)]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe extern "C" fn rmsnorm(
-    x: *const f32,
-    w: *const f32,
-    y: *mut f32,
-    width: usize,
-    rows: usize,
-    x_stride: usize,
-    y_stride: usize,
-    eps_bits: usize,
-) {
-    // SAFETY: promised by the caller.
-    unsafe { lanes::rmsnorm::<F32x8>(x, w, y, width, rows, x_stride, y_stride, eps_bits) }
-}
-
-/// # Safety
-/// The contract of [`NormQ8Fn`]; AVX2 is there.
-#[allow(clippy::too_many_arguments)]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe extern "C" fn rmsnorm_q8(
-    x: *const f32,
-    w: *const f32,
-    out: *mut u8,
-    width: usize,
-    rows: usize,
-    x_stride: usize,
-    out_stride: usize,
-    eps_bits: usize,
-) {
-    // SAFETY: promised by the caller.
-    unsafe { lanes::rmsnorm_q8::<F32x8>(x, w, out, width, rows, x_stride, out_stride, eps_bits) }
-}
+crate::cpu::lanes::stamp::stamp_norm!("avx2", F32x8, "avx2,fma,f16c");

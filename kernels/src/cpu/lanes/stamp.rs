@@ -1,0 +1,231 @@
+//! `extern "C"` functions around the bodies in this folder, one set per ISA: the same arguments, compiled with the ISA's
+//! features so that its [`Lanes`](super::Lanes) are inlined. What a kernel computes is in the bodies.
+//!
+//! Every macro takes the ISA's name inside symbols, its vector and its target features, and makes the `SYMBOLS` of a file.
+
+/// Kernels of [`crate::norm`].
+macro_rules! stamp_norm {
+    ($isa:literal, $vector:ty, $features:literal) => {
+        use $crate::cpu::lanes::norm as lanes;
+        use $crate::cpu::symbols::{Named, Symbol};
+        use $crate::norm::{NormFn, NormQ8Fn};
+
+        /// `rmsnorm_<isa>` of type [`NormFn`] and `rmsnorm_q8_<isa>` of type [`NormQ8Fn`].
+        pub const SYMBOLS: &[Named] = &[
+            (
+                concat!("rmsnorm_", $isa),
+                Symbol(rmsnorm as NormFn as *const ()),
+            ),
+            (
+                concat!("rmsnorm_q8_", $isa),
+                Symbol(rmsnorm_q8 as NormQ8Fn as *const ()),
+            ),
+        ];
+
+        /// # Safety
+        /// The contract of [`NormFn`]; the CPU has the features.
+        #[allow(clippy::too_many_arguments)]
+        #[target_feature(enable = $features)]
+        unsafe extern "C" fn rmsnorm(
+            x: *const f32,
+            w: *const f32,
+            y: *mut f32,
+            width: usize,
+            rows: usize,
+            x_stride: usize,
+            y_stride: usize,
+            eps_bits: usize,
+        ) {
+            // SAFETY: promised by the caller.
+            unsafe { lanes::rmsnorm::<$vector>(x, w, y, width, rows, x_stride, y_stride, eps_bits) }
+        }
+
+        /// # Safety
+        /// The contract of [`NormQ8Fn`]; the CPU has the features.
+        #[allow(clippy::too_many_arguments)]
+        #[target_feature(enable = $features)]
+        unsafe extern "C" fn rmsnorm_q8(
+            x: *const f32,
+            w: *const f32,
+            out: *mut u8,
+            width: usize,
+            rows: usize,
+            x_stride: usize,
+            out_stride: usize,
+            eps_bits: usize,
+        ) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                lanes::rmsnorm_q8::<$vector>(x, w, out, width, rows, x_stride, out_stride, eps_bits)
+            }
+        }
+    };
+}
+
+/// Kernels of [`crate::rope`]. The table is f64 arithmetic on a few numbers per row, so the portable version serves.
+macro_rules! stamp_rope {
+    ($isa:literal, $vector:ty, $features:literal) => {
+        use $crate::cpu::abi::Step;
+        use $crate::cpu::lanes::rope as lanes;
+        use $crate::cpu::scalar::rope::rope_table;
+        use $crate::cpu::symbols::{Named, Symbol};
+        use $crate::rope::{RopeHeadsFn, RopeTableFn};
+
+        /// `rope_table_<isa>` of type [`RopeTableFn`] and `rope_heads_<isa>` of type [`RopeHeadsFn`].
+        pub const SYMBOLS: &[Named] = &[
+            (
+                concat!("rope_table_", $isa),
+                Symbol(rope_table as RopeTableFn as *const ()),
+            ),
+            (
+                concat!("rope_heads_", $isa),
+                Symbol(rope_heads as RopeHeadsFn as *const ()),
+            ),
+        ];
+
+        /// # Safety
+        /// The contract of [`RopeHeadsFn`]; the CPU has the features.
+        #[allow(clippy::too_many_arguments)]
+        #[target_feature(enable = $features)]
+        unsafe extern "C" fn rope_heads(
+            x: *mut f32,
+            w: *const f32,
+            table: *const f32,
+            heads: usize,
+            head_dim: usize,
+            rot_dim: usize,
+            neox: usize,
+            row_begin: usize,
+            row_end: usize,
+            x_stride: usize,
+            table_stride: usize,
+            eps_bits: usize,
+            step: *const Step,
+        ) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                lanes::rope_heads::<$vector>(
+                    x,
+                    w,
+                    table,
+                    heads,
+                    head_dim,
+                    rot_dim,
+                    neox,
+                    row_begin,
+                    row_end,
+                    x_stride,
+                    table_stride,
+                    eps_bits,
+                    step,
+                )
+            }
+        }
+    };
+}
+
+/// Kernels of [`crate::attention`], for each cache type.
+macro_rules! stamp_attention {
+    ($isa:literal, $vector:ty, $features:literal) => {
+        use $crate::attention::{AttentionFn, KvAppendFn};
+        use $crate::cpu::abi::Step;
+        use $crate::cpu::lanes::attention as lanes;
+        use $crate::cpu::lanes::cache::{self, Cache, CacheF16, CacheF32, CacheQ8};
+        use $crate::cpu::symbols::{Named, Symbol};
+
+        /// `attention_<kv>_<isa>` of type [`AttentionFn`] and `kv_append_<kv>_<isa>` of type [`KvAppendFn`].
+        pub const SYMBOLS: &[Named] = &[
+            (
+                concat!("attention_f32_", $isa),
+                Symbol(attention::<CacheF32> as AttentionFn as *const ()),
+            ),
+            (
+                concat!("kv_append_f32_", $isa),
+                Symbol(kv_append::<CacheF32> as KvAppendFn as *const ()),
+            ),
+            (
+                concat!("attention_f16_", $isa),
+                Symbol(attention::<CacheF16> as AttentionFn as *const ()),
+            ),
+            (
+                concat!("kv_append_f16_", $isa),
+                Symbol(kv_append::<CacheF16> as KvAppendFn as *const ()),
+            ),
+            (
+                concat!("attention_q8_0_", $isa),
+                Symbol(attention::<CacheQ8> as AttentionFn as *const ()),
+            ),
+            (
+                concat!("kv_append_q8_0_", $isa),
+                Symbol(kv_append::<CacheQ8> as KvAppendFn as *const ()),
+            ),
+        ];
+
+        /// # Safety
+        /// The contract of [`AttentionFn`]; the CPU has the features.
+        #[allow(clippy::too_many_arguments)]
+        #[target_feature(enable = $features)]
+        unsafe extern "C" fn attention<C: Cache>(
+            q: *const f32,
+            kv: *const u8,
+            out: *mut f32,
+            step: *const Step,
+            heads: usize,
+            kv_heads: usize,
+            head_dim: usize,
+            unit_begin: usize,
+            unit_end: usize,
+            q_stride: usize,
+            out_stride: usize,
+            scale_bits: usize,
+            window: usize,
+            softcap_bits: usize,
+        ) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                lanes::attention::<$vector, C>(
+                    q,
+                    kv,
+                    out,
+                    step,
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    unit_begin,
+                    unit_end,
+                    q_stride,
+                    out_stride,
+                    scale_bits,
+                    window,
+                    softcap_bits,
+                )
+            }
+        }
+
+        /// # Safety
+        /// The contract of [`KvAppendFn`]; the CPU has the features.
+        #[allow(clippy::too_many_arguments)]
+        #[target_feature(enable = $features)]
+        unsafe extern "C" fn kv_append<C: Cache>(
+            k: *const f32,
+            v: *const f32,
+            kv: *mut u8,
+            step: *const Step,
+            kv_heads: usize,
+            head_dim: usize,
+            row_begin: usize,
+            row_end: usize,
+            k_stride: usize,
+            v_stride: usize,
+        ) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                cache::kv_append::<$vector, C>(
+                    k, v, kv, step, kv_heads, head_dim, row_begin, row_end, k_stride, v_stride,
+                )
+            }
+        }
+    };
+}
+
+pub(crate) use {stamp_attention, stamp_norm, stamp_rope};
