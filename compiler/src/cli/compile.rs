@@ -192,13 +192,41 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_size;
+    use super::*;
 
     #[test]
     fn sizes() {
         assert_eq!(parse_size("24GiB"), Ok(24 << 30));
         assert_eq!(parse_size("1.5g"), Ok(3 << 29));
         assert_eq!(parse_size("900"), Ok(900));
+        assert!(parse_size("").is_err() && parse_size("1.2.3G").is_err());
         assert!(parse_size("lots").is_err() && parse_size("3 parsecs").is_err());
+    }
+
+    #[test]
+    fn absurd_numbers_are_usage_errors() {
+        let flags = |ctx_size, threads| CompileFlags {
+            target: "native".into(),
+            ctx_size,
+            kv_type: KvFlag::F16,
+            threads,
+        };
+        assert!(
+            flags(Some(MAX_CONTEXT), Some(MAX_WORKERS))
+                .options(MAX_BATCH)
+                .is_ok()
+        );
+        for (flags, batch, named) in [
+            (flags(None, None), 0, "--max-batch"),
+            (flags(Some(1 << 24), None), 1 << 24, "--max-batch"),
+            (flags(Some(0), None), 1, "--ctx-size"),
+            (flags(Some(usize::MAX), None), 1, "--ctx-size"),
+            (flags(None, Some(0)), 1, "--threads"),
+            (flags(None, Some(1024)), 1, "--threads"),
+        ] {
+            let error = flags.options(batch).expect_err("refused");
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(named), "{error}");
+        }
     }
 }

@@ -266,18 +266,41 @@ fn a_weight_beyond_any_machine_is_an_error() {
     }
 }
 
-/// The graph of a model of `layers` layers with the shapes of Qwen3 0.6B, all matrices in `ty`.
-fn qwen3_like(layers: u64, vocab: u64, ty: TensorType) -> OpGraph {
-    let (hidden, ffn, heads, kv_heads, head_dim) = (1024, 3072, 16, 8, 128);
+/// Shapes of a qwen3 model.
+struct Dims {
+    layers: u64,
+    hidden: u64,
+    ffn: u64,
+    heads: u64,
+    kv_heads: u64,
+    head_dim: u64,
+    vocab: u64,
+}
+
+/// Qwen3 0.6B, with fewer layers and tokens.
+const QWEN3: Dims = Dims {
+    layers: 2,
+    hidden: 1024,
+    ffn: 3072,
+    heads: 16,
+    kv_heads: 8,
+    head_dim: 128,
+    vocab: 8192,
+};
+
+/// The graph of a qwen3 model of these shapes after all passes, all matrices in `ty` and zero.
+fn qwen3(dims: &Dims, ty: TensorType) -> OpGraph {
+    let (hidden, ffn, head_dim) = (dims.hidden, dims.ffn, dims.head_dim);
+    let (q, kv) = (dims.heads * head_dim, dims.kv_heads * head_dim);
     let mut writer = GgufWriter::new();
     writer.add("general.architecture", Gv::Str("qwen3".into()));
     for (suffix, value) in [
-        ("block_count", layers),
+        ("block_count", dims.layers),
         ("context_length", 40960),
         ("embedding_length", hidden),
         ("feed_forward_length", ffn),
-        ("attention.head_count", heads),
-        ("attention.head_count_kv", kv_heads),
+        ("attention.head_count", dims.heads),
+        ("attention.head_count_kv", dims.kv_heads),
         ("attention.key_length", head_dim),
         ("attention.value_length", head_dim),
     ] {
@@ -287,29 +310,68 @@ fn qwen3_like(layers: u64, vocab: u64, ty: TensorType) -> OpGraph {
     let mut tensor = |name: String, dims: &[u64]| {
         let ty = if dims.len() == 1 { TensorType::F32 } else { ty };
         let rows: u64 = dims[1..].iter().product();
-        let bytes = ty.row_bytes(dims[0]).expect("whole quant blocks") * rows;
+        let bytes = ty.row_bytes(dims[0]).expect("whole rows") * rows;
         writer.tensor(name, ty, dims, vec![0; bytes as usize]);
     };
-    tensor("token_embd.weight".into(), &[hidden, vocab]);
+    tensor("token_embd.weight".into(), &[hidden, dims.vocab]);
     tensor("output_norm.weight".into(), &[hidden]);
-    for layer in 0..layers {
-        let mut tensor =
-            |name: &str, dims: &[u64]| tensor(format!("blk.{layer}.{name}.weight"), dims);
-        tensor("attn_norm", &[hidden]);
-        tensor("attn_q", &[hidden, heads * head_dim]);
-        tensor("attn_k", &[hidden, kv_heads * head_dim]);
-        tensor("attn_v", &[hidden, kv_heads * head_dim]);
-        tensor("attn_q_norm", &[head_dim]);
-        tensor("attn_k_norm", &[head_dim]);
-        tensor("attn_output", &[heads * head_dim, hidden]);
-        tensor("ffn_norm", &[hidden]);
-        tensor("ffn_gate", &[hidden, ffn]);
-        tensor("ffn_up", &[hidden, ffn]);
-        tensor("ffn_down", &[ffn, hidden]);
+    for layer in 0..dims.layers {
+        for (name, dims) in [
+            ("attn_norm", &[hidden][..]),
+            ("attn_q", &[hidden, q]),
+            ("attn_k", &[hidden, kv]),
+            ("attn_v", &[hidden, kv]),
+            ("attn_q_norm", &[head_dim]),
+            ("attn_k_norm", &[head_dim]),
+            ("attn_output", &[q, hidden]),
+            ("ffn_norm", &[hidden]),
+            ("ffn_gate", &[hidden, ffn]),
+            ("ffn_up", &[hidden, ffn]),
+            ("ffn_down", &[ffn, hidden]),
+        ] {
+            tensor(format!("blk.{layer}.{name}.weight"), dims);
+        }
     }
     let mut graph = crate::model::build(&open(&writer)).expect("a model").graph;
     pass::run_all(&mut graph, None).expect("passes");
     graph
+}
+
+#[test]
+fn the_smallest_shapes_plan() {
+    let least = Dims {
+        layers: 1,
+        hidden: 32,
+        ffn: 32,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 32,
+        vocab: 1,
+    };
+    let odd = Dims {
+        hidden: 6,
+        ffn: 1,
+        heads: 3,
+        head_dim: 2,
+        vocab: 17,
+        ..least
+    };
+    for (dims, ty) in [
+        (&least, TensorType::Q8_0),
+        (&least, TensorType::F32),
+        (&odd, TensorType::F32),
+    ] {
+        let graph = qwen3(dims, ty);
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            for workers in [1, 4] {
+                let o = Options {
+                    kv_type,
+                    ..options(workers, 3)
+                };
+                build(&graph, &TargetProfile::native(), o).expect("plans");
+            }
+        }
+    }
 }
 
 /// How far predicted tokens/s may stay below a smaller batch's. Stamps of four or six rows are the fastest per row, so a
@@ -326,7 +388,7 @@ fn tolerated(target: &TargetProfile, max_batch: usize) -> f64 {
 #[test]
 fn no_batch_size_is_a_cliff() {
     for ty in [TensorType::Q8_0, TensorType::Q4_K] {
-        let graph = qwen3_like(2, 8192, ty);
+        let graph = qwen3(&QWEN3, ty);
         for target in crate::target::PRESETS {
             let target = TargetProfile::parse(target.name).expect("a preset");
             for workers in [1, 2, 8] {
