@@ -115,6 +115,7 @@ pub fn compile(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
+    not_the_model(path, out)?;
     let prepared = prepare(path, options)?;
     let Prepared { gguf, model, plan } = &prepared;
     let spec = tokenizer::from_gguf(gguf)?;
@@ -156,6 +157,7 @@ pub fn compile_exe(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
+    not_the_model(path, out)?;
     let folder = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -189,6 +191,17 @@ fn deny_cliffs(plan: &Plan) -> Result<(), Error> {
         "predicted tokens/s fall ({})",
         falls.join("; ")
     )))
+}
+
+/// Refuses to write over the model that is being read.
+fn not_the_model(model: &Path, out: &Path) -> Result<(), Error> {
+    match (model.canonicalize(), out.canonicalize()) {
+        (Ok(model), Ok(out)) if model == out => Err(Error::Usage(format!(
+            "--output {} is the model itself",
+            out.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Plans for the asked context, or for the largest that `fit` allows.

@@ -7,7 +7,7 @@ use crate::plan::{MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Plan, in_range};
 use crate::target::TargetProfile;
 use clap::{Args, ValueEnum};
 use coldpress_kernels::cpu::abi::KvType;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// `--max-batch` unless given.
@@ -116,10 +116,7 @@ impl CompileArgs {
         }
         let out = match &self.output {
             Some(path) => path.clone(),
-            None => {
-                let stem = self.model.file_stem().unwrap_or_default();
-                PathBuf::from(stem).with_extension(if self.exe { "exe" } else { "press" })
-            }
+            None => default_output(&self.model, self.exe),
         };
         let start = Instant::now();
         let prepared = if self.exe {
@@ -137,6 +134,14 @@ impl CompileArgs {
         );
         Ok(())
     }
+}
+
+/// The model's name with another ending, in the current folder.
+fn default_output(model: &Path, exe: bool) -> PathBuf {
+    // Not `with_extension`: what follows the last dot of `qwen2.5-0.5b` is part of the name.
+    let mut name = model.file_stem().unwrap_or_default().to_os_string();
+    name.push(if exe { ".exe" } else { ".press" });
+    PathBuf::from(name)
 }
 
 /// Memory and predicted speed of a plan, as a few lines.
@@ -228,5 +233,18 @@ mod tests {
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(named), "{error}");
         }
+    }
+
+    #[test]
+    fn a_dot_in_the_name_stays() {
+        let model = Path::new("models/qwen2.5-0.5b-q8_0.gguf");
+        assert_eq!(
+            default_output(model, false),
+            Path::new("qwen2.5-0.5b-q8_0.press")
+        );
+        assert_eq!(
+            default_output(Path::new("m.gguf"), true),
+            Path::new("m.exe")
+        );
     }
 }

@@ -94,6 +94,20 @@ fn a_forced_cliff_is_denied() {
     assert!(error.to_string().contains("batch 5"), "{error}");
 }
 
+#[test]
+fn the_model_is_never_written_over() {
+    let path = model_file();
+    let before = std::fs::read(&path).expect("bytes");
+    let o = options(1, 32);
+    for result in [
+        compile(&path, &path, &o, &mut Silent).map(|_| ()),
+        compile_exe(&path, &path, &o, &mut Silent).map(|_| ()),
+    ] {
+        assert_eq!(result.expect_err("refused").exit_code(), 2);
+    }
+    assert!(std::fs::read(&path).expect("bytes") == before);
+}
+
 fn fixture(name: &str) -> Option<PathBuf> {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/fixtures");
     let root = std::env::var_os("COLDPRESS_FIXTURES").unwrap_or_else(|| default.into());
