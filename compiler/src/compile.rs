@@ -102,16 +102,8 @@ pub fn prepare(path: &Path, options: &Options) -> Result<Prepared, Error> {
     }
     let plan = fit(&model, options)?;
     emitter.write("plan.txt", plan.dump().as_bytes())?;
-    let cliffs = plan.cliffs();
-    if options.deny_cliffs && !cliffs.is_empty() {
-        let list: Vec<String> = cliffs
-            .iter()
-            .map(|(b, rate, best)| format!("batch {b}: {rate:.0} tok/s after {best:.0}"))
-            .collect();
-        return Err(Error::Cliff(format!(
-            "predicted tokens/s fall ({})",
-            list.join("; ")
-        )));
+    if options.deny_cliffs {
+        deny_cliffs(&plan)?;
     }
     Ok(Prepared { gguf, model, plan })
 }
@@ -123,17 +115,24 @@ pub fn compile(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
+    not_the_model(path, out)?;
     let prepared = prepare(path, options)?;
     let Prepared { gguf, model, plan } = &prepared;
     let spec = tokenizer::from_gguf(gguf)?;
 
     progress.phase("generating code", plan.programs.len() as u64);
-    let code = codegen::cpu::generate(plan, || progress.advance(1))?;
+    let (code, golden) = std::thread::scope(|scope| {
+        let golden = scope.spawn(|| golden::prompts(gguf, model, plan.limits.max_context));
+        let code = codegen::cpu::generate(plan, || progress.advance(1));
+        progress.phase("golden prompts", 1);
+        let golden = golden
+            .join()
+            .unwrap_or_else(|_| Err(Error::Internal("the reference stopped".into())));
+        progress.advance(1);
+        (code, golden)
+    });
+    let (code, golden) = (code?, golden?);
     Emitter::new(options.emit.as_deref())?.code(plan, &code)?;
-
-    progress.phase("golden prompts", 1);
-    let golden = golden::prompts(gguf, model, plan.limits.max_context)?;
-    progress.advance(1);
 
     let notes = Notes::new(&model.graph, plan, &code)?;
     progress.phase("packing weights", plan.weight_bytes);
@@ -158,6 +157,7 @@ pub fn compile_exe(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
+    not_the_model(path, out)?;
     let folder = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -175,6 +175,33 @@ pub fn compile_exe(
     let launcher = std::env::current_exe().map_err(io)?;
     embedded::write(&launcher, &bundle, out)?;
     Ok(prepared)
+}
+
+/// Fails if predicted tokens/s fall anywhere.
+fn deny_cliffs(plan: &Plan) -> Result<(), Error> {
+    let falls: Vec<String> = plan
+        .cliffs()
+        .iter()
+        .map(|(b, rate, best)| format!("batch {b}: {rate:.0} tok/s after {best:.0}"))
+        .collect();
+    if falls.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Cliff(format!(
+        "predicted tokens/s fall ({})",
+        falls.join("; ")
+    )))
+}
+
+/// Refuses to write over the model that is being read.
+fn not_the_model(model: &Path, out: &Path) -> Result<(), Error> {
+    match (model.canonicalize(), out.canonicalize()) {
+        (Ok(model), Ok(out)) if model == out => Err(Error::Usage(format!(
+            "--output {} is the model itself",
+            out.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Plans for the asked context, or for the largest that `fit` allows.
@@ -274,3 +301,6 @@ impl<'a> Emitter<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

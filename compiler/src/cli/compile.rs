@@ -8,7 +8,7 @@ use crate::target::TargetProfile;
 use clap::{Args, ValueEnum};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_runtime::cli as rt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// `--max-batch` unless given.
@@ -115,10 +115,7 @@ impl CompileArgs {
         }
         let out = match &self.output {
             Some(path) => path.clone(),
-            None => {
-                let stem = self.model.file_stem().unwrap_or_default();
-                PathBuf::from(stem).with_extension(if self.exe { "exe" } else { "press" })
-            }
+            None => default_output(&self.model, self.exe),
         };
         let start = Instant::now();
         let prepared = if self.exe {
@@ -136,6 +133,14 @@ impl CompileArgs {
         );
         Ok(())
     }
+}
+
+/// The model's name with another ending, in the current folder.
+fn default_output(model: &Path, exe: bool) -> PathBuf {
+    // Not `with_extension`: what follows the last dot of `qwen2.5-0.5b` is part of the name.
+    let mut name = model.file_stem().unwrap_or_default().to_os_string();
+    name.push(if exe { ".exe" } else { ".press" });
+    PathBuf::from(name)
 }
 
 /// Memory and predicted speed of a plan, as a few lines.
@@ -191,13 +196,54 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_size;
+    use super::*;
 
     #[test]
     fn sizes() {
         assert_eq!(parse_size("24GiB"), Ok(24 << 30));
         assert_eq!(parse_size("1.5g"), Ok(3 << 29));
         assert_eq!(parse_size("900"), Ok(900));
+        assert!(parse_size("").is_err() && parse_size("1.2.3G").is_err());
         assert!(parse_size("lots").is_err() && parse_size("3 parsecs").is_err());
+    }
+
+    #[test]
+    fn absurd_numbers_are_usage_errors() {
+        let flags = |ctx_size, threads| CompileFlags {
+            target: "native".into(),
+            ctx_size,
+            kv_type: KvFlag::F16,
+            threads,
+        };
+        assert!(
+            flags(Some(MAX_CONTEXT), Some(MAX_WORKERS))
+                .options(MAX_BATCH)
+                .is_ok()
+        );
+        for (flags, batch, named) in [
+            (flags(None, None), 0, "--max-batch"),
+            (flags(Some(1 << 24), None), 1 << 24, "--max-batch"),
+            (flags(Some(0), None), 1, "--ctx-size"),
+            (flags(Some(usize::MAX), None), 1, "--ctx-size"),
+            (flags(None, Some(0)), 1, "--threads"),
+            (flags(None, Some(1024)), 1, "--threads"),
+        ] {
+            let error = flags.options(batch).expect_err("refused");
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_dot_in_the_name_stays() {
+        let model = Path::new("models/qwen2.5-0.5b-q8_0.gguf");
+        assert_eq!(
+            default_output(model, false),
+            Path::new("qwen2.5-0.5b-q8_0.press")
+        );
+        assert_eq!(
+            default_output(Path::new("m.gguf"), true),
+            Path::new("m.exe")
+        );
     }
 }

@@ -1,11 +1,12 @@
 //! Whole plans: every small model at every bucket and number of workers verifies, sizes are what they should be, options
-//! out of range are refused at once.
+//! out of range are refused at once. `shapes` plans real and extreme shapes and looks at the predicted curve.
+
+mod shapes;
 
 use super::*;
-use crate::gguf::{GgufWriter, Value as Gv};
 use crate::graph::{Op, OpGraph, Source, Weight};
 use crate::pass;
-use crate::pass::tests::{Random, Tiny, open};
+use crate::pass::tests::{Random, Tiny};
 use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS};
 use coldpress_kernels::tensor_type::TensorType;
 
@@ -262,93 +263,6 @@ fn a_weight_beyond_any_machine_is_an_error() {
             let result = build(&graph, &TargetProfile::native(), options(1, 1));
             assert!(result.is_err(), "{}", graph.weights[w].name);
             (graph.weights[w].n, graph.weights[w].k) = was;
-        }
-    }
-}
-
-/// The graph of a model of `layers` layers with the shapes of Qwen3 0.6B, all matrices in `ty`.
-fn qwen3_like(layers: u64, vocab: u64, ty: TensorType) -> OpGraph {
-    let (hidden, ffn, heads, kv_heads, head_dim) = (1024, 3072, 16, 8, 128);
-    let mut writer = GgufWriter::new();
-    writer.add("general.architecture", Gv::Str("qwen3".into()));
-    for (suffix, value) in [
-        ("block_count", layers),
-        ("context_length", 40960),
-        ("embedding_length", hidden),
-        ("feed_forward_length", ffn),
-        ("attention.head_count", heads),
-        ("attention.head_count_kv", kv_heads),
-        ("attention.key_length", head_dim),
-        ("attention.value_length", head_dim),
-    ] {
-        writer.add(format!("qwen3.{suffix}"), Gv::U32(value as u32));
-    }
-    writer.add("qwen3.attention.layer_norm_rms_epsilon", Gv::F32(1e-6));
-    let mut tensor = |name: String, dims: &[u64]| {
-        let ty = if dims.len() == 1 { TensorType::F32 } else { ty };
-        let rows: u64 = dims[1..].iter().product();
-        let bytes = ty.row_bytes(dims[0]).expect("whole quant blocks") * rows;
-        writer.tensor(name, ty, dims, vec![0; bytes as usize]);
-    };
-    tensor("token_embd.weight".into(), &[hidden, vocab]);
-    tensor("output_norm.weight".into(), &[hidden]);
-    for layer in 0..layers {
-        let mut tensor =
-            |name: &str, dims: &[u64]| tensor(format!("blk.{layer}.{name}.weight"), dims);
-        tensor("attn_norm", &[hidden]);
-        tensor("attn_q", &[hidden, heads * head_dim]);
-        tensor("attn_k", &[hidden, kv_heads * head_dim]);
-        tensor("attn_v", &[hidden, kv_heads * head_dim]);
-        tensor("attn_q_norm", &[head_dim]);
-        tensor("attn_k_norm", &[head_dim]);
-        tensor("attn_output", &[heads * head_dim, hidden]);
-        tensor("ffn_norm", &[hidden]);
-        tensor("ffn_gate", &[hidden, ffn]);
-        tensor("ffn_up", &[hidden, ffn]);
-        tensor("ffn_down", &[ffn, hidden]);
-    }
-    let mut graph = crate::model::build(&open(&writer)).expect("a model").graph;
-    pass::run_all(&mut graph, None).expect("passes");
-    graph
-}
-
-/// How far predicted tokens/s may stay below a smaller batch's. Stamps of four or six rows are the fastest per row, so a
-/// compute-bound batch of one row more than a whole number of them loses that row's share, and a padded batch its padding.
-fn tolerated(target: &TargetProfile, max_batch: usize) -> f64 {
-    match (target.name, max_batch) {
-        ("cpu:avx512", 8) => 0.999,
-        ("cpu:avx512", 9..=64) => 0.98,
-        ("cpu:scalar", _) => 0.87,
-        _ => 0.9,
-    }
-}
-
-#[test]
-fn no_batch_size_is_a_cliff() {
-    for ty in [TensorType::Q8_0, TensorType::Q4_K] {
-        let graph = qwen3_like(2, 8192, ty);
-        for target in crate::target::PRESETS {
-            let target = TargetProfile::parse(target.name).expect("a preset");
-            for workers in [1, 2, 8] {
-                for max_batch in [8, 32, 33, 64, 100, 200] {
-                    let plan = build(&graph, &target, options(workers, max_batch)).expect("plans");
-                    let (mut step, mut best) = (0.0, 0.0f64);
-                    for batch in 1..=max_batch {
-                        let seconds = plan.predicted_step(batch).expect("a bucket");
-                        let rate = batch as f64 / seconds;
-                        assert!(
-                            seconds >= step,
-                            "batch {batch} is faster than a smaller one"
-                        );
-                        assert!(
-                            rate >= best * tolerated(&target, max_batch),
-                            "{ty} {} {workers} workers, batch {batch} of {max_batch}: {rate} after {best}",
-                            target.name
-                        );
-                        (step, best) = (seconds, best.max(rate));
-                    }
-                }
-            }
         }
     }
 }

@@ -113,8 +113,8 @@ impl Stamps {
     }
 }
 
-/// The bytes of an access; one range where its rows leave no gaps.
-fn ranges(access: &Access) -> Vec<Range<usize>> {
+/// The bytes of an access: one range where its rows leave no gaps, otherwise one for each row.
+fn ranges(access: &Access) -> impl Iterator<Item = Range<usize>> + use<> {
     let &Access {
         offset,
         stride,
@@ -122,13 +122,11 @@ fn ranges(access: &Access) -> Vec<Range<usize>> {
         width,
         ..
     } = access;
-    if rows == 0 || width == 0 {
-        return vec![];
-    }
-    if stride == width {
-        return vec![offset..offset + stride * rows];
-    }
-    (0..rows)
-        .map(|row| offset + row * stride..offset + row * stride + width)
-        .collect()
+    let (count, bytes) = match stride == width {
+        true => (rows.min(1), stride * rows),
+        false => (rows, width),
+    };
+    (0..count)
+        .map(move |row| offset + row * stride..offset + row * stride + bytes)
+        .filter(|r| !r.is_empty())
 }

@@ -1,0 +1,160 @@
+//! Plans of a qwen3 model of any shapes: the predicted curve of a real one, and the smallest there are.
+
+use super::options;
+use crate::gguf::{GgufWriter, Value};
+use crate::graph::OpGraph;
+use crate::pass;
+use crate::pass::tests::open;
+use crate::plan::{Options, build};
+use crate::target::{PRESETS, TargetProfile};
+use coldpress_kernels::cpu::abi::KvType;
+use coldpress_kernels::tensor_type::TensorType;
+
+/// Shapes of a qwen3 model.
+struct Dims {
+    layers: u64,
+    hidden: u64,
+    ffn: u64,
+    heads: u64,
+    kv_heads: u64,
+    head_dim: u64,
+    vocab: u64,
+}
+
+/// Qwen3 0.6B, with fewer layers and tokens.
+const QWEN3: Dims = Dims {
+    layers: 2,
+    hidden: 1024,
+    ffn: 3072,
+    heads: 16,
+    kv_heads: 8,
+    head_dim: 128,
+    vocab: 8192,
+};
+
+/// The graph of a qwen3 model of these shapes after all passes, all matrices in `ty` and zero.
+fn qwen3(dims: &Dims, ty: TensorType) -> OpGraph {
+    let (hidden, ffn, head_dim) = (dims.hidden, dims.ffn, dims.head_dim);
+    let (q, kv) = (dims.heads * head_dim, dims.kv_heads * head_dim);
+    let mut writer = GgufWriter::new();
+    writer.add("general.architecture", Value::Str("qwen3".into()));
+    for (suffix, value) in [
+        ("block_count", dims.layers),
+        ("context_length", 40960),
+        ("embedding_length", hidden),
+        ("feed_forward_length", ffn),
+        ("attention.head_count", dims.heads),
+        ("attention.head_count_kv", dims.kv_heads),
+        ("attention.key_length", head_dim),
+        ("attention.value_length", head_dim),
+    ] {
+        writer.add(format!("qwen3.{suffix}"), Value::U32(value as u32));
+    }
+    writer.add("qwen3.attention.layer_norm_rms_epsilon", Value::F32(1e-6));
+    let mut tensor = |name: String, dims: &[u64]| {
+        let ty = if dims.len() == 1 { TensorType::F32 } else { ty };
+        let rows: u64 = dims[1..].iter().product();
+        let bytes = ty.row_bytes(dims[0]).expect("whole rows") * rows;
+        writer.tensor(name, ty, dims, vec![0; bytes as usize]);
+    };
+    tensor("token_embd.weight".into(), &[hidden, dims.vocab]);
+    tensor("output_norm.weight".into(), &[hidden]);
+    for layer in 0..dims.layers {
+        for (name, dims) in [
+            ("attn_norm", &[hidden][..]),
+            ("attn_q", &[hidden, q]),
+            ("attn_k", &[hidden, kv]),
+            ("attn_v", &[hidden, kv]),
+            ("attn_q_norm", &[head_dim]),
+            ("attn_k_norm", &[head_dim]),
+            ("attn_output", &[q, hidden]),
+            ("ffn_norm", &[hidden]),
+            ("ffn_gate", &[hidden, ffn]),
+            ("ffn_up", &[hidden, ffn]),
+            ("ffn_down", &[ffn, hidden]),
+        ] {
+            tensor(format!("blk.{layer}.{name}.weight"), dims);
+        }
+    }
+    let mut graph = crate::model::build(&open(&writer)).expect("a model").graph;
+    pass::run_all(&mut graph, None).expect("passes");
+    graph
+}
+
+#[test]
+fn the_smallest_shapes_plan() {
+    let least = Dims {
+        layers: 1,
+        hidden: 32,
+        ffn: 32,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 32,
+        vocab: 1,
+    };
+    let odd = Dims {
+        hidden: 6,
+        ffn: 1,
+        heads: 3,
+        head_dim: 2,
+        vocab: 17,
+        ..least
+    };
+    for (dims, ty) in [
+        (&least, TensorType::Q8_0),
+        (&least, TensorType::F32),
+        (&odd, TensorType::F32),
+    ] {
+        let graph = qwen3(dims, ty);
+        for kv_type in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            for workers in [1, 4] {
+                let o = Options {
+                    kv_type,
+                    ..options(workers, 3)
+                };
+                build(&graph, &TargetProfile::native(), o).expect("plans");
+            }
+        }
+    }
+}
+
+/// How far predicted tokens/s may stay below a smaller batch's. Stamps of four or six rows are the fastest per row, so a
+/// compute-bound batch of one row more than a whole number of them loses that row's share, and a padded batch its padding.
+fn tolerated(target: &TargetProfile, max_batch: usize) -> f64 {
+    match (target.name, max_batch) {
+        ("cpu:avx512", 8) => 0.999,
+        ("cpu:avx512", 9..=64) => 0.98,
+        ("cpu:scalar", _) => 0.87,
+        _ => 0.9,
+    }
+}
+
+#[test]
+fn no_batch_size_is_a_cliff() {
+    for ty in [TensorType::Q8_0, TensorType::Q4_K] {
+        let graph = qwen3(&QWEN3, ty);
+        for target in PRESETS {
+            let target = TargetProfile::parse(target.name).expect("a preset");
+            for workers in [1, 2, 8] {
+                for max_batch in [8, 32, 33, 64, 100, 200] {
+                    let plan = build(&graph, &target, options(workers, max_batch)).expect("plans");
+                    let (mut step, mut best) = (0.0, 0.0f64);
+                    for batch in 1..=max_batch {
+                        let seconds = plan.predicted_step(batch).expect("a bucket");
+                        let rate = batch as f64 / seconds;
+                        assert!(
+                            seconds >= step,
+                            "batch {batch} is faster than a smaller one"
+                        );
+                        assert!(
+                            rate >= best * tolerated(&target, max_batch),
+                            "{ty} {} {workers} workers, batch {batch} of {max_batch}: {rate} after {best}",
+                            target.name
+                        );
+                        (step, best) = (seconds, best.max(rate));
+                    }
+                }
+            }
+        }
+    }
+}
