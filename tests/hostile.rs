@@ -491,3 +491,64 @@ fn flags_that_are_out_of_range() {
     }
     fail(&["explain", arg(&bundle), ""], 1, &["no such tensor"]);
 }
+
+#[test]
+fn vocabularies_of_another_length_than_the_matrix() {
+    let dir = tempdir().expect("temporary folder");
+    let (good, path) = (dir.path().join("good.gguf"), dir.path().join("odd.gguf"));
+    Shape::small().write(&good, 1);
+    let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+    for length in [260, 299, 301, 400] {
+        let mut w = GgufWriter::new();
+        for (key, v) in gguf.keys() {
+            let v = match (key, v) {
+                ("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens))) => {
+                    let more = (tokens.len()..length).map(|i| format!("[MORE{i}]"));
+                    let tokens = tokens.iter().cloned().chain(more).take(length);
+                    Value::Array(Array::Str(tokens.collect()))
+                }
+                ("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds))) => {
+                    let mut kinds = kinds.clone();
+                    kinds.resize(length, 3);
+                    Value::Array(Array::I32(kinds))
+                }
+                _ => v.clone(),
+            };
+            w.add(key, v);
+        }
+        for t in gguf.tensors() {
+            w.tensor(t.name.clone(), t.ty, &t.dims, gguf.data(t).to_vec());
+        }
+        w.write(&path).expect("written");
+        refuses(&dir, &path, 1, &["300", &length.to_string()]);
+    }
+}
+
+#[test]
+fn a_cached_bundle_that_was_cut_is_made_again() {
+    let dir = tempdir().expect("temporary folder");
+    let path = model(&dir);
+    let run = || {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_coldpress"))
+            .args(["run", arg(&path), "-p", "a", "-n", "2", "--temp", "0"])
+            .env("XDG_CACHE_HOME", dir.path().join("cache"))
+            .output()
+            .expect("starts");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{said}");
+        (out.stdout, said.contains("compiling"))
+    };
+    let (first, compiled) = run();
+    assert!(compiled);
+    assert_eq!(run(), (first.clone(), false));
+    let folder = dir.path().join("cache").join("coldpress");
+    let kept: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("cache")
+        .map(|e| e.expect("entry").path())
+        .collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let bytes = std::fs::read(&kept[0]).expect("bundle");
+    std::fs::write(&kept[0], &bytes[..1000]).expect("cut");
+    assert_eq!(run(), (first.clone(), true));
+    assert_eq!(run(), (first, false));
+}
