@@ -381,10 +381,21 @@ fn places_that_cannot_be_read_or_written() {
     std::fs::write(&broken, b"a\xff\xfeb").expect("written");
     let run = |path| ["run", arg(&bundle), "-f", path];
     fail(&["compile", arg(&folder)], 1, &["folder"]);
+    // What is there and is no bundle stays: folders, devices, and the model above all.
+    let before = std::fs::read(&model).expect("model");
+    let link = dir.path().join("link.gguf");
+    std::os::unix::fs::symlink(&model, &link).expect("linked");
+    for out in [folder.as_path(), &model, &link, Path::new("/dev/null")] {
+        let compile = ["compile", arg(&model), "-o", arg(out)];
+        fail(&compile, 2, &["--output", arg(out)]);
+        fail(&[&compile[..], &["--exe"]].concat(), 2, &["--output"]);
+    }
+    assert!(std::fs::read(&model).expect("model") == before);
+    let out = ["--tokens", "1", "-o", arg(&bundle)];
     fail(
-        &["compile", arg(&model), "-o", arg(&folder)],
-        1,
-        &["folder"],
+        &[&["logits", arg(&bundle)], &out[..]].concat(),
+        2,
+        &["--output"],
     );
     fail(
         &["compile", arg(&model), "-o", arg(&absent)],

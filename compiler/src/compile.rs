@@ -125,6 +125,7 @@ pub fn compile(
 ) -> Result<Prepared, Error> {
     let prepared = prepare(path, options)?;
     let Prepared { gguf, model, plan } = &prepared;
+    check_output(out, gguf)?;
     let spec = tokenizer::from_gguf(gguf)?;
 
     progress.phase("generating code", plan.programs.len() as u64);
@@ -158,6 +159,7 @@ pub fn compile_exe(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
+    check_output(out, &Gguf::open(path)?)?;
     let folder = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -175,6 +177,22 @@ pub fn compile_exe(
     let launcher = std::env::current_exe().map_err(io)?;
     embedded::write(&launcher, &bundle, out)?;
     Ok(prepared)
+}
+
+/// What is written takes the place of what was there: never of a folder or device, and never of the model itself.
+fn check_output(out: &Path, gguf: &Gguf) -> Result<(), Error> {
+    let refuse = |why: &str| Err(Error::Usage(format!("--output {} {why}", out.display())));
+    if std::fs::metadata(out).is_ok_and(|m| !m.is_file()) {
+        return refuse("is not a regular file");
+    }
+    let Ok(full) = out.canonicalize() else {
+        return Ok(());
+    };
+    let mut inputs = gguf.paths().iter().filter_map(|p| p.canonicalize().ok());
+    match inputs.any(|input| input == full) {
+        true => refuse("is the model; give another name"),
+        false => Ok(()),
+    }
 }
 
 /// Plans for the asked context, or for the largest that `fit` allows.
