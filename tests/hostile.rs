@@ -362,3 +362,260 @@ fn a_full_disk_leaves_nothing() {
         .collect();
     assert_eq!(left, [std::ffi::OsString::from("model.gguf")]);
 }
+
+#[test]
+fn weights_that_are_no_numbers() {
+    let dir = tempdir().expect("temporary folder");
+    let (path, bundle) = (dir.path().join("nan.gguf"), dir.path().join("nan.press"));
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 0.0] {
+        for tensor in ["output_norm.weight", "blk.0.ffn_norm.weight"] {
+            for (ty, hidden) in [(TensorType::F16, 64), (TensorType::Q4_K, 256)] {
+                let shape = Shape {
+                    hidden,
+                    types: vec![ty],
+                    ..Shape::small()
+                };
+                let good = dir.path().join("good.gguf");
+                shape.write(&good, 1);
+                let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+                let mut w = GgufWriter::new();
+                for (key, v) in gguf.keys() {
+                    w.add(key, v.clone());
+                }
+                for t in gguf.tensors() {
+                    let mut bytes = gguf.data(t).to_vec();
+                    if t.name == tensor {
+                        bytes[8..12].copy_from_slice(&value.to_le_bytes());
+                    }
+                    w.tensor(t.name.clone(), t.ty, &t.dims, bytes);
+                }
+                w.write(&path).expect("written");
+                let out = coldpress(&[
+                    "compile",
+                    arg(&path),
+                    "-o",
+                    arg(&bundle),
+                    "-np",
+                    "2",
+                    "-t",
+                    "1",
+                ]);
+                let said = String::from_utf8_lossy(&out.stderr).into_owned();
+                assert!(matches!(out.status.code(), Some(0 | 1)), "{value} {said}");
+                if !out.status.success() {
+                    assert!(said.contains("error:"), "{said}");
+                    continue;
+                }
+                for temperature in ["0", "0.8"] {
+                    let run = ["run", arg(&bundle), "-p", "ab", "-n", "3", "-q"];
+                    let out = coldpress(&[&run[..], &["--temp", temperature]].concat());
+                    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+                    assert!(
+                        matches!(out.status.code(), Some(0 | 1)) && !said.contains("panicked"),
+                        "{value} in {tensor}, {ty:?}, temperature {temperature}: {said}"
+                    );
+                }
+                let out = coldpress(&["verify", arg(&bundle)]);
+                assert!(
+                    matches!(out.status.code(), Some(0 | 6)),
+                    "{value} in {tensor}: {}",
+                    String::from_utf8_lossy(&out.stderr)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn places_that_cannot_be_read_or_written() {
+    let dir = tempdir().expect("temporary folder");
+    let bundle = bundle(&dir);
+    let (model, folder) = (dir.path().join("model.gguf"), dir.path().join("folder"));
+    std::fs::create_dir(&folder).expect("created");
+    let absent = dir.path().join("absent").join("out.press");
+    let broken = dir.path().join("broken.txt");
+    std::fs::write(&broken, b"a\xff\xfeb").expect("written");
+    let run = |path| ["run", arg(&bundle), "-f", path];
+    fail(&["compile", arg(&folder)], 1, &["folder"]);
+    // What is there and is no bundle stays: folders, devices, and the model above all.
+    let before = std::fs::read(&model).expect("model");
+    let link = dir.path().join("link.gguf");
+    std::os::unix::fs::symlink(&model, &link).expect("linked");
+    for out in [folder.as_path(), &model, &link, Path::new("/dev/null")] {
+        let compile = ["compile", arg(&model), "-o", arg(out)];
+        fail(&compile, 2, &["--output", arg(out)]);
+        fail(&[&compile[..], &["--exe"]].concat(), 2, &["--output"]);
+    }
+    assert!(std::fs::read(&model).expect("model") == before);
+    let out = ["--tokens", "1", "-o", arg(&bundle)];
+    fail(
+        &[&["logits", arg(&bundle)], &out[..]].concat(),
+        2,
+        &["--output"],
+    );
+    fail(
+        &["compile", arg(&model), "-o", arg(&absent)],
+        1,
+        &["absent"],
+    );
+    fail(&["run", arg(&folder), "-p", "a"], 1, &["folder"]);
+    fail(&["logits", arg(&model), "--tokens", "1", "-o", "x"], 1, &[]);
+    fail(&run(arg(&folder)), 1, &["folder"]);
+    fail(&run(arg(&broken)), 1, &["broken.txt", "UTF-8"]);
+    fail(
+        &["tokenize", arg(&bundle), "-f", arg(&broken)],
+        1,
+        &["broken.txt"],
+    );
+    // Every command that prints says so when nobody can take what it prints.
+    for command in [
+        vec!["run", arg(&bundle), "-p", "a", "-n", "2"],
+        vec!["tokenize", arg(&bundle), "abc"],
+        vec!["inspect", arg(&bundle)],
+        vec!["explain", arg(&bundle), "output"],
+        vec!["verify", arg(&bundle)],
+        vec!["targets"],
+        vec!["compile", arg(&model), "--dry-run"],
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+        let Ok(full) = full else { return };
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_coldpress"))
+            .args(&command)
+            .stdout(full)
+            .output()
+            .expect("starts");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{command:?}: {said}");
+        assert!(
+            said.contains("error: writing stdout"),
+            "{command:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn flags_that_are_out_of_range() {
+    let dir = tempdir().expect("temporary folder");
+    let bundle = bundle(&dir);
+    let model = dir.path().join("model.gguf");
+    for flags in [
+        ["--temp", "nan"],
+        ["--temp", "inf"],
+        ["--top-p", "-1"],
+        ["--top-p", "nan"],
+        ["--min-p", "1.5"],
+        ["--min-p", "-1"],
+        ["--repeat-penalty", "0"],
+        ["--repeat-penalty", "-2"],
+        ["--frequency-penalty", "inf"],
+        ["--logit-bias", "5+nan"],
+        ["--logit-bias", "x"],
+        ["--stop", ""],
+        ["-n", "999999999999999999999999"],
+        ["-np", "0"],
+        ["-ub", "0"],
+        ["--system", "without --chat"],
+    ] {
+        let run = ["run", arg(&bundle), "-p", "a"];
+        fail(&[&run[..], &flags].concat(), 2, &[]);
+    }
+    for flags in [
+        ["--top-k", "0"],
+        ["--top-k", "-1"],
+        ["--top-k", "99999999"],
+        ["--temp", "-1"],
+        ["--temp", "1e-30"],
+        ["--temp", "1e30"],
+        ["--top-p", "0"],
+        ["--min-p", "1"],
+        ["--repeat-last-n", "999999999999"],
+        ["--repeat-penalty", "1e30"],
+        ["--presence-penalty", "-1e30"],
+        ["-np", "99"],
+        ["-ub", "1"],
+        ["-p", ""],
+    ] {
+        let run = ["run", arg(&bundle), "-p", "a", "-n", "3"];
+        if flags == ["-p", ""] {
+            // No begin token stands in here.
+            fail(&[&run[..], &flags].concat(), 2, &["empty"]);
+        } else {
+            succeed(&[&run[..], &flags].concat());
+        }
+    }
+    for flags in [
+        ["--max-batch", "0"],
+        ["--max-batch", "100000"],
+        ["-c", "0"],
+        ["-c", "100000000"],
+        ["-t", "0"],
+        ["-t", "5000"],
+        ["--fit", "nan"],
+        ["--kv-type", "q3"],
+    ] {
+        let compile = ["compile", arg(&model), "--dry-run"];
+        fail(&[&compile[..], &flags].concat(), 2, &[]);
+    }
+    fail(&["explain", arg(&bundle), ""], 1, &["no such tensor"]);
+}
+
+#[test]
+fn vocabularies_of_another_length_than_the_matrix() {
+    let dir = tempdir().expect("temporary folder");
+    let (good, path) = (dir.path().join("good.gguf"), dir.path().join("odd.gguf"));
+    Shape::small().write(&good, 1);
+    let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+    for length in [260, 299, 301, 400] {
+        let mut w = GgufWriter::new();
+        for (key, v) in gguf.keys() {
+            let v = match (key, v) {
+                ("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens))) => {
+                    let more = (tokens.len()..length).map(|i| format!("[MORE{i}]"));
+                    let tokens = tokens.iter().cloned().chain(more).take(length);
+                    Value::Array(Array::Str(tokens.collect()))
+                }
+                ("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds))) => {
+                    let mut kinds = kinds.clone();
+                    kinds.resize(length, 3);
+                    Value::Array(Array::I32(kinds))
+                }
+                _ => v.clone(),
+            };
+            w.add(key, v);
+        }
+        for t in gguf.tensors() {
+            w.tensor(t.name.clone(), t.ty, &t.dims, gguf.data(t).to_vec());
+        }
+        w.write(&path).expect("written");
+        refuses(&dir, &path, 1, &["300", &length.to_string()]);
+    }
+}
+
+#[test]
+fn a_cached_bundle_that_was_cut_is_made_again() {
+    let dir = tempdir().expect("temporary folder");
+    let path = model(&dir);
+    let run = || {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_coldpress"))
+            .args(["run", arg(&path), "-p", "a", "-n", "2", "--temp", "0"])
+            .env("XDG_CACHE_HOME", dir.path().join("cache"))
+            .output()
+            .expect("starts");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{said}");
+        (out.stdout, said.contains("compiling"))
+    };
+    let (first, compiled) = run();
+    assert!(compiled);
+    assert_eq!(run(), (first.clone(), false));
+    let folder = dir.path().join("cache").join("coldpress");
+    let kept: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("cache")
+        .map(|e| e.expect("entry").path())
+        .collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let bytes = std::fs::read(&kept[0]).expect("bundle");
+    std::fs::write(&kept[0], &bytes[..1000]).expect("cut");
+    assert_eq!(run(), (first.clone(), true));
+    assert_eq!(run(), (first, false));
+}

@@ -115,9 +115,9 @@ pub fn compile(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
-    not_the_model(path, out)?;
     let prepared = prepare(path, options)?;
     let Prepared { gguf, model, plan } = &prepared;
+    check_output(out, gguf)?;
     let spec = tokenizer::from_gguf(gguf)?;
 
     progress.phase("generating code", plan.programs.len() as u64);
@@ -157,7 +157,7 @@ pub fn compile_exe(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
-    not_the_model(path, out)?;
+    check_output(out, &Gguf::open(path)?)?;
     let folder = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -193,14 +193,19 @@ fn deny_cliffs(plan: &Plan) -> Result<(), Error> {
     )))
 }
 
-/// Refuses to write over the model that is being read.
-fn not_the_model(model: &Path, out: &Path) -> Result<(), Error> {
-    match (model.canonicalize(), out.canonicalize()) {
-        (Ok(model), Ok(out)) if model == out => Err(Error::Usage(format!(
-            "--output {} is the model itself",
-            out.display()
-        ))),
-        _ => Ok(()),
+/// What is written takes the place of what was there: never of a folder or device, and never of the model itself.
+fn check_output(out: &Path, gguf: &Gguf) -> Result<(), Error> {
+    let refuse = |why: &str| Err(Error::Usage(format!("--output {} {why}", out.display())));
+    if std::fs::metadata(out).is_ok_and(|m| !m.is_file()) {
+        return refuse("is not a regular file");
+    }
+    let Ok(full) = out.canonicalize() else {
+        return Ok(());
+    };
+    let mut inputs = gguf.paths().iter().filter_map(|p| p.canonicalize().ok());
+    match inputs.any(|input| input == full) {
+        true => refuse("is the model; give another name"),
+        false => Ok(()),
     }
 }
 

@@ -9,12 +9,16 @@ use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use minijinja::value::{Kwargs, Rest, Serde, StringInput, Value, ValueOrKwargs};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, filters};
 use serde::Serialize;
 
 /// Instructions a template may execute; real ones need a few hundred per message.
 const FUEL: u64 = 20_000_000;
+/// Bytes a template may write.
+const MOST_TEXT: usize = 64 << 20;
+/// Widths and counts a filter may be asked for.
+const MOST_WIDTH: usize = 999;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -57,6 +61,8 @@ pub enum ChatError {
     Refused(String),
     /// The template ran too long.
     TooLong,
+    /// The template wrote too much.
+    TooLarge,
     /// Anything else that went wrong while it ran.
     Render(String),
 }
@@ -65,8 +71,16 @@ impl fmt::Display for ChatError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Syntax(reason) => write!(f, "chat template: not valid: {reason}"),
-            Self::Refused(reason) => write!(f, "chat template: refuses these messages: {reason}"),
+            Self::Refused(reason) => {
+                let reason: Vec<&str> = reason.split_whitespace().collect();
+                write!(
+                    f,
+                    "chat template: refuses these messages: {}",
+                    reason.join(" ")
+                )
+            }
             Self::TooLong => write!(f, "chat template: stopped after {FUEL} instructions"),
+            Self::TooLarge => write!(f, "chat template: stopped after {MOST_TEXT} bytes of text"),
             Self::Render(reason) => write!(f, "chat template: {reason}"),
         }
     }
@@ -86,10 +100,11 @@ impl fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
-/// The text of a prompt.
+/// The text of a prompt. Time and output are bounded; memory and nesting inside a template are not, so a template is
+/// to be trusted like the bundle it comes from.
 ///
 /// # Errors
-/// The template is invalid, refuses the messages, or does not come to an end.
+/// The template is invalid, refuses the messages, does not come to an end, or writes too much.
 pub fn render(
     template: &str,
     messages: &[Message],
@@ -106,6 +121,11 @@ pub fn render(
     env.set_fuel(Some(FUEL));
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.add_filter("tojson", to_json);
+    env.add_filter("indent", indent);
+    env.add_filter("format", format);
+    // Both make as many lists as they are told to, and no chat needs them.
+    env.remove_filter("batch");
+    env.remove_filter("slice");
     env.add_function(
         "raise_exception",
         |message: String| -> Result<Value, Error> {
@@ -132,16 +152,68 @@ pub fn render(
         variables.retain(|(known, _)| known != name);
         variables.push((name.clone(), Value::from(Serde(value))));
     }
+    let mut text = Text(Vec::new());
     env.template_from_str(template)
         .map_err(|error| ChatError::Syntax(one_line(&error)))?
-        .render(Value::from_pairs(variables))
+        .render_captured_to(Value::from_pairs(variables), &mut text)
         .map_err(|error| match error.kind() {
             ErrorKind::OutOfFuel => ChatError::TooLong,
+            ErrorKind::WriteFailure => ChatError::TooLarge,
             _ if is_raised(&error) => {
                 ChatError::Refused(error.detail().unwrap_or_default().to_owned())
             }
             _ => ChatError::Render(one_line(&error)),
-        })
+        })?;
+    String::from_utf8(text.0).map_err(|error| ChatError::Render(error.to_string()))
+}
+
+/// What a template has written, at most `MOST_TEXT` bytes.
+struct Text(Vec<u8>);
+
+impl std::io::Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > MOST_TEXT - self.0.len() {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn too_wide() -> Error {
+    Error::new(
+        ErrorKind::InvalidOperation,
+        format!("a width above {MOST_WIDTH}"),
+    )
+}
+
+/// Jinja's `indent`, with a width in bounds.
+fn indent(
+    text: StringInput<'_>,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    let named: Option<usize> = kwargs.get("width")?;
+    if width.max(named) > Some(MOST_WIDTH) {
+        return Err(too_wide());
+    }
+    filters::indent(text, width, first, blank, kwargs)
+}
+
+/// Jinja's `format`, with widths and precisions in bounds.
+fn format(state: &mut State, text: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let pattern = text.as_str().unwrap_or_default();
+    let longest = pattern.split(|c: char| !c.is_ascii_digit()).map(str::len);
+    if longest.max() > Some(MOST_WIDTH.to_string().len()) {
+        return Err(too_wide());
+    }
+    filters::format(state, text, args)
 }
 
 fn is_raised(error: &Error) -> bool {

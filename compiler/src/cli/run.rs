@@ -6,6 +6,7 @@ use super::progress::Bars;
 use crate::compile::{self, Options};
 use crate::error::Error;
 use clap::Args;
+use coldpress_runtime::bundle::Bundle;
 use coldpress_runtime::cli::run::RunArgs;
 use std::hash::Hasher;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,8 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
     );
     let stem = model.file_stem().unwrap_or_default().to_string_lossy();
     let bundle = folder.join(format!("{stem}-{:016x}.press", key.finish()));
-    if !bundle.exists() {
+    // One that was cut short is made again; opening it checks the rest.
+    if Bundle::header(&bundle).is_err() {
         eprintln!(
             "compiling {} for {} (once; kept in {})",
             model.display(),
@@ -80,6 +82,8 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
 fn cache_folder() -> Result<PathBuf, Error> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
+        // As its specification has it: empty or relative means not set.
+        .filter(|path| path.is_absolute())
         .or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")))
         .unwrap_or_else(std::env::temp_dir);
     let folder = base.join("coldpress");

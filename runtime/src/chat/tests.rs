@@ -144,6 +144,21 @@ fn bad_and_endless_templates_are_errors() {
         render("{{ nothing() }}", &[], &o),
         Err(ChatError::Render(_))
     ));
+    for wide in [
+        "{{ 'a'|indent(9999) }}",
+        "{{ 'a'|indent(width=9999) }}",
+        "{{ '%09999d'|format(1) }}",
+        "{{ [1]|batch(9999) }}",
+    ] {
+        assert!(matches!(render(wide, &[], &o), Err(ChatError::Render(_))));
+    }
+    let wide = "{{ 'a\nb'|indent(width=2) }}|{{ '%03d*'|format(7) }}";
+    assert_eq!(render(wide, &[], &o), Ok("a\n  b|007*".into()));
+    let flood = "{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}";
+    assert_eq!(render(flood, &[], &o), Err(ChatError::TooLarge));
+    let refused = render("{{ raise_exception('two\nlines') }}", &[], &o);
+    let refused = refused.expect_err("refused").to_string();
+    assert!(refused.ends_with(": two lines"), "{refused}");
     let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
     assert_eq!(render(nested, &[], &o), Err(ChatError::TooLong));
     let endless = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";

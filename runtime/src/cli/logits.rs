@@ -55,6 +55,14 @@ impl LogitsArgs {
     /// Usage: sequences of unequal length, more of them than the bundle has slots, tokens outside the vocabulary, too
     /// long for the context. Otherwise what opening, running and writing report.
     pub fn execute(self) -> Result<(), Error> {
+        if let (Ok(bundle), Ok(output)) = (self.bundle.canonicalize(), self.output.canonicalize())
+            && bundle == output
+        {
+            return Err(Error::Usage(format!(
+                "--output {} is the bundle; give another name",
+                self.output.display()
+            )));
+        }
         let mut executor = Executor::new(Bundle::open(&self.bundle)?, ExecutorOptions::default())?;
         let sequences: Vec<Vec<u32>> = self.tokens.into_iter().map(|list| list.0).collect();
         let greedy = self.greedy.unwrap_or(0) as usize;
