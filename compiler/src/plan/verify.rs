@@ -14,6 +14,7 @@ use super::{
 };
 use crate::error::Error;
 use coldpress_kernels::cpu::abi::TILE_N;
+use coldpress_runtime::manifest::Stage;
 use std::ops::Range;
 
 /// Bytes of one output tile's columns in a row.
@@ -22,6 +23,7 @@ const TILE_COLUMNS: usize = TILE_N * 4;
 /// Fails with the first broken rule.
 pub fn check(plan: &Plan) -> Result<(), Error> {
     weights(plan)?;
+    buckets(plan)?;
     for program in &plan.programs {
         for launch in &program.launches {
             addresses(plan, program, launch).map_err(|why| broken(program, launch, &why))?;
@@ -49,6 +51,36 @@ fn weights(plan: &Plan) -> Result<(), Error> {
             )));
         }
         end = p.offset + p.bytes;
+    }
+    Ok(())
+}
+
+/// The largest step and the largest batch have buckets, and the rows that outlive programs have room for them.
+fn buckets(plan: &Plan) -> Result<(), Error> {
+    let (batch, rows) = (
+        plan.limits.max_batch as usize,
+        plan.limits.max_rows as usize,
+    );
+    for (stage, rows) in [
+        (Stage::Trunk, rows),
+        (Stage::Trunk, batch),
+        (Stage::Head, batch),
+    ] {
+        let exists = |p: &ProgramPlan| p.stage == stage && p.rows == rows;
+        if !plan.programs.iter().any(exists) {
+            return Err(Error::Internal(format!("no {stage:?} of {rows} rows")));
+        }
+    }
+    for (name, access, rows) in [
+        ("hidden", &plan.hidden, rows),
+        ("logits", &plan.logits, batch),
+    ] {
+        if access.rows != rows || span_end(access) > plan.arena_bytes {
+            return Err(Error::Internal(format!(
+                "{name} rows: {access:?} instead of {rows} rows in {} bytes",
+                plan.arena_bytes
+            )));
+        }
     }
     Ok(())
 }

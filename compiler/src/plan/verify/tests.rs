@@ -215,6 +215,16 @@ fn every_corruption_is_found() {
         ("belongs to no value", |p| {
             launch(p, "embed").accesses[0].value = None
         }),
+        ("at its end", |p| p.logits.offset += 64),
+        ("hidden rows", |p| p.hidden.rows -= 1),
+        ("no Trunk of 64 rows", |p| {
+            let rows = trunk(p).rows;
+            p.programs.retain(|q| q.rows != rows);
+        }),
+        ("no Head of 8 rows", |p| {
+            p.programs.pop();
+        }),
+        ("never written", |p| p.hidden.offset += 64),
         ("passed twice", |p| {
             let to = offset_of(p, "attention");
             let q = offset_of(p, "rope_heads");
