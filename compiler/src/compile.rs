@@ -133,7 +133,7 @@ pub fn compile(
     Emitter::new(options.emit.as_deref())?.code(plan, &code)?;
 
     progress.phase("golden prompts", 1);
-    let golden = golden::prompts(gguf, model, plan.limits.max_context)?;
+    let golden = golden::prompts(gguf, model, plan.limits.max_context, options.kv_type)?;
     progress.advance(1);
 
     let notes = Notes::new(&model.graph, plan, &code)?;
