@@ -179,8 +179,8 @@ pub fn explain(
     for t in &tensors {
         let _ = writeln!(out, "{}: {} [{}, {}] in the GGUF", t.name, t.ty, t.n, t.k);
         let (bits, end) = (
-            t.bytes as f64 * 8.0 / (t.n * t.k).max(1) as f64,
-            t.offset + t.bytes,
+            t.bytes as f64 * 8.0 / (t.n as f64 * t.k as f64).max(1.0),
+            t.offset.saturating_add(t.bytes),
         );
         let _ = writeln!(
             out,
