@@ -461,3 +461,31 @@ fn rope_scaling_linear_and_yarn() {
         against_interpreter(&shape, 300 + i as u64, 1e-9);
     }
 }
+
+#[test]
+fn int8_kv_of_odd_head_sizes_and_deep_models() {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("random.gguf");
+    let bundle = path.with_extension("press");
+    let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 300).collect();
+    for (head_dim, layers) in [(20, 2), (32, 24), (80, 2)] {
+        let shape = Shape {
+            head_dim,
+            layers,
+            ..Shape::small()
+        };
+        shape.write(&path, 77);
+        let [exact, int8] = ["f32", "q8_0"].map(|kv| {
+            let command = ["compile", arg(&path), "-o", arg(&bundle)];
+            succeed(&[&command[..], &["--kv-type", kv, "-c", "64", "-np", "2"]].concat());
+            logits(&bundle, &tokens, &path.with_extension("npy"))
+        });
+        let error = nmse(&int8, &exact);
+        println!("head size {head_dim}, {layers} layers: NMSE {error:.3e}");
+        assert!(
+            error > 0.0 && error < 1e-3,
+            "head size {head_dim}: {error:.3e}"
+        );
+        succeed(&["verify", arg(&bundle)]);
+    }
+}

@@ -122,7 +122,8 @@ pub fn compile(
 
     progress.phase("generating code", plan.programs.len() as u64);
     let (code, golden) = std::thread::scope(|scope| {
-        let golden = scope.spawn(|| golden::prompts(gguf, model, plan.limits.max_context));
+        let golden =
+            scope.spawn(|| golden::prompts(gguf, model, plan.limits.max_context, options.kv_type));
         let code = codegen::cpu::generate(plan, || progress.advance(1));
         progress.phase("golden prompts", 1);
         let golden = golden

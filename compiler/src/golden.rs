@@ -5,19 +5,25 @@ use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::graph::{WeightId, interpret};
 use crate::model::Model;
+use coldpress_kernels::cpu::abi::KvType;
 use coldpress_runtime::manifest::GoldenPrompt;
 
 /// Tokens of the golden prompt: enough for attention over several positions, few enough to interpret in a moment.
 const TOKENS: u64 = 4;
 /// Logits kept per position.
 const KEPT: usize = 64;
-/// Allowed normalised error. What int8 activations cost in a deep network stays below the first, f16 KV alone below the
+/// Allowed normalised error. What int8 activations or an int8 KV cache cost in a deep network stays below the first, f16 KV alone below the
 /// second; a wrong scale, head or position stays below neither.
 const INT8_NMSE: f64 = 2e-2;
 const FLOAT_NMSE: f64 = 1e-4;
 
 /// The golden prompts of a model; none is longer than `context` tokens.
-pub fn prompts(gguf: &Gguf, model: &Model, context: u32) -> Result<Vec<GoldenPrompt>, Error> {
+pub fn prompts(
+    gguf: &Gguf,
+    model: &Model,
+    context: u32,
+    kv_type: KvType,
+) -> Result<Vec<GoldenPrompt>, Error> {
     let vocab = model.info.vocab_size as u64;
     // Spread over the vocabulary by a multiplicative step, the same for every build.
     let tokens: Vec<u32> = (1..=TOKENS.min(u64::from(context)))
@@ -25,7 +31,8 @@ pub fn prompts(gguf: &Gguf, model: &Model, context: u32) -> Result<Vec<GoldenPro
         .collect();
     let logits = interpret::prompt_logits(&model.graph, gguf, &tokens)?;
     let graph = &model.graph;
-    let int8 = (0..graph.weights.len() as u32).any(|i| graph.is_integer(WeightId(i)));
+    let int8 = kv_type == KvType::Q8_0
+        || (0..graph.weights.len() as u32).any(|i| graph.is_integer(WeightId(i)));
     let nmse = if int8 { INT8_NMSE } else { FLOAT_NMSE };
     let mut golden = GoldenPrompt {
         tokens,

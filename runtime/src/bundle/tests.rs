@@ -283,6 +283,41 @@ fn hostile_manifests() {
 }
 
 #[test]
+fn manifests_with_flipped_bytes_and_good_checksums() {
+    let directory = directory();
+    let path = directory.path().join("flipped.press");
+    let mut bytes = Vec::new();
+    encode_value(&sample::manifest(), &mut bytes).expect("encodes");
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    let mut opened = 0;
+    for _ in 0..1500 {
+        let mut changed = bytes.clone();
+        for _ in 0..1 + random(3) {
+            let at = random(changed.len());
+            // 251 to 254 open bincode's wider integers.
+            changed[at] = [random(256) as u8, 251, 252, 253, 0, 255][random(6)];
+        }
+        let Ok(manifest) = decode_value::<Manifest>(&changed) else {
+            continue;
+        };
+        sample::write(&path, &manifest).expect("writes");
+        if let Ok(bundle) = Bundle::open(&path) {
+            opened += 1;
+            // What was let in can be asked anything.
+            let machine = Machine::detect();
+            let _ = (bundle.mismatches(&machine), bundle.pick_plan(&machine));
+        }
+    }
+    assert!((1..1200).contains(&opened), "{opened} opened");
+}
+
+#[test]
 fn hostile_values_do_not_allocate() {
     // The varint for 2^60 elements, and no elements.
     let mut bytes = vec![253];
