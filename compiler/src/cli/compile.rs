@@ -125,6 +125,15 @@ impl CompileArgs {
         };
         let written = std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0);
         eprintln!("{}", summary(&prepared.plan));
+        let (context, trained) = (
+            options.max_context.unwrap_or(0),
+            prepared.model.info.max_context,
+        );
+        if context > trained {
+            eprintln!(
+                "note     the model was trained for a context of {trained} tokens, not {context}"
+            );
+        }
         eprintln!(
             "wrote {} ({}) in {:.1} s",
             out.display(),

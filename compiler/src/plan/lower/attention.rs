@@ -5,7 +5,6 @@ use super::{Lowering, bits};
 use crate::error::Error;
 use crate::graph::{HeadNorm, RopeShape, RopeStyle, Value, WeightId};
 use crate::plan::{Access, Arg, Form, Launch, Space, Split};
-use coldpress_kernels::cpu::abi::KvType;
 
 /// What rotates in a launch, and how.
 pub(super) struct Rotation {
@@ -184,11 +183,7 @@ impl Lowering<'_> {
     }
 
     fn kv_symbol(&self, family: &str) -> String {
-        let kv = match self.kv_type {
-            KvType::F32 => "f32",
-            KvType::F16 => "f16",
-            KvType::Q8_0 => "q8_0",
-        };
+        let kv = self.kv_type.name();
         self.symbol(&format!("{family}_{kv}"))
     }
 }
