@@ -1,0 +1,215 @@
+//! Models that are damaged, unsupported or contradict themselves.
+
+use super::*;
+use coldpress_compiler::gguf::{Array, GgufWriter, Value};
+use coldpress_kernels::tensor_type::TensorType;
+
+#[test]
+fn models_that_cannot_be_read() {
+    let dir = tempdir().expect("temporary folder");
+    let path = model(&dir);
+    let bytes = std::fs::read(&path).expect("model");
+    let damaged = dir.path().join("damaged.gguf");
+    let check = |bytes: &[u8], code, says: &[&str]| {
+        std::fs::write(&damaged, bytes).expect("written");
+        refuses(&dir, &damaged, code, says);
+    };
+    check(&bytes[..3], 1, &["damaged.gguf"]);
+    check(&bytes[..bytes.len() / 2], 1, &["damaged.gguf"]);
+    check(
+        b"PK\x03\x04 not a model at all, but long enough",
+        1,
+        &["damaged.gguf"],
+    );
+    let mut version = bytes.clone();
+    version[4] = 9;
+    check(&version, 1, &["version 9"]);
+    let mut counts = bytes.clone();
+    counts[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+    check(&counts, 1, &["damaged.gguf"]);
+    refuses(&dir, &dir.path().join("absent.gguf"), 1, &["absent.gguf"]);
+}
+
+#[test]
+fn models_that_are_not_supported() {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("odd.gguf");
+    let write = |w: &GgufWriter| w.write(&path).expect("written");
+    let mut w = GgufWriter::new();
+    w.add("general.architecture", Value::Str("mamba9".into()));
+    write(&w);
+    refuses(&dir, &path, 3, &["mamba9", "llama"]);
+
+    let mut shape = Shape::small();
+    shape.extra = vec![(
+        "qwen3.rope.scaling.type".into(),
+        Value::Str("spiral".into()),
+    )];
+    write(&shape.writer(1));
+    refuses(&dir, &path, 3, &["spiral"]);
+}
+
+/// Edits one tensor (name, type, dimensions, bytes) of a model, or drops it by returning false.
+type Change = dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool;
+
+#[test]
+fn tensors_that_are_wrong() {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("odd.gguf");
+    let rewritten = |change: &Change| {
+        // Reads a good model and writes it again tensor by tensor; `change` edits one or drops it.
+        let good = dir.path().join("good.gguf");
+        Shape {
+            hidden: 256,
+            ..Shape::small()
+        }
+        .write(&good, 1);
+        let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+        let mut w = GgufWriter::new();
+        for (key, value) in gguf.keys() {
+            w.add(key, value.clone());
+        }
+        for t in gguf.tensors() {
+            let (mut ty, mut dims, mut bytes) = (t.ty, t.dims.clone(), gguf.data(t).to_vec());
+            if change(&t.name, &mut ty, &mut dims, &mut bytes) {
+                w.tensor(t.name.clone(), ty, &dims, bytes);
+            }
+        }
+        w.write(&path).expect("written");
+    };
+    rewritten(&|name, _, _, _| name != "blk.1.ffn_up.weight");
+    refuses(&dir, &path, 1, &["blk.1.ffn_up.weight"]);
+    rewritten(&|name, _, dims, bytes| {
+        if name == "blk.0.attn_k.weight" {
+            dims[1] /= 2;
+            bytes.truncate(bytes.len() / 2);
+        }
+        true
+    });
+    refuses(&dir, &path, 1, &["blk.0.attn_k.weight", "32", "64"]);
+    rewritten(&|name, ty, _, bytes| {
+        if name == "blk.0.ffn_gate.weight" {
+            *ty = TensorType::IQ1_S;
+            bytes.resize(TensorType::IQ1_S.block_bytes() as usize * 96, 0);
+        }
+        true
+    });
+    refuses(&dir, &path, 3, &["blk.0.ffn_gate.weight", "IQ1_S", "Q4_K"]);
+}
+
+#[test]
+fn tokenizers_that_are_unknown() {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("vocab.gguf");
+    let write = |model: &str, pre: &str| {
+        let mut w = GgufWriter::new();
+        w.add("general.architecture", Value::Str("llama".into()));
+        w.add("tokenizer.ggml.model", Value::Str(model.into()));
+        w.add("tokenizer.ggml.pre", Value::Str(pre.into()));
+        w.add(
+            "tokenizer.ggml.tokens",
+            Value::Array(Array::Str(vec!["a".into(), "b".into()])),
+        );
+        w.add("tokenizer.ggml.merges", Value::Array(Array::Str(vec![])));
+        w.write(&path).expect("written");
+    };
+    write("runes", "gpt-2");
+    fail(&["tokenize", arg(&path), "ab"], 3, &["runes"]);
+    write("gpt2", "elvish");
+    fail(&["tokenize", arg(&path), "ab"], 3, &["elvish"]);
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    let dir = tempdir().expect("temporary folder");
+    let (path, bundle) = (dir.path().join("nan.gguf"), dir.path().join("nan.press"));
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 0.0] {
+        for tensor in ["output_norm.weight", "blk.0.ffn_norm.weight"] {
+            for (ty, hidden) in [(TensorType::F16, 64), (TensorType::Q4_K, 256)] {
+                let shape = Shape {
+                    hidden,
+                    types: vec![ty],
+                    ..Shape::small()
+                };
+                let good = dir.path().join("good.gguf");
+                shape.write(&good, 1);
+                let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+                let mut w = GgufWriter::new();
+                for (key, v) in gguf.keys() {
+                    w.add(key, v.clone());
+                }
+                for t in gguf.tensors() {
+                    let mut bytes = gguf.data(t).to_vec();
+                    if t.name == tensor {
+                        bytes[8..12].copy_from_slice(&value.to_le_bytes());
+                    }
+                    w.tensor(t.name.clone(), t.ty, &t.dims, bytes);
+                }
+                w.write(&path).expect("written");
+                let out = coldpress(&[
+                    "compile",
+                    arg(&path),
+                    "-o",
+                    arg(&bundle),
+                    "-np",
+                    "2",
+                    "-t",
+                    "1",
+                ]);
+                let said = String::from_utf8_lossy(&out.stderr).into_owned();
+                assert!(matches!(out.status.code(), Some(0 | 1)), "{value} {said}");
+                if !out.status.success() {
+                    assert!(said.contains("error:"), "{said}");
+                    continue;
+                }
+                for temperature in ["0", "0.8"] {
+                    let run = ["run", arg(&bundle), "-p", "ab", "-n", "3", "-q"];
+                    let out = coldpress(&[&run[..], &["--temp", temperature]].concat());
+                    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+                    assert!(
+                        matches!(out.status.code(), Some(0 | 1)) && !said.contains("panicked"),
+                        "{value} in {tensor}, {ty:?}, temperature {temperature}: {said}"
+                    );
+                }
+                let out = coldpress(&["verify", arg(&bundle)]);
+                assert!(
+                    matches!(out.status.code(), Some(0 | 6)),
+                    "{value} in {tensor}: {}",
+                    String::from_utf8_lossy(&out.stderr)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn vocabularies_of_another_length_than_the_matrix() {
+    let dir = tempdir().expect("temporary folder");
+    let (good, path) = (dir.path().join("good.gguf"), dir.path().join("odd.gguf"));
+    Shape::small().write(&good, 1);
+    let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+    for length in [260, 299, 301, 400] {
+        let mut w = GgufWriter::new();
+        for (key, v) in gguf.keys() {
+            let v = match (key, v) {
+                ("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens))) => {
+                    let more = (tokens.len()..length).map(|i| format!("[MORE{i}]"));
+                    let tokens = tokens.iter().cloned().chain(more).take(length);
+                    Value::Array(Array::Str(tokens.collect()))
+                }
+                ("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds))) => {
+                    let mut kinds = kinds.clone();
+                    kinds.resize(length, 3);
+                    Value::Array(Array::I32(kinds))
+                }
+                _ => v.clone(),
+            };
+            w.add(key, v);
+        }
+        for t in gguf.tensors() {
+            w.tensor(t.name.clone(), t.ty, &t.dims, gguf.data(t).to_vec());
+        }
+        w.write(&path).expect("written");
+        refuses(&dir, &path, 1, &["300", &length.to_string()]);
+    }
+}
