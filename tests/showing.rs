@@ -62,6 +62,14 @@ fn one_tensor_can_be_followed_to_machine_code() {
     ] {
         assert!(text.contains(part), "explain should show {part:?}:\n{text}");
     }
+    // A weight inside a fused matmul, and one that embedding and output share, reach their code as well.
+    for name in ["blk.0.attn_q", "blk.1.ffn_up.weight", "token_embd"] {
+        let text = succeed(&["explain", arg(&bundle), name]);
+        assert!(
+            text.contains("machine code") && text.contains("<--"),
+            "explain {name}:\n{text}"
+        );
+    }
     fail(
         &["explain", arg(&bundle), "blk.9.ffn_down"],
         1,

@@ -5,11 +5,12 @@ use crate::codegen::cpu::CpuCode;
 use crate::error::Error;
 use crate::graph::{OpGraph, dump};
 use crate::plan::select::{Selector, packed_layout};
-use crate::plan::{Form, Plan, Work};
+use crate::plan::{Form, Launch, Plan, Work};
 use coldpress_kernels::matmul::Reason;
 use coldpress_runtime::manifest::Stage;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
+use std::ops::Range;
 
 /// Decisions kept in a bundle.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -22,8 +23,28 @@ pub struct Notes {
     pub tensors: Vec<TensorNote>,
     /// Candidate tables, shared by tensors of the same layout and shape.
     pub choices: Vec<Choice>,
-    /// Code ranges of worker 0: `[program][launch] = (start, end)` in the code section.
-    pub code: Vec<Vec<(u64, u64)>>,
+    /// Every program's launches, in plan order.
+    pub programs: Vec<ProgramNote>,
+}
+
+/// One program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProgramNote {
+    /// Which half of the step.
+    pub stage: Stage,
+    /// Bucket.
+    pub rows: u32,
+    /// Its launches in order.
+    pub launches: Vec<LaunchNote>,
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LaunchNote {
+    /// Its own label and, of a fused matmul, every weight's.
+    pub labels: Vec<String>,
+    /// Worker 0's instructions: (start, end) in the code section.
+    pub code: (u64, u64),
 }
 
 /// One weight.
@@ -112,12 +133,28 @@ impl Notes {
                 choice,
             });
         }
-        notes.code = code
-            .launches
+        notes.programs = plan
+            .programs
             .iter()
-            .map(|p| p.iter().map(|r| (r.start, r.end)).collect())
+            .zip(&code.launches)
+            .map(|(program, ranges)| ProgramNote {
+                stage: program.stage,
+                rows: program.rows as u32,
+                launches: program.launches.iter().zip(ranges).map(launch).collect(),
+            })
             .collect();
         Ok(notes)
+    }
+}
+
+fn launch((launch, code): (&Launch, &Range<u64>)) -> LaunchNote {
+    let mut labels = vec![launch.label.clone()];
+    if let Work::Matmul(matmul) = &launch.work {
+        labels.extend(matmul.parts.iter().map(|p| p.label.clone()));
+    }
+    LaunchNote {
+        labels,
+        code: (code.start, code.end),
     }
 }
 
@@ -141,22 +178,14 @@ fn candidates(
     Ok(selector
         .candidates(weight, rows)?
         .into_iter()
-        .map(|c| {
-            let symbols: Vec<String> = c.batches.iter().map(|b| b.kernel.to_string()).collect();
-            let used = symbols.len() == picked.stamps.len()
-                && symbols
-                    .iter()
-                    .zip(&picked.stamps)
-                    .all(|(s, stamp)| *s == stamp.symbol);
-            CandidateNote {
-                variant: format!("{} n{}", c.variant.isa.name(), c.variant.stamp),
-                picked: used && c.verdict.is_ok(),
-                verdict: match c.verdict {
-                    Ok(cost) => Ok((cost.seconds, cost.to_string())),
-                    Err(Reason::Rows { .. }) => Err("more rows than the bucket has".into()),
-                    Err(reason) => Err(reason.to_string()),
-                },
-            }
+        .map(|c| CandidateNote {
+            variant: format!("{} n{}", c.variant.isa.name(), c.variant.stamp),
+            picked: c.variant == picked.variant,
+            verdict: match c.verdict {
+                Ok(cost) => Ok((cost.seconds, cost.to_string())),
+                Err(Reason::Rows { .. }) => Err("more rows than the bucket has".into()),
+                Err(reason) => Err(reason.to_string()),
+            },
         })
         .collect())
 }
@@ -174,15 +203,11 @@ fn refused(candidates: &[CandidateNote]) -> Vec<(&str, Vec<&str>)> {
     by_reason
 }
 
-/// A program of the bundle: stage, rows, label of each launch.
-pub type ProgramNote = (Stage, u32, Vec<String>);
-
 /// Follows the tensor (or launch label) `name`. `instructions` turns a code range into text, one instruction per line.
 pub fn explain(
     notes: &Notes,
     name: &str,
     instructions: &dyn Fn(u64, u64) -> String,
-    programs: &[ProgramNote],
 ) -> Result<String, String> {
     let label = name.trim_end_matches(".weight");
     let mut out = String::new();
@@ -247,23 +272,17 @@ pub fn explain(
             let _ = writeln!(out, "    {line}");
         }
     }
-    for (p, (stage, rows, labels)) in programs.iter().enumerate() {
-        let Some(code) = notes.code.get(p) else {
-            continue;
-        };
-        let found: Vec<usize> = (0..labels.len())
-            .filter(|&i| labels[i].split('+').any(|l| l == label))
-            .collect();
-        if found.is_empty() {
-            continue;
-        }
+    let reads = |launch: &&LaunchNote| launch.labels.iter().any(|l| l == label);
+    let first = notes
+        .programs
+        .iter()
+        .find(|p| p.launches.iter().any(|l| reads(&l)));
+    if let Some(program) = first {
+        let (stage, rows) = (program.stage, program.rows);
         let _ = writeln!(out, "\nmachine code, {stage:?} {rows} rows, worker 0:");
-        for i in found {
-            if let Some(&(start, end)) = code.get(i) {
-                let _ = writeln!(out, "{}", instructions(start, end));
-            }
+        for launch in program.launches.iter().filter(reads) {
+            let _ = writeln!(out, "{}", instructions(launch.code.0, launch.code.1));
         }
-        break;
     }
     Ok(out)
 }

@@ -34,23 +34,10 @@ impl ExplainArgs {
                 hexadecimal(bytes, start)
             }
         };
-        let programs: Vec<explain::ProgramNote> = plan
-            .programs
-            .iter()
-            .map(|p| {
-                (
-                    p.stage,
-                    p.rows,
-                    p.launches.iter().map(|l| l.label.clone()).collect(),
-                )
-            })
-            .collect();
         let text =
-            explain::explain(&notes, &self.tensor, &instructions, &programs).map_err(|why| {
-                Error::Model {
-                    what: self.tensor.clone(),
-                    why,
-                }
+            explain::explain(&notes, &self.tensor, &instructions).map_err(|why| Error::Model {
+                what: self.tensor.clone(),
+                why,
             })?;
         Ok(rt::print(&text)?)
     }

@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::graph::Weight;
 use crate::target::TargetProfile;
 use coldpress_kernels::cpu::tile;
-use coldpress_kernels::matmul::{self, Candidate, Cost, CpuRates, Query};
+use coldpress_kernels::matmul::{self, Candidate, Cost, CpuRates, Query, Variant};
 use coldpress_kernels::quant::{self, PackedLayout};
 
 /// Chooses variants for one target.
@@ -20,6 +20,8 @@ pub struct Selector<'a> {
 /// A chosen variant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pick {
+    /// The row of the table.
+    pub variant: &'static Variant,
     /// Rows cut into stamps.
     pub stamps: Vec<Stamp>,
     /// Predicted cost.
@@ -110,6 +112,7 @@ impl<'a> Selector<'a> {
             .collect();
         let legal = candidates.iter().filter(|c| c.verdict.is_ok()).count();
         Ok(Pick {
+            variant: chosen.variant,
             stamps,
             cost,
             legal,
