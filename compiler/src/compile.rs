@@ -13,7 +13,7 @@ use crate::plan::{self, MAX_WORKERS, Plan};
 use crate::target::TargetProfile;
 use crate::tokenizer;
 use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS};
-use coldpress_runtime::bundle::embedded;
+use coldpress_runtime::bundle::{embedded, folder_of};
 use std::path::{Path, PathBuf};
 
 /// What to compile for.
@@ -37,6 +37,9 @@ pub struct Options {
     pub emit: Option<PathBuf>,
 }
 
+/// Sequences compiled for when nothing else is asked for.
+pub const DEFAULT_BATCH: usize = 8;
+
 /// Context compiled for when none is asked for, in tokens (less if the model was trained for less).
 pub const DEFAULT_CONTEXT: usize = 4096;
 
@@ -45,7 +48,7 @@ impl Options {
     pub fn new(target: TargetProfile) -> Options {
         Options {
             target,
-            max_batch: 8,
+            max_batch: DEFAULT_BATCH,
             max_context: None,
             kv_type: KvType::F16,
             threads: None,
@@ -53,6 +56,12 @@ impl Options {
             deny_cliffs: false,
             emit: None,
         }
+    }
+
+    /// Instruction streams: as asked for, or this machine's physical cores.
+    pub fn workers(&self) -> usize {
+        self.threads
+            .unwrap_or_else(|| num_cpus::get_physical().clamp(1, MAX_WORKERS))
     }
 }
 
@@ -116,8 +125,20 @@ pub fn compile(
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
     let prepared = prepare(path, options)?;
-    let Prepared { gguf, model, plan } = &prepared;
-    check_output(out, gguf)?;
+    check_output(out, &prepared.gguf)?;
+    write(&prepared, path, out, options, progress)?;
+    Ok(prepared)
+}
+
+/// Generates code and writes the bundle of what was prepared.
+fn write(
+    prepared: &Prepared,
+    path: &Path,
+    out: &Path,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<(), Error> {
+    let Prepared { gguf, model, plan } = prepared;
     let spec = tokenizer::from_gguf(gguf)?;
 
     progress.phase("generating code", plan.programs.len() as u64);
@@ -147,8 +168,7 @@ pub fn compile(
         notes: &notes,
         path,
     };
-    bundle::write(out, &contents, |bytes| progress.advance(bytes))?;
-    Ok(prepared)
+    bundle::write(out, &contents, |bytes| progress.advance(bytes))
 }
 
 /// Compiles `path` into one executable: this program, then the bundle. It runs the bundle unless told otherwise.
@@ -158,21 +178,18 @@ pub fn compile_exe(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
-    check_output(out, &Gguf::open(path)?)?;
-    let folder = match out.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let prepared = prepare(path, options)?;
+    check_output(out, &prepared.gguf)?;
     let io = |source| Error::Io {
         doing: format!("writing {}", out.display()),
         source,
     };
     let bundle = tempfile::Builder::new()
         .prefix(".press-")
-        .tempfile_in(folder)
+        .tempfile_in(folder_of(out))
         .map_err(io)?
         .into_temp_path();
-    let prepared = compile(path, &bundle, options, progress)?;
+    write(&prepared, path, &bundle, options, progress)?;
     let launcher = std::env::current_exe().map_err(io)?;
     embedded::write(&launcher, &bundle, out)?;
     Ok(prepared)
@@ -215,9 +232,7 @@ fn fit(model: &Model, options: &Options) -> Result<Plan, Error> {
     let wanted = options
         .max_context
         .unwrap_or(model.info.max_context.clamp(1, DEFAULT_CONTEXT));
-    let workers = options
-        .threads
-        .unwrap_or_else(|| num_cpus::get_physical().clamp(1, MAX_WORKERS));
+    let workers = options.workers();
     let build = |max_context: usize| {
         let sized = plan::Options {
             max_batch: options.max_batch,

@@ -8,6 +8,7 @@ mod build;
 pub mod dump;
 mod infer;
 pub mod interpret;
+mod stored;
 pub mod verify;
 
 use coldpress_kernels::tensor_type::TensorType;

@@ -7,7 +7,7 @@ use crate::graph::{OpGraph, Source, Weight};
 use crate::plan::{Form, Placement};
 use coldpress_kernels::cpu::abi::TILE_N;
 use coldpress_kernels::cpu::tile;
-use coldpress_kernels::quant::{self, QuantFormat};
+use coldpress_kernels::quant;
 use coldpress_runtime::bundle::BundleWriter;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -112,8 +112,7 @@ fn run(gguf: &Gguf, job: &Job<'_>) -> Result<Vec<u8>, Error> {
 
 fn tiles(gguf: &Gguf, job: &Job<'_>, out: &mut [u8]) -> Result<(), Error> {
     let w = job.weight;
-    let format = format_of(w)?;
-    let data = data(gguf, w)?;
+    let (format, data) = w.stored(gguf)?;
     let row_bytes = data.len() / w.n;
     let tile_bytes = out.len() / job.tiles.len();
     for (tile, packed) in job.tiles.clone().zip(out.chunks_exact_mut(tile_bytes)) {
@@ -126,8 +125,9 @@ fn tiles(gguf: &Gguf, job: &Job<'_>, out: &mut [u8]) -> Result<(), Error> {
 }
 
 fn vector(gguf: &Gguf, w: &Weight) -> Result<Vec<f32>, Error> {
+    let (format, data) = w.stored(gguf)?;
     let mut values = vec![0.0; w.n * w.k];
-    quant::dequantise_row(format_of(w)?, data(gguf, w)?, &mut values);
+    quant::dequantise_row(format, data, &mut values);
     Ok(values)
 }
 
@@ -135,31 +135,4 @@ fn store(values: &[f32], out: &mut [u8]) {
     for (value, bytes) in values.iter().zip(out.chunks_exact_mut(4)) {
         bytes.copy_from_slice(&value.to_le_bytes());
     }
-}
-
-fn format_of(w: &Weight) -> Result<&'static QuantFormat, Error> {
-    quant::format(w.ty).ok_or_else(|| Error::Unsupported {
-        what: w.name.clone(),
-        why: format!("nothing packs {}", w.ty.name()),
-    })
-}
-
-fn data<'g>(gguf: &'g Gguf, w: &Weight) -> Result<&'g [u8], Error> {
-    let missing = || Error::Model {
-        what: w.name.clone(),
-        why: "is not in the file".into(),
-    };
-    let tensor = gguf.tensor(&w.name).ok_or_else(missing)?;
-    let bytes = gguf.data(tensor);
-    let expected =
-        w.ty.row_bytes(w.k as u64)
-            .and_then(|r| r.checked_mul(w.n as u64));
-    if expected != Some(bytes.len() as u64) {
-        return Err(Error::Internal(format!(
-            "{}: {} bytes, expected {expected:?}",
-            w.name,
-            bytes.len()
-        )));
-    }
-    Ok(bytes)
 }

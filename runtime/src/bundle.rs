@@ -41,6 +41,14 @@ const PARALLEL_BYTES: usize = 32 << 20;
 /// Reading memory saturates with few cores.
 const MAX_CHECKING_THREADS: usize = 16;
 
+/// The folder a file is written in: where its temporary name has to be for the rename to be one.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// A mapped, checked bundle.
 #[derive(Debug)]
 pub struct Bundle {

@@ -1,7 +1,7 @@
 //! `coldpress compile`.
 
 use super::progress::Bars;
-use crate::compile::{self, Options, size};
+use crate::compile::{self, DEFAULT_BATCH, Options, size};
 use crate::error::Error;
 use crate::plan::{MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Plan, in_range};
 use crate::target::TargetProfile;
@@ -11,8 +11,6 @@ use coldpress_runtime::cli as rt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// `--max-batch` unless given.
-pub const DEFAULT_BATCH: usize = 8;
 /// Choices that `compile` and `run MODEL.gguf` share.
 #[derive(Args, Clone, Debug)]
 pub struct CompileFlags {

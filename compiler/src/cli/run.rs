@@ -1,9 +1,9 @@
 //! `coldpress run`: a bundle goes straight to the runtime; a GGUF is compiled for this machine first and the bundle kept
 //! in the user's cache folder, keyed by file, options and producer.
 
-use super::compile::{CompileFlags, DEFAULT_BATCH};
+use super::compile::CompileFlags;
 use super::progress::Bars;
-use crate::compile::{self, Options};
+use crate::compile::{self, DEFAULT_BATCH, Options};
 use crate::error::Error;
 use clap::Args;
 use coldpress_runtime::bundle::Bundle;
@@ -48,7 +48,7 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
         .ok()
         .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
         .unwrap_or_default();
-    let threads = options.threads.unwrap_or_else(num_cpus::get_physical);
+    let threads = options.workers();
     let mut key = Xxh3::new();
     key.write(
         format!(

@@ -58,11 +58,7 @@ pub fn write(launcher: &Path, bundle: &Path, out: &Path) -> Result<(), Error> {
 }
 
 fn assemble(launcher: &Path, bundle: &Path, out: &Path) -> io::Result<()> {
-    let folder = out
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::with_prefix_in(".press-", folder)?;
+    let mut file = NamedTempFile::with_prefix_in(".press-", super::folder_of(out))?;
     let program = File::open(launcher)?;
     let program_bytes = find(launcher).unwrap_or(program.metadata()?.len());
     io::copy(&mut program.take(program_bytes), &mut file)?;

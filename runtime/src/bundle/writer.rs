@@ -32,10 +32,6 @@ impl BundleWriter {
     /// [`Error::Io`] if no file can be created in the directory.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref().to_owned();
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
         let mut builder = tempfile::Builder::new();
         builder.prefix(".press-").suffix(".partial");
         #[cfg(unix)]
@@ -44,7 +40,7 @@ impl BundleWriter {
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         let io = |source| failure(&path, source);
-        let mut file = builder.tempfile_in(directory).map_err(io)?;
+        let mut file = builder.tempfile_in(super::folder_of(&path)).map_err(io)?;
         file.as_file_mut()
             .seek(SeekFrom::Start(HEADER_ROOM))
             .map_err(io)?;

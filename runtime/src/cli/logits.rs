@@ -9,7 +9,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::output::{io_error, print, progress};
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, folder_of};
 use crate::engine::Steps;
 use crate::error::Error;
 use crate::executor::{Executor, ExecutorOptions, Row};
@@ -254,10 +254,6 @@ impl NpyFile {
             )));
         }
         let writing = |source| io_error("writing", path)(source);
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         {
@@ -267,7 +263,7 @@ impl NpyFile {
         }
         let mut file = builder
             .prefix(".logits")
-            .tempfile_in(folder)
+            .tempfile_in(folder_of(path))
             .map_err(writing)?;
         let header = npy_header(&shape);
         file.write_all(&header).map_err(writing)?;

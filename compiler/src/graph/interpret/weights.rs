@@ -1,6 +1,6 @@
 //! Weights as the interpreter reads them: dequantised at once, or matrices row by row from the file. No arithmetic.
 
-use coldpress_kernels::quant::{self, QuantFormat};
+use coldpress_kernels::quant;
 
 use crate::error::Error;
 use crate::gguf::Gguf;
@@ -41,7 +41,7 @@ impl<'g> Weights<'g> {
             held.push(match &weight.source {
                 Source::Computed(values) => Some(values.clone()),
                 Source::Gguf => {
-                    let (format, data) = stored(weight, gguf)?;
+                    let (format, data) = weight.stored(gguf)?;
                     hold(weight).then(|| {
                         let mut values = vec![0.0; weight.n * weight.k];
                         quant::dequantise_row(format, data, &mut values);
@@ -82,25 +82,10 @@ impl<'g> Weights<'g> {
         }
         buffer.resize(weight.k, 0.0);
         // `held` has looked every weight up; without a file nothing is streamed.
-        if let Some(Ok((format, data))) = self.gguf.map(|gguf| stored(weight, gguf)) {
+        if let Some(Ok((format, data))) = self.gguf.map(|gguf| weight.stored(gguf)) {
             let bytes = data.len() / weight.n;
             quant::dequantise_row(format, &data[row * bytes..(row + 1) * bytes], buffer);
         }
         buffer
     }
-}
-
-/// Format and bytes of a weight in the file.
-fn stored<'g>(weight: &Weight, gguf: &'g Gguf) -> Result<(&'static QuantFormat, &'g [u8]), Error> {
-    let tensor = gguf.tensor(&weight.name);
-    let tensor = tensor.filter(|t| t.n() * t.k() == (weight.n * weight.k) as u64);
-    let tensor = tensor.ok_or_else(|| Error::Model {
-        what: weight.name.clone(),
-        why: format!("not in the file as [{},{}]", weight.n, weight.k),
-    })?;
-    let format = quant::format(tensor.ty).ok_or_else(|| Error::Unsupported {
-        what: weight.name.clone(),
-        why: format!("{} cannot be dequantised", tensor.ty),
-    })?;
-    Ok((format, gguf.data(tensor)))
 }
