@@ -73,7 +73,7 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                 let mut codes = unit.add(2 * TILE_N * (1 + layout.min as usize));
                 for _ in 0..unit_k / GROUP_K {
                     for line in 0..lines {
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * line).cast());
                     }
                     ahead = ahead.wrapping_add(ahead_per_group);
                     let (scale0, min) = group_scale::<L>(d, m, &mut codes);
@@ -150,9 +150,9 @@ unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
             for pair in 0..k / 2 {
                 let at = 2 * pair;
                 let here = w.add(at * line);
-                _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(PREFETCH).cast());
+                _mm_prefetch::<_MM_HINT_T1>(here.wrapping_add(PREFETCH).cast());
                 if line == 64 {
-                    _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(PREFETCH + 64).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(here.wrapping_add(PREFETCH + 64).cast());
                 }
                 let (w0, w1) = (load_floats::<L>(here), load_floats::<L>(here.add(line)));
                 each_row!(N, n => {
