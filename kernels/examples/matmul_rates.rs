@@ -46,7 +46,12 @@ fn main() {
             };
             let wanted = layout.as_ref().is_none_or(|l| *l == fmt.layout.name())
                 && only.as_ref().is_none_or(|o| o == variant.isa.name());
-            if wanted && variant.isa.available() {
+            if wanted
+                && variant.isa.available()
+                && std::env::var("STAMPS").map_or(true, |s| {
+                    s.split(",").any(|s| s == variant.stamp.to_string())
+                })
+            {
                 measure(id, k, weights.as_flattened(), ghz);
             }
         }

