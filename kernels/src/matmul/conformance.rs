@@ -5,7 +5,7 @@ use super::*;
 use crate::cpu::symbols::{MatmulFn, QuantiseFn};
 use crate::cpu::tile::{GROUP_K, pack_tile};
 use crate::cpu::{self, abi::ACT_GROUP};
-use crate::quant::{QuantFormat, Store, dequantise_row};
+use crate::quant::{QuantFormat, Scale, Store, Unpacked, dequantise_row};
 
 /// A 64-byte aligned buffer.
 struct Aligned(Vec<[u64; 8]>, usize);
@@ -46,20 +46,37 @@ fn raw_rows(fmt: &QuantFormat, n: usize, k: usize, byte: fn(usize) -> u8) -> Vec
                 );
             }
         }
-        Store::Int(bits) => {
+        Store::Int(_) | Store::Code(_) => {
+            let (d, m) = (field(fmt, |u| u.d[0]), field(fmt, |u| u.m[0]));
             for (i, b) in raw
                 .chunks_exact_mut(fmt.ty.block_bytes() as usize)
                 .enumerate()
             {
-                let at = if bits == 6 { 208 } else { 0 };
-                b[at..at + 2].copy_from_slice(&half(i).to_le_bytes());
-                if fmt.layout.min {
-                    b[2..4].copy_from_slice(&half(i + 7).to_le_bytes());
+                if let Some(at) = d {
+                    b[at..at + 2].copy_from_slice(&half(i).to_le_bytes());
+                }
+                if let Some(at) = m {
+                    b[at..at + 2].copy_from_slice(&half(i + 7).to_le_bytes());
+                }
+                if fmt.layout.scale == Scale::E8 {
+                    // Exponents whose powers of two lie between 2^-8 and 2^-1.
+                    b[0] = 120 + (i % 8) as u8;
                 }
             }
         }
     }
     raw
+}
+
+/// Where a quant block holds the f16 that `unpack` puts into a field, sign aside; `None` when it has none.
+fn field(fmt: &QuantFormat, pick: fn(&Unpacked) -> u16) -> Option<usize> {
+    (0..fmt.ty.block_bytes() as usize - 1).find(|&at| {
+        let mut block = vec![0; fmt.ty.block_bytes() as usize];
+        block[at..at + 2].copy_from_slice(&0x1234u16.to_le_bytes());
+        let mut u = Unpacked::zeros(&fmt.layout);
+        (fmt.unpack)(&block, &mut u);
+        pick(&u) & 0x7fff == 0x1234
+    })
 }
 
 struct Case {

@@ -6,7 +6,10 @@ use std::arch::x86_64::*;
 
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::symbols::{Named, matmul_symbols};
-use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
+use crate::cpu::tile::{
+    GROUP_K, group_bytes, planes, scale_codes_bytes, scale_halves_bytes, scale_plane_bytes,
+    scale_unit_bytes, tile_bytes,
+};
 use crate::quant::{FORMATS, Scale, Store};
 
 /// `matmul_<layout>_avx512_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
@@ -70,16 +73,16 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
             let mut g = 0;
             for _ in 0..k / unit_k {
                 let (d, m) = unit_halves::<L>(unit);
-                let mut codes = unit.add(2 * TILE_N * (1 + layout.min as usize));
+                let mut codes = unit.add(scale_halves_bytes(layout));
                 for _ in 0..unit_k / GROUP_K {
                     for line in 0..lines {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
                     }
                     ahead = ahead.wrapping_add(ahead_per_group);
-                    let (scale0, min) = group_scale::<L>(d, m, &mut codes);
-                    let scale1 = match halves {
-                        2 => group_scale::<L>(d, m, &mut codes).0,
-                        _ => scale0,
+                    let (scale0, min0) = group_scale::<L>(d, m, &mut codes);
+                    let (scale1, min1) = match halves {
+                        2 => group_scale::<L>(d, m, &mut codes),
+                        _ => (scale0, min0),
                     };
                     let q = unpack::<L>(quants);
                     quants = quants.add(group_bytes(layout));
@@ -87,9 +90,10 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                         let x = x.add(n * x_stride);
                         let word = |i: usize| _mm512_set1_epi32(x.add(GROUP_K * g + 4 * i).cast::<i32>().read_unaligned());
                         let float = |at: usize| _mm512_set1_ps(x.add(at).cast::<f32>().read_unaligned());
+                        let z16 = |half: usize| _mm512_set1_epi32(x.add(row.z16 + 8 * g + 4 * half).cast::<i32>().read_unaligned());
                         let zero = |half: usize| match layout.zero {
                             0 => _mm512_setzero_si512(),
-                            _ => _mm512_set1_epi32(x.add(row.z16 + 8 * g + 4 * half).cast::<i32>().read_unaligned()),
+                            _ => z16(half),
                         };
                         let (mut a, mut b) = (zero(0), zero(1));
                         for i in 0..4 {
@@ -101,12 +105,18 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                         if halves == 1 {
                             let sum = _mm512_fmadd_ps(b, d1, _mm512_mul_ps(a, d0));
                             acc[n] = _mm512_fmadd_ps(sum, scale0, acc[n]);
+                        } else if layout.min {
+                            let (z0, z1) = (_mm512_cvtepi32_ps(z16(0)), _mm512_cvtepi32_ps(z16(1)));
+                            let a = _mm512_fmadd_ps(a, scale0, _mm512_mul_ps(min0, z0));
+                            let b = _mm512_fmadd_ps(b, scale1, _mm512_mul_ps(min1, z1));
+                            acc[n] = _mm512_fmadd_ps(a, d0, acc[n]);
+                            acc[n] = _mm512_fmadd_ps(b, d1, acc[n]);
                         } else {
                             acc[n] = _mm512_fmadd_ps(a, _mm512_mul_ps(scale0, d0), acc[n]);
                             acc[n] = _mm512_fmadd_ps(b, _mm512_mul_ps(scale1, d1), acc[n]);
                         }
-                        if layout.min {
-                            acc[n] = _mm512_fnmadd_ps(min, float(row.s32 + 4 * g), acc[n]);
+                        if layout.min && halves == 1 {
+                            acc[n] = _mm512_fnmadd_ps(min0, float(row.s32 + 4 * g), acc[n]);
                         }
                     });
                     g += 1;
@@ -230,7 +240,13 @@ unsafe fn load_halves(at: *const u8) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
 }
 
-/// The f16 scales and mins of a scale unit. Scales are divided by what `unpack` multiplies integers with.
+/// What `unpack` multiplies levels with, inverted: scales make up for it.
+const fn shrink<const L: usize>() -> f32 {
+    1.0 / (1u32 << FORMATS[L].layout.zero_shift()) as f32
+}
+
+/// The f16 scales and mins of a scale unit. Scales are divided by what `unpack` multiplies levels with; mins per 16 by
+/// the 128 in `z16`, which they meet instead of a sum.
 ///
 /// # Safety
 /// `unit` points at a unit of the scale plane.
@@ -238,14 +254,20 @@ unsafe fn load_halves(at: *const u8) -> __m512 {
 #[target_feature(enable = "avx512f")]
 unsafe fn unit_halves<const L: usize>(unit: *const u8) -> (__m512, __m512) {
     let layout = const { &FORMATS[L].layout };
+    if scale_halves_bytes(layout) == 0 {
+        return (_mm512_setzero_ps(), _mm512_setzero_ps());
+    }
     // SAFETY: a unit starts with 16 scales, and 16 mins where the layout has them.
     unsafe {
-        let m = if layout.min {
-            load_halves(unit.add(2 * TILE_N))
-        } else {
-            _mm512_setzero_ps()
+        let m = match (layout.min, layout.group) {
+            (true, 16) => _mm512_mul_ps(
+                load_halves(unit.add(2 * TILE_N)),
+                _mm512_set1_ps(1.0 / 128.0),
+            ),
+            (true, _) => load_halves(unit.add(2 * TILE_N)),
+            _ => _mm512_setzero_ps(),
         };
-        let shrink = _mm512_set1_ps(1.0 / (1u32 << layout.zero_shift()) as f32);
+        let shrink = _mm512_set1_ps(const { shrink::<L>() });
         (_mm512_mul_ps(load_halves(unit), shrink), m)
     }
 }
@@ -262,70 +284,110 @@ unsafe fn group_scale<const L: usize>(
     codes: &mut *const u8,
 ) -> (__m512, __m512) {
     let layout = const { &FORMATS[L].layout };
-    if matches!(layout.scale, Scale::F16) {
+    if scale_codes_bytes(layout) == 0 {
         return (d, m);
     }
-    // SAFETY: 16 codes, then 16 min codes where the layout has mins.
+    // SAFETY: 16 codes, then 16 min codes where the layout has mins with codes of their own.
     unsafe {
-        let scale = _mm512_mul_ps(d, load_codes::<L>(*codes));
-        *codes = codes.add(TILE_N);
-        if !layout.min {
-            return (scale, m);
+        let first = load_codes::<L>(*codes);
+        let (sc, mn) = match layout.scale {
+            Scale::U4F16 => (
+                _mm512_and_si512(first, _mm512_set1_epi32(15)),
+                _mm512_srli_epi32::<4>(first),
+            ),
+            _ if layout.min => (first, load_codes::<L>(codes.add(TILE_N))),
+            _ => (first, _mm512_setzero_si512()),
+        };
+        *codes = codes.add(scale_codes_bytes(layout));
+        let scale = match layout.scale {
+            Scale::E8 => {
+                let exponent = _mm512_sub_epi32(sc, _mm512_set1_epi32(128));
+                let one = _mm512_set1_ps(const { shrink::<L>() });
+                _mm512_scalef_ps(one, _mm512_cvtepi32_ps(exponent))
+            }
+            _ => _mm512_mul_ps(d, _mm512_cvtepi32_ps(sc)),
+        };
+        match layout.min {
+            true => (scale, _mm512_mul_ps(m, _mm512_cvtepi32_ps(mn))),
+            false => (scale, m),
         }
-        let min = _mm512_mul_ps(m, load_codes::<L>(*codes));
-        *codes = codes.add(TILE_N);
-        (scale, min)
     }
 }
 
+/// 16 codes, one per output.
+///
 /// # Safety
 /// 16 codes are readable at `at`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn load_codes<const L: usize>(at: *const u8) -> __m512 {
+unsafe fn load_codes<const L: usize>(at: *const u8) -> __m512i {
     let layout = const { &FORMATS[L].layout };
     // SAFETY: by the caller.
     let codes = unsafe { _mm_loadu_si128(at.cast()) };
-    _mm512_cvtepi32_ps(match layout.scale {
+    match layout.scale {
         Scale::I8F16 => _mm512_cvtepi8_epi32(codes),
         _ => _mm512_cvtepu8_epi32(codes),
-    })
+    }
 }
 
-/// The 8 quads of 32 k, one byte per stored integer, shifted left so that a zero in the middle of their range is 128:
-/// then dot products of every width start from the same `z16`.
+/// Levels of a codebook by code, shifted as `unpack` says, in every 16 bytes of a vector; zeros without a codebook.
+const fn level_table<const L: usize>() -> [u8; 16] {
+    let layout = &FORMATS[L].layout;
+    let (mut table, mut code) = ([0; 16], 0);
+    while code < table.len() {
+        if let Store::Code(_) = layout.store {
+            table[code] = layout.level(code as u8) << layout.zero_shift();
+        }
+        code += 1;
+    }
+    table
+}
+
+/// The levels of the 8 quads of 32 k, one byte each, shifted left so that a zero in the middle of their range is 128: then
+/// dot products of every width start from the same `z16`.
 ///
 /// # Safety
 /// `quants` points at the quants of 32 k.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m512i; 8] {
-    let bits = const { FORMATS[L].layout.int_bits() };
-    let shift = const { FORMATS[L].layout.zero_shift() as i32 };
+    let layout = const { &FORMATS[L].layout };
+    let (low, top) = const { plane_bits::<L>() };
+    let table = const { level_table::<L>() };
+    let coded = matches!(layout.store, Store::Code(_));
+    let shift = if coded { 0 } else { layout.zero_shift() as i32 };
     // SAFETY: vectors 0..bits of the group are inside it.
     let vector = |i: usize| unsafe { _mm512_loadu_si512(quants.add(64 * i).cast()) };
-    let mask = |bits: i32| _mm512_set1_epi8((bits << shift) as i8);
+    let mask = |bits: usize, at: i32| _mm512_set1_epi8((((1 << bits) - 1) << at) as i8);
     let mut q = [_mm512_setzero_si512(); 8];
     for (i, q) in q.iter_mut().enumerate() {
-        let at = i as i32;
-        *q = match bits {
-            Some(8) => vector(i),
-            _ => _mm512_and_si512(moved(vector(i / 2), shift - 4 * (at % 2)), mask(15)),
-        };
-        // 0xF8: a | (b & c).
-        *q = match bits {
-            Some(5) => {
-                let top = moved(vector(4), 4 + shift - at);
-                _mm512_ternarylogic_epi32::<0xF8>(*q, top, mask(16))
-            }
-            Some(6) => {
-                let top = moved(vector(4 + i / 4), 4 + shift - 2 * (at % 4));
-                _mm512_ternarylogic_epi32::<0xF8>(*q, top, mask(48))
-            }
-            _ => *q,
-        };
+        let from = |bits: usize| (i * bits % 8) as i32;
+        let plane = moved(vector(i * low / 8), shift - from(low));
+        *q = _mm512_and_si512(plane, mask(low, shift));
+        if top > 0 {
+            let to = shift + low as i32;
+            let plane = moved(vector(low + i * top / 8), to - from(top));
+            // 0xF8: a | (b & c).
+            *q = _mm512_ternarylogic_epi32::<0xF8>(*q, plane, mask(top, to));
+        }
+        if coded {
+            // SAFETY: the table has 16 bytes.
+            let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
+            *q = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), *q);
+        }
     }
     q
+}
+
+/// Bits of the two planes that hold the layout's integers.
+const fn plane_bits<const L: usize>() -> (usize, usize) {
+    match FORMATS[L].layout.int_bits() {
+        Some(bits) => {
+            let (low, top) = planes(bits);
+            (low as usize, top as usize)
+        }
+        None => (8, 0),
+    }
 }
 
 /// Bits moved towards the high end; towards the low end when `by` is negative. Bits that cross bytes are for the caller
