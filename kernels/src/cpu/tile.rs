@@ -64,10 +64,16 @@ pub const fn scale_codes_bytes(layout: &PackedLayout) -> usize {
     }
 }
 
-/// Bits in the two planes that hold integers of `bits` bits: the low ones, and the ones above them or 0.
-pub const fn planes(bits: u8) -> (u8, u8) {
-    let low = 1 << bits.ilog2();
-    (low, bits - low)
+/// Bits in the two planes that hold the layout's integers or codes: the low ones, and the ones above them or 0. Both 0 for
+/// float layouts.
+pub const fn planes(layout: &PackedLayout) -> (usize, usize) {
+    match layout.int_bits() {
+        Some(bits) => {
+            let low = 1 << bits.ilog2();
+            (low, bits as usize - low)
+        }
+        None => (0, 0),
+    }
 }
 
 /// Bytes of the quant plane per 32 k; 0 for float layouts.
@@ -109,8 +115,7 @@ pub fn pack_tile(fmt: &QuantFormat, k: usize, rows: &[&[u8]], out: &mut [u8]) {
     match fmt.layout.store {
         Store::F32 => pack_floats::<4>(rows, out),
         Store::F16 | Store::Bf16 => pack_floats::<2>(rows, out),
-        Store::Int(bits) => pack_ints(fmt, bits, k, rows, out),
-        Store::Code(_) => pack_ints(fmt, 4, k, rows, out),
+        Store::Int(_) | Store::Code(_) => pack_ints(fmt, k, rows, out),
     }
 }
 
@@ -126,27 +131,27 @@ fn pack_floats<const BYTES: usize>(rows: &[&[u8]], out: &mut [u8]) {
     }
 }
 
-fn pack_ints(fmt: &QuantFormat, bits: u8, k: usize, rows: &[&[u8]], out: &mut [u8]) {
+fn pack_ints(fmt: &QuantFormat, k: usize, rows: &[&[u8]], out: &mut [u8]) {
     let layout = &fmt.layout;
     let (len, bytes) = (fmt.ty.block_len() as usize, fmt.ty.block_bytes() as usize);
     let (scales, quants) = out.split_at_mut(scale_plane_bytes(layout, k));
     scales[k / len * scale_unit_bytes(layout)..].fill(0);
     let units = scales.chunks_exact_mut(scale_unit_bytes(layout));
     let quants = quants.chunks_exact_mut(len / GROUP_K * group_bytes(layout));
-    let mut columns = [Unpacked::zeros(layout); TILE_N];
+    let (mut columns, planes) = ([Unpacked::zeros(layout); TILE_N], planes(layout));
     for (b, (unit, quants)) in units.zip(quants).enumerate() {
         for (row, column) in rows.iter().zip(&mut columns) {
             (fmt.unpack)(&row[b * bytes..][..bytes], column);
         }
         pack_scales(layout, &columns, unit);
         for (g, quants) in quants.chunks_exact_mut(group_bytes(layout)).enumerate() {
-            match bits {
-                2 => pack_group::<2>(&columns, g, quants),
-                3 => pack_group::<3>(&columns, g, quants),
-                4 => pack_group::<4>(&columns, g, quants),
-                5 => pack_group::<5>(&columns, g, quants),
-                6 => pack_group::<6>(&columns, g, quants),
-                _ => pack_group::<8>(&columns, g, quants),
+            match planes {
+                (2, 0) => pack_group::<2, 0>(&columns, g, quants),
+                (2, _) => pack_group::<2, 1>(&columns, g, quants),
+                (4, 0) => pack_group::<4, 0>(&columns, g, quants),
+                (4, 1) => pack_group::<4, 1>(&columns, g, quants),
+                (4, _) => pack_group::<4, 2>(&columns, g, quants),
+                _ => pack_group::<8, 0>(&columns, g, quants),
             }
         }
     }
@@ -155,26 +160,28 @@ fn pack_ints(fmt: &QuantFormat, bits: u8, k: usize, rows: &[&[u8]], out: &mut [u
 /// One unit of the scale plane: the f16s of 16 columns, then their codes group by group.
 fn pack_scales(layout: &PackedLayout, columns: &[Unpacked; TILE_N], unit: &mut [u8]) {
     let (halves, codes) = unit.split_at_mut(scale_halves_bytes(layout));
-    for (c, column) in columns.iter().enumerate() {
-        for (line, half) in halves
-            .chunks_exact_mut(2 * TILE_N)
-            .zip([column.d[0], column.m[0]])
-        {
-            line[2 * c..][..2].copy_from_slice(&half.to_le_bytes());
+    let lines = halves.as_chunks_mut::<{ 2 * TILE_N }>().0;
+    if let Some(d) = lines.first_mut() {
+        for (half, column) in d.chunks_exact_mut(2).zip(columns) {
+            half.copy_from_slice(&column.d[0].to_le_bytes());
         }
     }
-    let width = scale_codes_bytes(layout).max(1);
-    for (g, codes) in codes.chunks_exact_mut(width).enumerate() {
+    if let Some(m) = lines.get_mut(1) {
+        for (half, column) in m.chunks_exact_mut(2).zip(columns) {
+            half.copy_from_slice(&column.m[0].to_le_bytes());
+        }
+    }
+    if codes.is_empty() {
+        return;
+    }
+    let groups = codes.chunks_exact_mut(scale_codes_bytes(layout));
+    for (g, codes) in groups.enumerate() {
         for (c, column) in columns.iter().enumerate() {
             let (sc, mn) = (column.sc[g], column.mn[g]);
             match layout.scale {
                 Scale::U4F16 => codes[c] = sc | mn << 4,
-                _ => {
-                    codes[c] = sc;
-                    if layout.min {
-                        codes[TILE_N + c] = mn;
-                    }
-                }
+                _ if layout.min => (codes[c], codes[TILE_N + c]) = (sc, mn),
+                _ => codes[c] = sc,
             }
         }
     }
@@ -188,12 +195,13 @@ pub(super) fn scale_codes(layout: &PackedLayout, codes: &[u8], c: usize) -> (u8,
     }
 }
 
-/// Quants of 32 k, group `g` of the unpacked quant blocks. A quad travels as the four bytes of a u32.
-fn pack_group<const BITS: usize>(columns: &[Unpacked; TILE_N], g: usize, out: &mut [u8]) {
-    let (low, top) = const {
-        let (low, top) = planes(BITS as u8);
-        (low as usize, top as usize)
-    };
+/// Quants of 32 k, group `g` of the unpacked quant blocks, in planes of `LOW` and `TOP` bits. A quad travels as the four
+/// bytes of a u32.
+fn pack_group<const LOW: usize, const TOP: usize>(
+    columns: &[Unpacked; TILE_N],
+    g: usize,
+    out: &mut [u8],
+) {
     for (c, column) in columns.iter().enumerate() {
         let mut quads = [0u32; 8];
         for (quad, q) in quads
@@ -213,20 +221,19 @@ fn pack_group<const BITS: usize>(columns: &[Unpacked; TILE_N], g: usize, out: &m
                 out[64 * (first + vector) + 4 * c..][..4].copy_from_slice(&word.to_le_bytes());
             }
         };
-        plane(0, 0, low);
-        plane(low, low, top);
+        plane(0, 0, LOW);
+        plane(LOW, LOW, TOP);
     }
 }
 
 /// The stored integer or code of output `c` at `k_in_group` within the quants of 32 k.
-fn stored_int(bits: u8, quants: &[u8], c: usize, k_in_group: usize) -> u8 {
+fn stored_int(layout: &PackedLayout, quants: &[u8], c: usize, k_in_group: usize) -> u8 {
     let (quad, lane) = (k_in_group / 4, 4 * c + k_in_group % 4);
-    let plane = |first: u8, width: u8| {
-        let at = quad * usize::from(width);
-        let byte = quants[64 * (usize::from(first) + at / 8) + lane];
-        byte >> (at % 8) & (u8::MAX >> (8 - width))
+    let plane = |first: usize, width: usize| {
+        let at = quad * width;
+        quants[64 * (first + at / 8) + lane] >> (at % 8) & (u8::MAX >> (8 - width))
     };
-    match planes(bits) {
+    match planes(layout) {
         (low, 0) => plane(0, low),
         (low, top) => plane(0, low) | plane(low, top) << low,
     }
@@ -302,7 +309,6 @@ fn dequantise(
             }
         }
         Store::Int(_) | Store::Code(_) => {
-            let bits = layout.int_bits().unwrap_or(8);
             let (scales, quants) = tile.split_at(scale_plane_bytes(layout, k));
             let (mut scale, mut min) = (0.0, 0.0);
             for (at, w) in out.iter_mut().enumerate() {
@@ -311,7 +317,7 @@ fn dequantise(
                     (scale, min) = scale_and_min(layout, scales, c, at);
                 }
                 let quants = &quants[at / GROUP_K * group_bytes(layout)..];
-                *w = layout.value(stored_int(bits, quants, c, at % GROUP_K), scale, min);
+                *w = layout.value(stored_int(layout, quants, c, at % GROUP_K), scale, min);
             }
         }
     }

@@ -192,13 +192,13 @@ fn float_line(layout: &PackedLayout, line: &[u8]) -> Lanes {
 
 /// The levels of the 8 quads of a group, one byte each.
 fn unpack_group(layout: &PackedLayout, quants: &[u8]) -> [[u8; 64]; 8] {
-    let (low, top) = planes(layout.int_bits().unwrap_or(8));
+    let (low, top) = planes(layout);
     let mut quads = [[0; 64]; 8];
     for (i, quad) in quads.iter_mut().enumerate() {
         // Adds the plane of `width` bits whose first vector is `first`, at bit `to`.
-        let mut plane = |first: u8, width: u8, to: u8| {
-            let at = i * usize::from(width);
-            let vector = &quants[64 * (usize::from(first) + at / 8)..][..64];
+        let mut plane = |first: usize, width: usize, to: usize| {
+            let at = i * width;
+            let vector = &quants[64 * (first + at / 8)..][..64];
             for (q, &bits) in quad.iter_mut().zip(vector) {
                 *q |= (bits >> (at % 8) & (u8::MAX >> (8 - width))) << to;
             }
@@ -208,7 +208,7 @@ fn unpack_group(layout: &PackedLayout, quants: &[u8]) -> [[u8; 64]; 8] {
             plane(low, top, low);
         }
         if let Store::Code(_) = layout.store {
-            let levels: [u8; 16] = std::array::from_fn(|code| layout.level(code as u8));
+            let levels = layout.levels();
             for q in quad.iter_mut() {
                 *q = levels[usize::from(*q)];
             }
