@@ -378,6 +378,12 @@ fn random_weights(random: &mut Random, ty: TensorType, n: usize, k: usize) -> Ve
                 TensorType::Q4_K => &[(0, 1.0 / 150.0), (2, 1.0 / 20.0)],
                 TensorType::Q5_K => &[(0, 1.0 / 300.0), (2, 1.0 / 20.0)],
                 TensorType::Q6_K => &[(208, 1.0 / 1400.0)],
+                TensorType::Q2_K => &[(80, 1.0 / 14.0), (82, 1.0 / 9.3)],
+                TensorType::Q3_K => &[(108, 1.0 / 42.0)],
+                TensorType::IQ4_NL => &[(0, 1.0 / 70.0)],
+                TensorType::IQ4_XS => &[(0, 1.0 / 1300.0)],
+                // No f16: its scale is the exponent in byte 0.
+                TensorType::MXFP4 => &[],
                 other => panic!("no random weights for {}", other.name()),
             };
             for _ in 0..n * k / ty.block_len() as usize {
@@ -386,6 +392,10 @@ fn random_weights(random: &mut Random, ty: TensorType, n: usize, k: usize) -> Ve
                 for &(offset, relative) in fields {
                     let value = size * relative * (1.0 + 0.2 * random.uniform());
                     out[start + offset..start + offset + 2].copy_from_slice(&half(value));
+                }
+                if ty == TensorType::MXFP4 {
+                    let value = size / 5.9 * (1.0 + 0.5 * random.uniform());
+                    out[start] = (128.0 + value.log2()).round() as u8;
                 }
             }
         }

@@ -15,6 +15,9 @@ fn quantised() -> Shape {
         TensorType::Q6_K,
         TensorType::Q8_0,
         TensorType::Q4_0,
+        TensorType::Q2_K,
+        TensorType::IQ4_XS,
+        TensorType::MXFP4,
         TensorType::F16,
     ];
     Shape {

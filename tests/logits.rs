@@ -4,6 +4,7 @@ use crate::harness::*;
 use coldpress_compiler::gguf::{Array, Gguf, Value};
 use coldpress_compiler::graph::interpret;
 use coldpress_compiler::{model, pass};
+use coldpress_kernels::quant::FORMATS;
 use coldpress_kernels::tensor_type::TensorType;
 use std::path::Path;
 use tempfile::tempdir;
@@ -11,7 +12,8 @@ use tempfile::tempdir;
 /// Architectures and formats this build claims.
 const ARCHITECTURES: &[&str] = &["llama", "qwen2", "qwen3"];
 const QUANTS: &[&str] = &[
-    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K_M", "Q5_K_M", "Q6_K",
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_M", "Q4_K_M",
+    "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS",
 ];
 
 fn compile(model: &Path, bundle: &Path, kv: &str) {
@@ -82,7 +84,7 @@ fn fixtures_meet_their_bars() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(
-        checked >= 14,
+        checked >= 18,
         "only {checked} fixtures match the supported architectures and formats"
     );
 }
@@ -343,6 +345,10 @@ const FOR_TARGETS: &[&str] = &[
     "qwen3-F16",
     "qwen3-Q8_0",
     "qwen3-Q4_K_M",
+    "llama-Q2_K",
+    "llama-Q3_K_M",
+    "llama-IQ4_NL",
+    "llama-IQ4_XS",
 ];
 
 #[test]
@@ -406,6 +412,11 @@ fn quantised_models_of_mixed_formats() {
         TensorType::Q4_K,
         TensorType::Q5_K,
         TensorType::Q6_K,
+        TensorType::Q2_K,
+        TensorType::Q3_K,
+        TensorType::IQ4_NL,
+        TensorType::IQ4_XS,
+        TensorType::MXFP4,
         TensorType::F16,
         TensorType::F32,
         TensorType::BF16,
@@ -433,6 +444,26 @@ fn quantised_models_of_mixed_formats() {
         };
         // int8 activations cost about 1e-4 in two layers; anything wrong costs far more.
         against_interpreter(&shape, 200 + i as u64, 2e-3);
+    }
+}
+
+#[test]
+fn models_of_each_format_alone() {
+    for (i, fmt) in FORMATS.iter().enumerate() {
+        let shape = Shape {
+            arch: "llama",
+            hidden: 256,
+            ffn: 512,
+            head_dim: 64,
+            types: vec![fmt.ty],
+            ..Shape::small()
+        };
+        let bar = if fmt.layout.int_bits().is_some() {
+            2e-3
+        } else {
+            1e-9
+        };
+        against_interpreter(&shape, 500 + i as u64, bar);
     }
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::tile::tile_bytes;
-use crate::quant::{FORMATS, PackedLayout};
+use crate::quant::{Codebook, FORMATS, PackedLayout, Store};
 
 pub use crate::cpu::features::Isa;
 
@@ -57,14 +57,23 @@ pub const VARIANTS: &[Variant] = &[
     row(Isa::Avx512Vnni, 16, 41.4, 0.0),
 ];
 
-/// Rate of integer kernels by stored bits, relative to 4: what unpacking, 16-wide scale groups and 16-bit sums cost.
-fn bits_factor(isa: Isa, bits: u8) -> f64 {
-    match (isa, bits) {
-        (Isa::Avx512Vnni, 5) => 0.96,
-        (Isa::Avx512Vnni, 6) => 0.95,
-        (Isa::Avx2, 5) => 0.8,
-        (Isa::Avx2, 6) => 0.7,
-        (Isa::Avx2, 8) => 0.65,
+/// Rate of integer kernels by what they store, relative to 4-bit integers: what unpacking, table lookups, scales and mins
+/// per 16 and 16-bit sums cost.
+fn store_factor(isa: Isa, store: Store) -> f64 {
+    match (isa, store) {
+        (Isa::Avx512Vnni, Store::Int(2)) => 0.8,
+        (Isa::Avx512Vnni, Store::Int(3)) => 0.9,
+        (Isa::Avx512Vnni, Store::Int(5)) => 0.96,
+        (Isa::Avx512Vnni, Store::Int(6)) => 0.95,
+        (Isa::Avx2, Store::Int(2)) => 0.85,
+        (Isa::Avx2, Store::Int(3)) => 0.75,
+        (Isa::Avx2, Store::Int(5)) => 0.8,
+        (Isa::Avx2, Store::Int(6)) => 0.7,
+        (Isa::Avx2, Store::Int(8)) => 0.65,
+        (Isa::Avx2, Store::Code(Codebook::Nl4)) => 0.7,
+        (Isa::Avx2, Store::Code(Codebook::Fp4)) => 0.85,
+        (Isa::Scalar, Store::Int(2)) => 0.7,
+        (Isa::Scalar, Store::Code(_)) => 0.65,
         _ => 1.0,
     }
 }
@@ -73,7 +82,7 @@ impl Variant {
     /// Multiply-adds per cycle for this layout; `None` when there is no such stamp.
     fn macs_per_cycle(&self, layout: &PackedLayout) -> Option<f64> {
         let rate = match layout.int_bits() {
-            Some(bits) => self.int_macs * bits_factor(self.isa, bits),
+            Some(_) => self.int_macs * store_factor(self.isa, layout.store),
             None => self.float_macs,
         };
         (rate > 0.0).then_some(rate)

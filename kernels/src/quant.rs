@@ -10,7 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::tensor_type::TensorType;
 
+mod codebook;
+mod fields;
 mod float;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
 mod q4_k;
@@ -20,7 +27,14 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 
+pub use codebook::Codebook;
+use fields::{fifth_bits, k_scales, nibbles, two_bits};
 pub use float::{BF16, F16, F32};
+pub use iq4_nl::IQ4_NL;
+pub use iq4_xs::IQ4_XS;
+pub use mxfp4::MXFP4;
+pub use q2_k::Q2_K;
+pub use q3_k::Q3_K;
 pub use q4_0::Q4_0;
 pub use q4_1::Q4_1;
 pub use q4_k::Q4_K;
@@ -32,7 +46,8 @@ pub use q8_0::Q8_0;
 
 /// Every format coldpress can pack.
 pub const FORMATS: &[QuantFormat] = &[
-    F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K,
+    F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, Q2_K, Q3_K, IQ4_NL, IQ4_XS,
+    MXFP4,
 ];
 
 const _: () = {
@@ -48,21 +63,22 @@ pub fn format(ty: TensorType) -> Option<&'static QuantFormat> {
     FORMATS.iter().find(|fmt| fmt.ty == ty)
 }
 
-/// Weights under one f16 of a two-level scale (`U8F16`, `I8F16`).
+/// Weights under one f16 of a two-level scale (`U8F16`, `I8F16`, `U4F16`).
 pub const SUPER_GROUP: usize = 256;
 
 /// Sign bit of an f16: GGUF's `d * q + m` formats are packed as `scale * q - min` with `min = -m`.
 const F16_SIGN: u16 = 0x8000;
 
-/// Numeric meaning of packed weights: `w = scale * (q - zero) - min`, per scale group along k.
+/// Numeric meaning of packed weights: `w = scale * (level - zero) - min`, per scale group along k. The level of a stored
+/// integer is the integer itself, that of a code `zero` plus its value in the codebook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PackedLayout {
     /// What one stored weight is.
     pub store: Store,
     /// Weights along k that share one scale: 16 or 32; 1 for float storage.
     pub group: u16,
-    /// Subtracted from every stored integer: 8 (q4_0), 16 (q5_0), 32 (q6_k), 128 (q8_0), else 0. The middle of the
-    /// integers' range, or 0 where there is a min.
+    /// Subtracted from every level: 4 (q3_k), 8 (q4_0), 16 (q5_0, mxfp4), 32 (q6_k), 128 (q8_0, iq4), else 0. The middle
+    /// of the levels' range, or 0 where there is a min.
     pub zero: u8,
     /// How scales (and mins) are stored.
     pub scale: Scale,
@@ -79,8 +95,10 @@ pub enum Store {
     F16,
     /// bfloat16.
     Bf16,
-    /// Unsigned integer of this many bits (4, 5, 6, 8).
+    /// Unsigned integer of this many bits (2, 3, 4, 5, 6, 8).
     Int(u8),
+    /// 4-bit code that stands for one of 16 values.
+    Code(Codebook),
 }
 
 /// Storage of group scales.
@@ -94,20 +112,24 @@ pub enum Scale {
     U8F16,
     /// A signed 8-bit code per group times an f16 per 256 weights.
     I8F16,
+    /// 4-bit codes per group, of the scale and of the min, each times an f16 per 256 weights.
+    U4F16,
+    /// A power of two per group, an 8-bit exponent: `2^(e - 128)`.
+    E8,
 }
 
 /// One quant block taken apart: integers and scale codes, no arithmetic on values.
 #[derive(Clone, Copy, Debug)]
 pub struct Unpacked {
-    /// Stored integers, `block_len` of them; each below 2^bits.
+    /// Stored integers or codes, `block_len` of them; each below 2^bits.
     pub q: [u8; 256],
     /// f16 bits: group scales when `Scale::F16` (index = group), else element 0 is the scale of the 256 weights.
     pub d: [u16; 8],
     /// f16 bits of the mins, same indexing as `d`.
     pub m: [u16; 8],
-    /// 8-bit scale codes per group (`U8F16`; `I8F16` as two's complement).
+    /// Scale codes per group (`U8F16`, `U4F16`; `I8F16` as two's complement), exponents when `E8`.
     pub sc: [u8; 16],
-    /// 8-bit min codes per group.
+    /// Min codes per group.
     pub mn: [u8; 16],
 }
 
@@ -126,31 +148,63 @@ impl PackedLayout {
     pub const fn k_multiple(&self) -> usize {
         match self.scale {
             Scale::None => 1,
-            Scale::F16 => 32,
-            Scale::U8F16 | Scale::I8F16 => SUPER_GROUP,
+            Scale::F16 | Scale::E8 => 32,
+            Scale::U8F16 | Scale::I8F16 | Scale::U4F16 => SUPER_GROUP,
         }
     }
 
-    /// Bits of one stored integer; `None` for float storage.
+    /// Bits of one stored integer or code; `None` for float storage.
     pub const fn int_bits(&self) -> Option<u8> {
         match self.store {
             Store::Int(bits) => Some(bits),
+            Store::Code(_) => Some(4),
             _ => None,
         }
     }
 
-    /// What kernels rely on: a min per 32 weights, or integers around the middle of their range, or floats.
+    /// What kernels rely on: levels from 0 with a min per scale group, or around the middle of their range, or floats.
     const fn kernels_can_read(&self) -> bool {
-        match self.store {
-            Store::Int(_) if self.min => self.zero == 0 && self.group == 32,
-            Store::Int(bits) => {
-                self.zero == 1 << (bits - 1) && (self.group == 32 || self.group == 16)
+        if self.int_bits().is_none() {
+            return self.zero == 0 && !self.min;
+        }
+        let centred = match self.store {
+            Store::Int(bits) => self.zero == 1 << (bits - 1),
+            Store::Code(codebook) => {
+                self.zero.is_power_of_two() && codebook.largest() < self.zero as u16
             }
-            _ => self.zero == 0 && !self.min,
+            _ => false,
+        };
+        (self.group == 32 || self.group == 16) && if self.min { self.zero == 0 } else { centred }
+    }
+
+    /// Level of the stored integer or code `q`, below 256.
+    pub const fn level(&self, q: u8) -> u8 {
+        match self.store {
+            Store::Code(codebook) => self.zero.wrapping_add_signed(codebook.values()[q as usize]),
+            _ => q,
         }
     }
 
-    /// Left shift that moves a zero in the middle of the integers' range to 128; 0 without a zero.
+    /// Level of each code; those of integers are the integers.
+    pub const fn levels(&self) -> [u8; 16] {
+        let (mut levels, mut code) = ([0; 16], 0);
+        while code < levels.len() {
+            levels[code] = self.level(code as u8);
+            code += 1;
+        }
+        levels
+    }
+
+    /// The largest level.
+    pub const fn max_level(&self) -> u8 {
+        match self.store {
+            Store::Int(bits) => (u8::MAX) >> (8 - bits),
+            Store::Code(codebook) => (self.zero as u16 + codebook.largest()) as u8,
+            _ => 0,
+        }
+    }
+
+    /// Left shift that moves a zero in the middle of the levels' range to 128; 0 without a zero.
     pub const fn zero_shift(&self) -> u32 {
         match self.zero {
             0 => 0,
@@ -158,7 +212,8 @@ impl PackedLayout {
         }
     }
 
-    /// Short stable name that kernel symbols carry: `f16`; or bits, scale, `m` for a min: `i8f16`, `i4u8m`, `i6i8`.
+    /// Short stable name that kernel symbols carry: `f16`; or bits or codebook, scale, `m` for a min: `i8f16`, `i4u8m`,
+    /// `i6i8`, `nl4f16`.
     pub fn name(&self) -> String {
         self.to_string()
     }
@@ -169,7 +224,8 @@ impl PackedLayout {
         match self.scale {
             Scale::None => (1.0, 0.0),
             Scale::F16 => (half(u.d[g]), half(u.m[g])),
-            Scale::U8F16 => (
+            Scale::E8 => (exponent_scale(u.sc[g]), 0.0),
+            Scale::U8F16 | Scale::U4F16 => (
                 half(u.d[0]) * f32::from(u.sc[g]),
                 half(u.m[0]) * f32::from(u.mn[g]),
             ),
@@ -180,9 +236,9 @@ impl PackedLayout {
         }
     }
 
-    /// Value of the stored integer `q` under `scale` and `min`: `scale * (q - zero) - min`.
+    /// Value of the stored integer or code `q` under `scale` and `min`: `scale * (level - zero) - min`.
     pub fn value(&self, q: u8, scale: f32, min: f32) -> f32 {
-        let w = scale * f32::from(i16::from(q) - i16::from(self.zero));
+        let w = scale * f32::from(i16::from(self.level(q)) - i16::from(self.zero));
         if self.min { w - min } else { w }
     }
 }
@@ -194,22 +250,29 @@ impl fmt::Display for PackedLayout {
             Store::F16 => f.write_str("f16")?,
             Store::Bf16 => f.write_str("bf16")?,
             Store::Int(bits) => write!(f, "i{bits}")?,
+            Store::Code(codebook) => f.write_str(codebook.name())?,
         }
         f.write_str(match self.scale {
             Scale::None => "",
             Scale::F16 => "f16",
             Scale::U8F16 => "u8",
             Scale::I8F16 => "i8",
+            Scale::U4F16 => "u4",
+            Scale::E8 => "e8",
         })?;
         f.write_str(if self.min { "m" } else { "" })
     }
 }
 
 impl Unpacked {
-    /// A quant block of zero weights under `layout`.
+    /// A quant block of zero weights under `layout`. A codebook without a zero has them by its scales, which are f16.
     pub const fn zeros(layout: &PackedLayout) -> Unpacked {
+        let q = match layout.store {
+            Store::Code(_) => 0,
+            _ => layout.zero,
+        };
         Unpacked {
-            q: [layout.zero; 256],
+            q: [q; 256],
             d: [0; 8],
             m: [0; 8],
             sc: [0; 16],
@@ -239,7 +302,7 @@ pub fn dequantise_row(fmt: &QuantFormat, bytes: &[u8], out: &mut [f32]) {
                 *w = bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
             }
         }
-        Store::Int(_) => {
+        Store::Int(_) | Store::Code(_) => {
             let (len, group) = (fmt.ty.block_len() as usize, usize::from(layout.group));
             let mut u = Unpacked::zeros(layout);
             for (w, bytes) in out.chunks_exact_mut(len).zip(quant_blocks) {
@@ -259,32 +322,13 @@ pub fn dequantise_row(fmt: &QuantFormat, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Splits bytes into low nibbles (first half of `q`) and high nibbles (second half).
-fn nibbles(bytes: &[u8], q: &mut [u8]) {
-    let (low, high) = q.split_at_mut(bytes.len());
-    for ((low, high), &byte) in low.iter_mut().zip(high).zip(bytes) {
-        *low = byte & 15;
-        *high = byte >> 4;
-    }
-}
-
-/// Adds the fifth bits of Q5_0 and Q5_1: bit i of the little-endian word belongs to weight i.
-fn fifth_bits(bits: &[u8], q: &mut [u8]) {
-    for (q, &bits) in q.chunks_exact_mut(8).zip(bits) {
-        for (i, q) in q.iter_mut().enumerate() {
-            *q |= (bits >> i & 1) << 4;
-        }
-    }
-}
-
-/// Unpacks the 12 bytes that hold 8 six-bit scales and 8 six-bit mins of Q4_K and Q5_K (ggml's `get_scale_min_k4`).
-fn k_scales(bytes: &[u8], u: &mut Unpacked) {
-    for j in 0..4 {
-        u.sc[j] = bytes[j] & 63;
-        u.mn[j] = bytes[j + 4] & 63;
-        u.sc[j + 4] = bytes[j + 8] & 15 | bytes[j] >> 6 << 4;
-        u.mn[j + 4] = bytes[j + 8] >> 4 | bytes[j + 4] >> 6 << 4;
-    }
+/// The power of two that the exponent `e` of [`Scale::E8`] stands for, exact; subnormal below 2.
+pub fn exponent_scale(e: u8) -> f32 {
+    const LEAST: u32 = 1 << 21; // The bits of 2^-128.
+    f32::from_bits(match e {
+        0 | 1 => LEAST << e,
+        _ => u32::from(e - 1) << 23,
+    })
 }
 
 #[cfg(test)]
@@ -309,7 +353,7 @@ mod tests {
         let names: Vec<_> = FORMATS.iter().map(|fmt| fmt.layout.name()).collect();
         let expected = [
             "f32", "f16", "bf16", "i8f16", "i4f16", "i4f16m", "i5f16", "i5f16m", "i4u8m", "i5u8m",
-            "i6i8",
+            "i6i8", "i2u4m", "i3i8", "nl4f16", "nl4i8", "fp4e8",
         ];
         assert_eq!(names, expected);
     }

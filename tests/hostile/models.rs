@@ -2,6 +2,7 @@
 
 use super::*;
 use coldpress_compiler::gguf::{Array, GgufWriter, Value};
+use coldpress_kernels::quant;
 use coldpress_kernels::tensor_type::TensorType;
 
 #[test]
@@ -50,36 +51,37 @@ fn models_that_are_not_supported() {
 }
 
 /// Edits one tensor (name, type, dimensions, bytes) of a model, or drops it by returning false.
-type Change = dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool;
+type Change<'a> = dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool + 'a;
+
+/// Writes a good model to `path`, each tensor as `change` leaves it.
+fn rewritten(dir: &TempDir, path: &Path, change: &Change<'_>) {
+    let good = dir.path().join("good.gguf");
+    Shape {
+        hidden: 256,
+        ..Shape::small()
+    }
+    .write(&good, 1);
+    let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
+    let mut w = GgufWriter::new();
+    for (key, value) in gguf.keys() {
+        w.add(key, value.clone());
+    }
+    for t in gguf.tensors() {
+        let (mut ty, mut dims, mut bytes) = (t.ty, t.dims.clone(), gguf.data(t).to_vec());
+        if change(&t.name, &mut ty, &mut dims, &mut bytes) {
+            w.tensor(t.name.clone(), ty, &dims, bytes);
+        }
+    }
+    w.write(path).expect("written");
+}
 
 #[test]
 fn tensors_that_are_wrong() {
     let dir = tempdir().expect("temporary folder");
     let path = dir.path().join("odd.gguf");
-    let rewritten = |change: &Change| {
-        // Reads a good model and writes it again tensor by tensor; `change` edits one or drops it.
-        let good = dir.path().join("good.gguf");
-        Shape {
-            hidden: 256,
-            ..Shape::small()
-        }
-        .write(&good, 1);
-        let gguf = coldpress_compiler::gguf::Gguf::open(&good).expect("opens");
-        let mut w = GgufWriter::new();
-        for (key, value) in gguf.keys() {
-            w.add(key, value.clone());
-        }
-        for t in gguf.tensors() {
-            let (mut ty, mut dims, mut bytes) = (t.ty, t.dims.clone(), gguf.data(t).to_vec());
-            if change(&t.name, &mut ty, &mut dims, &mut bytes) {
-                w.tensor(t.name.clone(), ty, &dims, bytes);
-            }
-        }
-        w.write(&path).expect("written");
-    };
-    rewritten(&|name, _, _, _| name != "blk.1.ffn_up.weight");
+    rewritten(&dir, &path, &|name, _, _, _| name != "blk.1.ffn_up.weight");
     refuses(&dir, &path, 1, &["blk.1.ffn_up.weight"]);
-    rewritten(&|name, _, dims, bytes| {
+    rewritten(&dir, &path, &|name, _, dims, bytes| {
         if name == "blk.0.attn_k.weight" {
             dims[1] /= 2;
             bytes.truncate(bytes.len() / 2);
@@ -87,14 +89,27 @@ fn tensors_that_are_wrong() {
         true
     });
     refuses(&dir, &path, 1, &["blk.0.attn_k.weight", "32", "64"]);
-    rewritten(&|name, ty, _, bytes| {
-        if name == "blk.0.ffn_gate.weight" {
-            *ty = TensorType::IQ1_S;
-            bytes.resize(TensorType::IQ1_S.block_bytes() as usize * 96, 0);
+}
+
+#[test]
+fn types_without_kernel_are_named_with_their_tensor() {
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("odd.gguf");
+    let no_format = |ty: &&TensorType| quant::format(**ty).is_none();
+    for &unread in TensorType::ALL.iter().filter(no_format) {
+        for tensor in ["blk.0.ffn_gate.weight", "token_embd.weight"] {
+            rewritten(&dir, &path, &|name, ty, dims, bytes| {
+                if name == tensor {
+                    *ty = unread;
+                    let row = unread.row_bytes(dims[0]).expect("256 weights");
+                    bytes.resize((row * dims[1]) as usize, 0);
+                }
+                true
+            });
+            let refusal = format!("{tensor}: no kernel reads {unread} (supported: ");
+            refuses(&dir, &path, 3, &[&refusal, "Q4_K"]);
         }
-        true
-    });
-    refuses(&dir, &path, 3, &["blk.0.ffn_gate.weight", "IQ1_S", "Q4_K"]);
+    }
 }
 
 #[test]

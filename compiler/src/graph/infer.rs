@@ -1,7 +1,7 @@
 //! What each op accepts and what it produces: the one place that knows the arity, row domains, widths, element types
 //! and weight shapes of an op. Used when a node is made and again by `graph::verify`.
 
-use coldpress_kernels::quant::{self, Store};
+use coldpress_kernels::quant;
 
 use super::{DType, HeadNorm, Op, OpGraph, Part, RopeShape, Rows, ValueType, WeightId};
 use crate::error::Error;
@@ -42,7 +42,7 @@ impl OpGraph {
     /// Whether kernels read the weight as integers, and so its input as int8.
     pub fn is_integer(&self, weight: WeightId) -> bool {
         let format = quant::format(self.weight(weight).ty);
-        format.is_some_and(|format| matches!(format.layout.store, Store::Int(_)))
+        format.is_some_and(|format| format.layout.int_bits().is_some())
     }
 
     /// Output types of `op` over inputs of these types.

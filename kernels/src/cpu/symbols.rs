@@ -120,6 +120,11 @@ macro_rules! matmul_symbols {
                 (concat!("matmul_i4u8m_", $isa, "_n", $ni), Symbol($int::<8, $ni> as MatmulFn as *const ())),
                 (concat!("matmul_i5u8m_", $isa, "_n", $ni), Symbol($int::<9, $ni> as MatmulFn as *const ())),
                 (concat!("matmul_i6i8_", $isa, "_n", $ni), Symbol($int::<10, $ni> as MatmulFn as *const ())),
+                (concat!("matmul_i2u4m_", $isa, "_n", $ni), Symbol($int::<11, $ni> as MatmulFn as *const ())),
+                (concat!("matmul_i3i8_", $isa, "_n", $ni), Symbol($int::<12, $ni> as MatmulFn as *const ())),
+                (concat!("matmul_nl4f16_", $isa, "_n", $ni), Symbol($int::<13, $ni> as MatmulFn as *const ())),
+                (concat!("matmul_nl4i8_", $isa, "_n", $ni), Symbol($int::<14, $ni> as MatmulFn as *const ())),
+                (concat!("matmul_fp4e8_", $isa, "_n", $ni), Symbol($int::<15, $ni> as MatmulFn as *const ())),
             )*
         ];
         LIST

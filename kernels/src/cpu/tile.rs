@@ -8,11 +8,14 @@
 //! integer tile   | scale plane ........ pad | quants of k 0..32 | k 32..64 | ... |
 //! scale plane    F16            per 32 k:  d f16[16] (, m f16[16])
 //!                U8F16, I8F16   per 256 k: d f16[16] (, m f16[16]), then per scale group: sc u8[16] (, mn u8[16])
-//! quants of 32 k 8 quads of 4 consecutive k; byte 4 c + j of a vector is k = 4 quad + j of output c
-//!                4 bits  4 vectors: low nibbles = quad 2 i, high nibbles = quad 2 i + 1                256 bytes
-//!                5 bits  the 4 vectors, then 1 vector: bit q = top bit of quad q                       320 bytes
-//!                6 bits  the 4 vectors, then 2 vectors: bits 2 (q % 4).. of vector q / 4 = top bits    384 bytes
-//!                8 bits  8 vectors, one per quad                                                       512 bytes
+//!                U4F16          per 256 k: d f16[16], m f16[16], then per scale group: u8[16], sc low nibble, mn high
+//!                E8             per 32 k:  e u8[16]
+//! quants of 32 k 8 quads of 4 consecutive k; byte 4 c + j of a vector is k = 4 quad + j of output c. Bit planes: the
+//!                low 2, 4 or 8 bits of every integer or code, then the 1 or 2 bits above them, if any ([`planes`]).
+//!                A plane of b bits is b vectors: quad q at bits q b % 8.. of vector q b / 8
+//!                2 bits  2 vectors            128 bytes        5 bits  4 vectors, 1 vector    320 bytes
+//!                3 bits  2 vectors, 1 vector  192 bytes        6 bits  4 vectors, 2 vectors   384 bytes
+//!                4 bits  4 vectors            256 bytes        8 bits  8 vectors              512 bytes
 //! float tile     [k][16] elements, padded to 64 bytes at the end
 //! ```
 //!
@@ -21,7 +24,7 @@
 use half::{bf16, f16};
 
 use super::abi::TILE_N;
-use crate::quant::{PackedLayout, QuantFormat, SUPER_GROUP, Scale, Store, Unpacked};
+use crate::quant::{PackedLayout, QuantFormat, Scale, Store, Unpacked};
 
 /// k covered by one step of the quant plane.
 pub const GROUP_K: usize = 32;
@@ -31,21 +34,53 @@ pub const fn scale_plane_bytes(layout: &PackedLayout, k: usize) -> usize {
     (k / layout.k_multiple() * scale_unit_bytes(layout)).next_multiple_of(64)
 }
 
-/// Bytes of the scale plane per [`PackedLayout::k_multiple`]: f16 scales (and mins), then the codes of a two-level scale.
+/// Bytes of the scale plane per [`PackedLayout::k_multiple`]: f16 scales (and mins), then codes per scale group.
 pub const fn scale_unit_bytes(layout: &PackedLayout) -> usize {
-    let codes = match layout.scale {
-        Scale::None => return 0,
-        Scale::F16 => 0,
-        Scale::U8F16 | Scale::I8F16 => SUPER_GROUP / layout.group as usize,
-    };
-    (2 + codes) * TILE_N * (1 + layout.min as usize)
+    match layout.scale {
+        Scale::None => 0,
+        _ => {
+            let groups = layout.k_multiple() / layout.group as usize;
+            scale_halves_bytes(layout) + groups * scale_codes_bytes(layout)
+        }
+    }
+}
+
+/// Bytes of the f16 scales (and mins) at the start of a unit of the scale plane.
+pub const fn scale_halves_bytes(layout: &PackedLayout) -> usize {
+    match layout.scale {
+        Scale::None | Scale::E8 => 0,
+        Scale::F16 | Scale::U8F16 | Scale::I8F16 | Scale::U4F16 => {
+            2 * TILE_N * (1 + layout.min as usize)
+        }
+    }
+}
+
+/// Bytes of the codes of one scale group in a unit of the scale plane.
+pub const fn scale_codes_bytes(layout: &PackedLayout) -> usize {
+    match layout.scale {
+        Scale::None | Scale::F16 => 0,
+        Scale::U8F16 | Scale::I8F16 => TILE_N * (1 + layout.min as usize),
+        Scale::U4F16 | Scale::E8 => TILE_N,
+    }
+}
+
+/// Bits in the two planes that hold the layout's integers or codes: the low ones, and the ones above them or 0. Both 0 for
+/// float layouts.
+pub const fn planes(layout: &PackedLayout) -> (usize, usize) {
+    match layout.int_bits() {
+        Some(bits) => {
+            let low = 1 << bits.ilog2();
+            (low, bits as usize - low)
+        }
+        None => (0, 0),
+    }
 }
 
 /// Bytes of the quant plane per 32 k; 0 for float layouts.
 pub const fn group_bytes(layout: &PackedLayout) -> usize {
-    match layout.store {
-        Store::Int(bits) => GROUP_K * TILE_N * bits as usize / 8,
-        _ => 0,
+    match layout.int_bits() {
+        Some(bits) => GROUP_K * TILE_N * bits as usize / 8,
+        None => 0,
     }
 }
 
@@ -58,7 +93,9 @@ pub const fn tile_bytes(layout: &PackedLayout, k: usize) -> Option<usize> {
     Some(match layout.store {
         Store::F32 => k * 4 * TILE_N,
         Store::F16 | Store::Bf16 => (k * 2 * TILE_N).next_multiple_of(64),
-        Store::Int(_) => scale_plane_bytes(layout, k) + k / GROUP_K * group_bytes(layout),
+        Store::Int(_) | Store::Code(_) => {
+            scale_plane_bytes(layout, k) + k / GROUP_K * group_bytes(layout)
+        }
     })
 }
 
@@ -78,7 +115,7 @@ pub fn pack_tile(fmt: &QuantFormat, k: usize, rows: &[&[u8]], out: &mut [u8]) {
     match fmt.layout.store {
         Store::F32 => pack_floats::<4>(rows, out),
         Store::F16 | Store::Bf16 => pack_floats::<2>(rows, out),
-        Store::Int(bits) => pack_ints(fmt, bits, k, rows, out),
+        Store::Int(_) | Store::Code(_) => pack_ints(fmt, k, rows, out),
     }
 }
 
@@ -94,25 +131,27 @@ fn pack_floats<const BYTES: usize>(rows: &[&[u8]], out: &mut [u8]) {
     }
 }
 
-fn pack_ints(fmt: &QuantFormat, bits: u8, k: usize, rows: &[&[u8]], out: &mut [u8]) {
+fn pack_ints(fmt: &QuantFormat, k: usize, rows: &[&[u8]], out: &mut [u8]) {
     let layout = &fmt.layout;
     let (len, bytes) = (fmt.ty.block_len() as usize, fmt.ty.block_bytes() as usize);
     let (scales, quants) = out.split_at_mut(scale_plane_bytes(layout, k));
     scales[k / len * scale_unit_bytes(layout)..].fill(0);
     let units = scales.chunks_exact_mut(scale_unit_bytes(layout));
     let quants = quants.chunks_exact_mut(len / GROUP_K * group_bytes(layout));
-    let mut columns = [Unpacked::zeros(layout); TILE_N];
+    let (mut columns, planes) = ([Unpacked::zeros(layout); TILE_N], planes(layout));
     for (b, (unit, quants)) in units.zip(quants).enumerate() {
         for (row, column) in rows.iter().zip(&mut columns) {
             (fmt.unpack)(&row[b * bytes..][..bytes], column);
         }
         pack_scales(layout, &columns, unit);
         for (g, quants) in quants.chunks_exact_mut(group_bytes(layout)).enumerate() {
-            match bits {
-                4 => pack_group::<4>(&columns, g, quants),
-                5 => pack_group::<5>(&columns, g, quants),
-                6 => pack_group::<6>(&columns, g, quants),
-                _ => pack_group::<8>(&columns, g, quants),
+            match planes {
+                (2, 0) => pack_group::<2, 0>(&columns, g, quants),
+                (2, _) => pack_group::<2, 1>(&columns, g, quants),
+                (4, 0) => pack_group::<4, 0>(&columns, g, quants),
+                (4, 1) => pack_group::<4, 1>(&columns, g, quants),
+                (4, _) => pack_group::<4, 2>(&columns, g, quants),
+                _ => pack_group::<8, 0>(&columns, g, quants),
             }
         }
     }
@@ -120,26 +159,49 @@ fn pack_ints(fmt: &QuantFormat, bits: u8, k: usize, rows: &[&[u8]], out: &mut [u
 
 /// One unit of the scale plane: the f16s of 16 columns, then their codes group by group.
 fn pack_scales(layout: &PackedLayout, columns: &[Unpacked; TILE_N], unit: &mut [u8]) {
-    let pair = 1 + usize::from(layout.min);
-    let (halves, codes) = unit.split_at_mut(2 * TILE_N * pair);
-    for (c, column) in columns.iter().enumerate() {
-        halves[2 * c..][..2].copy_from_slice(&column.d[0].to_le_bytes());
-        if layout.min {
-            halves[2 * (TILE_N + c)..][..2].copy_from_slice(&column.m[0].to_le_bytes());
+    let (halves, codes) = unit.split_at_mut(scale_halves_bytes(layout));
+    let lines = halves.as_chunks_mut::<{ 2 * TILE_N }>().0;
+    if let Some(d) = lines.first_mut() {
+        for (half, column) in d.chunks_exact_mut(2).zip(columns) {
+            half.copy_from_slice(&column.d[0].to_le_bytes());
         }
     }
-    for (g, codes) in codes.chunks_exact_mut(TILE_N * pair).enumerate() {
+    if let Some(m) = lines.get_mut(1) {
+        for (half, column) in m.chunks_exact_mut(2).zip(columns) {
+            half.copy_from_slice(&column.m[0].to_le_bytes());
+        }
+    }
+    if codes.is_empty() {
+        return;
+    }
+    let groups = codes.chunks_exact_mut(scale_codes_bytes(layout));
+    for (g, codes) in groups.enumerate() {
         for (c, column) in columns.iter().enumerate() {
-            codes[c] = column.sc[g];
-            if layout.min {
-                codes[TILE_N + c] = column.mn[g];
+            let (sc, mn) = (column.sc[g], column.mn[g]);
+            match layout.scale {
+                Scale::U4F16 => codes[c] = sc | mn << 4,
+                _ if layout.min => (codes[c], codes[TILE_N + c]) = (sc, mn),
+                _ => codes[c] = sc,
             }
         }
     }
 }
 
-/// Quants of 32 k, group `g` of the unpacked quant blocks. A quad travels as the four bytes of a u32.
-fn pack_group<const BITS: usize>(columns: &[Unpacked; TILE_N], g: usize, out: &mut [u8]) {
+/// Codes of scale and min of output `c` among those of a scale group.
+pub(super) fn scale_codes(layout: &PackedLayout, codes: &[u8], c: usize) -> (u8, u8) {
+    match layout.scale {
+        Scale::U4F16 => (codes[c] & 15, codes[c] >> 4),
+        _ => (codes[c], if layout.min { codes[TILE_N + c] } else { 0 }),
+    }
+}
+
+/// Quants of 32 k, group `g` of the unpacked quant blocks, in planes of `LOW` and `TOP` bits. A quad travels as the four
+/// bytes of a u32.
+fn pack_group<const LOW: usize, const TOP: usize>(
+    columns: &[Unpacked; TILE_N],
+    g: usize,
+    out: &mut [u8],
+) {
     for (c, column) in columns.iter().enumerate() {
         let mut quads = [0u32; 8];
         for (quad, q) in quads
@@ -148,63 +210,50 @@ fn pack_group<const BITS: usize>(columns: &[Unpacked; TILE_N], g: usize, out: &m
         {
             *quad = u32::from_le_bytes([q[0], q[1], q[2], q[3]]);
         }
-        let mut put = |vector: usize, quad: u32| {
-            out[64 * vector + 4 * c..][..4].copy_from_slice(&quad.to_le_bytes());
-        };
-        if BITS == 8 {
-            for (i, &quad) in quads.iter().enumerate() {
-                put(i, quad);
+        // Vectors first..first + width: the `width` bits from bit `from` on of every integer.
+        let mut plane = |first: usize, from: usize, width: usize| {
+            let mask = 0x0101_0101 * ((1u32 << width) - 1);
+            for vector in 0..width {
+                let per_vector = 8 / width;
+                let word = (0..per_vector).fold(0, |word, i| {
+                    word | (quads[vector * per_vector + i] >> from & mask) << (i * width)
+                });
+                out[64 * (first + vector) + 4 * c..][..4].copy_from_slice(&word.to_le_bytes());
             }
-            continue;
-        }
-        for (i, two) in quads.chunks_exact(2).enumerate() {
-            put(i, two[0] & 0x0f0f_0f0f | (two[1] & 0x0f0f_0f0f) << 4);
-        }
-        let high = |i: usize, mask: u32, shift: usize| (quads[i] >> 4 & mask) << shift;
-        if BITS == 5 {
-            put(4, (0..8).fold(0, |bits, i| bits | high(i, 0x0101_0101, i)));
-        }
-        if BITS == 6 {
-            put(
-                4,
-                (0..4).fold(0, |bits, i| bits | high(i, 0x0303_0303, 2 * i)),
-            );
-            put(
-                5,
-                (0..4).fold(0, |bits, i| bits | high(i + 4, 0x0303_0303, 2 * i)),
-            );
-        }
+        };
+        plane(0, 0, LOW);
+        plane(LOW, LOW, TOP);
     }
 }
 
-/// The stored integer of output `c` at `k_in_group` within the quants of 32 k.
-fn stored_int(bits: u8, quants: &[u8], c: usize, k_in_group: usize) -> u8 {
+/// The stored integer or code of output `c` at `k_in_group` within the quants of 32 k.
+fn stored_int(layout: &PackedLayout, quants: &[u8], c: usize, k_in_group: usize) -> u8 {
     let (quad, lane) = (k_in_group / 4, 4 * c + k_in_group % 4);
-    if bits == 8 {
-        return quants[64 * quad + lane];
-    }
-    let low = quants[64 * (quad / 2) + lane] >> (4 * (quad % 2)) & 15;
-    let high = match bits {
-        5 => quants[256 + lane] >> quad & 1,
-        6 => quants[256 + 64 * (quad / 4) + lane] >> (2 * (quad % 4)) & 3,
-        _ => 0,
+    let plane = |first: usize, width: usize| {
+        let at = quad * width;
+        quants[64 * (first + at / 8) + lane] >> (at % 8) & (u8::MAX >> (8 - width))
     };
-    low | high << 4
+    match planes(layout) {
+        (low, 0) => plane(0, low),
+        (low, top) => plane(0, low) | plane(low, top) << low,
+    }
 }
 
 /// Scale and min of output `c` for the scale group that holds `k`.
 fn scale_and_min(layout: &PackedLayout, scales: &[u8], c: usize, k: usize) -> (f32, f32) {
     let unit = &scales[k / layout.k_multiple() * scale_unit_bytes(layout)..];
-    let half = |i: usize| u16::from_le_bytes([unit[2 * i], unit[2 * i + 1]]);
-    let pair = 1 + usize::from(layout.min);
+    let (halves, codes) = unit.split_at(scale_halves_bytes(layout));
     let mut u = Unpacked::zeros(layout);
-    u.d[0] = half(c);
-    u.m[0] = if layout.min { half(TILE_N + c) } else { 0 };
-    if layout.scale != Scale::F16 {
-        let group = k % SUPER_GROUP / usize::from(layout.group);
-        let codes = &unit[(2 + group) * TILE_N * pair..];
-        u.sc[0] = codes[c];
-        u.mn[0] = if layout.min { codes[TILE_N + c] } else { 0 };
+    for (line, half) in halves
+        .chunks_exact(2 * TILE_N)
+        .zip([&mut u.d[0], &mut u.m[0]])
+    {
+        *half = u16::from_le_bytes([line[2 * c], line[2 * c + 1]]);
+    }
+    let width = scale_codes_bytes(layout);
+    if width > 0 {
+        let group = k % layout.k_multiple() / usize::from(layout.group);
+        (u.sc[0], u.mn[0]) = scale_codes(layout, &codes[group * width..], c);
     }
     layout.group_scale(&u, 0)
 }
@@ -259,7 +308,7 @@ fn dequantise(
                 *w = bf16::from_le_bytes([tile[i], tile[i + 1]]).to_f32();
             }
         }
-        Store::Int(bits) => {
+        Store::Int(_) | Store::Code(_) => {
             let (scales, quants) = tile.split_at(scale_plane_bytes(layout, k));
             let (mut scale, mut min) = (0.0, 0.0);
             for (at, w) in out.iter_mut().enumerate() {
@@ -268,7 +317,7 @@ fn dequantise(
                     (scale, min) = scale_and_min(layout, scales, c, at);
                 }
                 let quants = &quants[at / GROUP_K * group_bytes(layout)..];
-                *w = layout.value(stored_int(bits, quants, c, at % GROUP_K), scale, min);
+                *w = layout.value(stored_int(layout, quants, c, at % GROUP_K), scale, min);
             }
         }
     }
@@ -277,7 +326,9 @@ fn dequantise(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::{FORMATS, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, dequantise_row};
+    use crate::quant::{
+        FORMATS, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K, Q8_0, dequantise_row,
+    };
 
     #[test]
     fn bits_per_weight_are_the_published_ones() {
@@ -287,6 +338,11 @@ mod tests {
             (Q6_K, 6.5625),
             (Q8_0, 8.5),
             (Q4_0, 4.5),
+            (Q2_K, 2.625),
+            (Q3_K, 3.5625),
+            (IQ4_NL, 4.5),
+            (IQ4_XS, 4.3125),
+            (MXFP4, 4.25),
         ] {
             let bytes = tile_bytes(&fmt.layout, 1024).expect("legal k");
             assert_eq!(

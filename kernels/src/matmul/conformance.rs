@@ -1,11 +1,13 @@
 //! Every matmul micro-kernel this CPU can run, over every format, row count and boundary shape: against an exact
 //! reference on the same activations, and bit by bit against the other stamps.
 
+mod extremes;
+
 use super::*;
 use crate::cpu::symbols::{MatmulFn, QuantiseFn};
 use crate::cpu::tile::{GROUP_K, pack_tile};
 use crate::cpu::{self, abi::ACT_GROUP};
-use crate::quant::{QuantFormat, Store, dequantise_row};
+use crate::quant::{QuantFormat, Scale, Store, Unpacked, dequantise_row};
 
 /// A 64-byte aligned buffer.
 struct Aligned(Vec<[u64; 8]>, usize);
@@ -27,39 +29,47 @@ fn raw_rows(fmt: &QuantFormat, n: usize, k: usize, byte: fn(usize) -> u8) -> Vec
     let mut raw: Vec<u8> = (0..bytes).map(byte).collect();
     let half = |i: usize| half::f16::from_f32(0.01 + (i * 31 % 251) as f32 * 1e-4);
     match fmt.layout.store {
-        Store::F32 => {
-            for (i, b) in raw.chunks_exact_mut(4).enumerate() {
-                b.copy_from_slice(&((i * 31 % 251) as f32 * 0.01 - 1.2).to_le_bytes());
-            }
-        }
-        Store::F16 => {
-            for (i, b) in raw.chunks_exact_mut(2).enumerate() {
-                b.copy_from_slice(
-                    &half::f16::from_f32((i * 31 % 251) as f32 * 0.01 - 1.2).to_le_bytes(),
-                );
-            }
-        }
-        Store::Bf16 => {
-            for (i, b) in raw.chunks_exact_mut(2).enumerate() {
-                b.copy_from_slice(
-                    &half::bf16::from_f32((i * 31 % 251) as f32 * 0.01 - 1.2).to_le_bytes(),
-                );
-            }
-        }
-        Store::Int(bits) => {
+        Store::F32 => floats(&mut raw, f32::to_le_bytes),
+        Store::F16 => floats(&mut raw, |v| half::f16::from_f32(v).to_le_bytes()),
+        Store::Bf16 => floats(&mut raw, |v| half::bf16::from_f32(v).to_le_bytes()),
+        Store::Int(_) | Store::Code(_) => {
+            let (d, m) = (field(fmt, |u| u.d[0]), field(fmt, |u| u.m[0]));
             for (i, b) in raw
                 .chunks_exact_mut(fmt.ty.block_bytes() as usize)
                 .enumerate()
             {
-                let at = if bits == 6 { 208 } else { 0 };
-                b[at..at + 2].copy_from_slice(&half(i).to_le_bytes());
-                if fmt.layout.min {
-                    b[2..4].copy_from_slice(&half(i + 7).to_le_bytes());
+                if let Some(at) = d {
+                    b[at..at + 2].copy_from_slice(&half(i).to_le_bytes());
+                }
+                if let Some(at) = m {
+                    b[at..at + 2].copy_from_slice(&half(i + 7).to_le_bytes());
+                }
+                if fmt.layout.scale == Scale::E8 {
+                    // Exponents whose powers of two lie between 2^-8 and 2^-1.
+                    b[0] = 120 + (i % 8) as u8;
                 }
             }
         }
     }
     raw
+}
+
+/// Floats of ordinary size in place of raw bytes.
+fn floats<const BYTES: usize>(raw: &mut [u8], bytes: fn(f32) -> [u8; BYTES]) {
+    for (i, b) in raw.chunks_exact_mut(BYTES).enumerate() {
+        b.copy_from_slice(&bytes((i * 31 % 251) as f32 * 0.01 - 1.2));
+    }
+}
+
+/// Where a quant block holds the f16 that `unpack` puts into a field, sign aside; `None` when it has none.
+fn field(fmt: &QuantFormat, pick: fn(&Unpacked) -> u16) -> Option<usize> {
+    (0..fmt.ty.block_bytes() as usize - 1).find(|&at| {
+        let mut block = vec![0; fmt.ty.block_bytes() as usize];
+        block[at..at + 2].copy_from_slice(&0x1234u16.to_le_bytes());
+        let mut u = Unpacked::zeros(&fmt.layout);
+        (fmt.unpack)(&block, &mut u);
+        pick(&u) & 0x7fff == 0x1234
+    })
 }
 
 struct Case {
@@ -76,7 +86,10 @@ fn varied(i: usize) -> u8 {
 }
 
 fn case(fmt: &'static QuantFormat, n: usize, k: usize, byte: fn(usize) -> u8) -> Case {
-    let raw = raw_rows(fmt, n, k, byte);
+    packed(fmt, n, k, &raw_rows(fmt, n, k, byte))
+}
+
+fn packed(fmt: &'static QuantFormat, n: usize, k: usize, raw: &[u8]) -> Case {
     let row_bytes = raw.len() / n;
     let tile = tile_bytes(&fmt.layout, k).expect("legal k");
     let mut tiles = Aligned::new(n.div_ceil(TILE_N) * tile);
@@ -224,7 +237,7 @@ fn nmse(y: &[f32], expected: &[f32]) -> f64 {
 const MAX_ROWS: usize = 17;
 
 fn check_isa(isa: Isa) {
-    check_extremes(isa);
+    extremes::check(isa);
     for fmt in FORMATS {
         let integer = fmt.layout.int_bits().is_some();
         let ks: &[usize] = if integer {
@@ -236,30 +249,6 @@ fn check_isa(isa: Isa) {
             for n in [1, 15, 16, 17, 40] {
                 check_shape(isa, case(fmt, n, k, varied));
             }
-        }
-    }
-}
-
-/// Weights and activations at the ends of their ranges, where a 16-bit sum would be the first to overflow.
-fn check_extremes(isa: Isa) {
-    let k = 256;
-    let signs: [fn(usize) -> f32; 3] = [|_| 1.0, |_| -1.0, |i| if i % 3 == 0 { -1.0 } else { 1.0 }];
-    let bytes: [fn(usize) -> u8; 4] = [|_| 0xff, |_| 0x80, |_| 0x7f, |_| 0];
-    for fmt in FORMATS.iter().filter(|fmt| fmt.layout.int_bits().is_some()) {
-        for (x, byte) in signs.iter().flat_map(|x| bytes.map(|byte| (x, byte))) {
-            let mut case = case(fmt, 16, k, byte);
-            let x: Vec<f32> = (0..4 * k).map(x).collect();
-            let (mut packed, values) = quantised(isa, &x, k);
-            let exact = reference(&values, &case.weights, k);
-            let magnitude = reference(
-                &vec![1.0; 4 * k],
-                &case.weights.iter().map(|w| w.abs()).collect::<Vec<_>>(),
-                k,
-            );
-            let batches = batches(fmt, isa, 4, 4).expect("stamp 4 exists");
-            let y = run(&mut case, &batches, packed.bytes(), Init::Zero);
-            let error = worst(&y, 16, &exact, &magnitude, 16);
-            assert!(error < 1e-5, "{} {isa:?}: off by {error}", fmt.ty);
         }
     }
 }

@@ -3,10 +3,11 @@
 
 use std::arch::x86_64::*;
 
+use super::weights::{HalfScales, half_scales, load_floats, signed, unpack};
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::symbols::{Named, matmul_symbols};
 use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
-use crate::quant::{FORMATS, Scale, Store};
+use crate::quant::FORMATS;
 
 /// `matmul_<layout>_avx2_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
 pub const SYMBOLS: &[Named] = matmul_symbols!("avx2", int_matmul [1 2 3 4], float_matmul [1 2]);
@@ -80,15 +81,21 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                     let a = dot::<L, 0>(&q[h], words, int(row.z16 + 8 * g));
                     let b = dot::<L, 4>(&q[h], words, int(row.z16 + 8 * g + 4));
                     let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
-                    if groups_of_16 {
+                    if groups_of_16 && layout.min {
+                        let z = |half: usize| _mm256_cvtepi32_ps(int(row.z16 + 8 * g + 4 * half));
+                        let a = _mm256_fmadd_ps(a, scale[0], _mm256_mul_ps(min[0], z(0)));
+                        let b = _mm256_fmadd_ps(b, scale[1], _mm256_mul_ps(min[1], z(1)));
+                        acc[n][h] = _mm256_fmadd_ps(a, d0, acc[n][h]);
+                        acc[n][h] = _mm256_fmadd_ps(b, d1, acc[n][h]);
+                    } else if groups_of_16 {
                         acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(scale[0], d0), acc[n][h]);
                         acc[n][h] = _mm256_fmadd_ps(b, _mm256_mul_ps(scale[1], d1), acc[n][h]);
                     } else {
                         let sum = _mm256_fmadd_ps(b, d1, _mm256_mul_ps(a, d0));
                         acc[n][h] = _mm256_fmadd_ps(sum, scale[0], acc[n][h]);
                     }
-                    if layout.min {
-                        acc[n][h] = _mm256_fnmadd_ps(min, float(row.s32 + 4 * g), acc[n][h]);
+                    if layout.min && !groups_of_16 {
+                        acc[n][h] = _mm256_fnmadd_ps(min[0], float(row.s32 + 4 * g), acc[n][h]);
                     }
                 });
             }
@@ -186,129 +193,6 @@ unsafe fn store<const N: usize>(
     });
 }
 
-/// # Safety
-/// 8 elements of the layout's float storage are readable at `at`.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn load_floats<const L: usize>(at: *const u8) -> __m256 {
-    let layout = const { &FORMATS[L].layout };
-    // SAFETY: by the caller.
-    unsafe {
-        match layout.store {
-            Store::F16 => load_halves(at),
-            Store::Bf16 => {
-                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-            }
-            _ => _mm256_loadu_ps(at.cast()),
-        }
-    }
-}
-
-/// # Safety
-/// 8 f16 are readable at `at`.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn load_halves(at: *const u8) -> __m256 {
-    // SAFETY: by the caller.
-    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
-}
-
-/// Scales of 8 outputs for 32 k: both scale groups (twice the same with groups of 32), and the min.
-#[derive(Clone, Copy)]
-struct HalfScales {
-    scale: [__m256; 2],
-    min: __m256,
-}
-
-/// Scales of outputs `8 h..8 h + 8` for the `group`-th 32 k of a scale unit.
-///
-/// # Safety
-/// `unit` points at a unit of the scale plane.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn half_scales<const L: usize>(unit: *const u8, group: usize, h: usize) -> HalfScales {
-    let layout = const { &FORMATS[L].layout };
-    let pair = 1 + usize::from(layout.min);
-    let per_32 = GROUP_K / usize::from(layout.group);
-    // SAFETY: 16 scales, then 16 mins where the layout has them, then the codes of 256 / group groups likewise.
-    unsafe {
-        let d = load_halves(unit.add(16 * h));
-        let mut scales = HalfScales {
-            scale: [d; 2],
-            min: _mm256_setzero_ps(),
-        };
-        if layout.min {
-            scales.min = load_halves(unit.add(2 * TILE_N + 16 * h));
-        }
-        if matches!(layout.scale, Scale::F16) {
-            return scales;
-        }
-        let codes = unit.add((2 + group * per_32) * TILE_N * pair + 8 * h);
-        scales.scale[0] = _mm256_mul_ps(d, load_codes::<L>(codes));
-        if per_32 == 2 {
-            scales.scale[1] = _mm256_mul_ps(d, load_codes::<L>(codes.add(TILE_N)));
-        }
-        if layout.min {
-            scales.min = _mm256_mul_ps(scales.min, load_codes::<L>(codes.add(TILE_N)));
-        }
-        scales
-    }
-}
-
-/// # Safety
-/// 8 codes are readable at `at`.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn load_codes<const L: usize>(at: *const u8) -> __m256 {
-    let layout = const { &FORMATS[L].layout };
-    // SAFETY: by the caller.
-    let codes = unsafe { _mm_loadl_epi64(at.cast()) };
-    _mm256_cvtepi32_ps(match layout.scale {
-        Scale::I8F16 => _mm256_cvtepi8_epi32(codes),
-        _ => _mm256_cvtepu8_epi32(codes),
-    })
-}
-
-/// The 8 quads of 32 k for 8 outputs, one byte per stored integer; 8-bit ones signed, as `q - 128`.
-///
-/// # Safety
-/// `quants` points at the lower or upper half of the first vector of the quants of 32 k.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m256i; 8] {
-    let bits = const { FORMATS[L].layout.int_bits() };
-    // SAFETY: vectors 0..bits of the group are inside it.
-    let vector = |i: usize| unsafe { _mm256_loadu_si256(quants.add(64 * i).cast()) };
-    let masked = |v, by: i32, mask: i8| _mm256_and_si256(moved(v, by), _mm256_set1_epi8(mask));
-    let mut q = [_mm256_setzero_si256(); 8];
-    for (i, q) in q.iter_mut().enumerate() {
-        let at = i as i32;
-        *q = match bits {
-            Some(8) => _mm256_xor_si256(vector(i), _mm256_set1_epi8(-128)),
-            _ => masked(vector(i / 2), -4 * (at % 2), 15),
-        };
-        *q = match bits {
-            Some(5) => _mm256_or_si256(*q, masked(vector(4), 4 - at, 16)),
-            Some(6) => _mm256_or_si256(*q, masked(vector(4 + i / 4), 4 - 2 * (at % 4), 48)),
-            _ => *q,
-        };
-    }
-    q
-}
-
-/// Bits moved towards the high end; towards the low end when `by` is negative. Bits that cross bytes are for the caller
-/// to mask. A constant `by` becomes an immediate.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn moved(v: __m256i, by: i32) -> __m256i {
-    match by {
-        0 => v,
-        1.. => _mm256_sll_epi16(v, _mm_cvtsi32_si128(by)),
-        _ => _mm256_srl_epi16(v, _mm_cvtsi32_si128(-by)),
-    }
-}
-
 /// Dot products of 8 outputs, their zero subtracted, with the activations of the 4 quads from `FROM` on, exact, as
 /// floats. `z` is -128 times the sum of these activations.
 ///
@@ -326,23 +210,23 @@ unsafe fn dot<const L: usize, const FROM: usize>(
     let word =
         |i: usize| unsafe { _mm256_set1_epi32(words.add(4 * i).cast::<i32>().read_unaligned()) };
     let ones = _mm256_set1_epi16(1);
-    // 8-bit integers come from `unpack` with their zero subtracted already.
     let mut total = match layout.zero {
-        0 | 128 => _mm256_setzero_si256(),
+        0 => _mm256_setzero_si256(),
+        _ if signed::<L>() => _mm256_setzero_si256(),
         _ => _mm256_sra_epi32(z, _mm_cvtsi32_si128(layout.zero_shift() as i32)),
     };
-    // A 16-bit lane gains at most 2 * 127 * (2^bits - 1) per quad: 4 quads of 4 or 5 bits and 2 of 6 stay below 2^15.
-    // 8-bit integers are signed: |q| <= 128 against the activation with q's sign, 2 * 127 * 128 < 2^15.
-    let flush = match layout.store {
-        Store::Int(4 | 5) => 4,
-        Store::Int(6) => 2,
-        _ => 1,
-    };
-    let product = |i: usize| match layout.store {
-        Store::Int(8) => {
-            _mm256_maddubs_epi16(_mm256_abs_epi8(q[i]), _mm256_sign_epi8(word(i), q[i]))
+    // A 16-bit lane gains at most 2 * 127 times the largest level per quad: so many quads stay below 2^15. Signed levels
+    // multiply the activation with their sign by their magnitude, 2 * 127 * 128 < 2^15.
+    let flush = const {
+        match 0x7fff / (2 * 127 * FORMATS[L].layout.max_level() as usize) {
+            0 | 1 => 1,
+            2 | 3 => 2,
+            _ => 4,
         }
-        _ => _mm256_maddubs_epi16(q[i], word(i)),
+    };
+    let product = |i: usize| match signed::<L>() {
+        true => _mm256_maddubs_epi16(_mm256_abs_epi8(q[i]), _mm256_sign_epi8(word(i), q[i])),
+        false => _mm256_maddubs_epi16(q[i], word(i)),
     };
     let mut i = FROM;
     while i < FROM + 4 {

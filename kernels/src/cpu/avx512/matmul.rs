@@ -4,10 +4,13 @@
 
 use std::arch::x86_64::*;
 
+use super::weights::{group_scale, load_floats, unit_halves, unpack};
 use crate::cpu::abi::{TILE_N, q8_row};
 use crate::cpu::symbols::{Named, matmul_symbols};
-use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
-use crate::quant::{FORMATS, Scale, Store};
+use crate::cpu::tile::{
+    GROUP_K, group_bytes, scale_halves_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes,
+};
+use crate::quant::FORMATS;
 
 /// `matmul_<layout>_avx512_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
 pub const SYMBOLS: &[Named] =
@@ -70,16 +73,16 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
             let mut g = 0;
             for _ in 0..k / unit_k {
                 let (d, m) = unit_halves::<L>(unit);
-                let mut codes = unit.add(2 * TILE_N * (1 + layout.min as usize));
+                let mut codes = unit.add(scale_halves_bytes(layout));
                 for _ in 0..unit_k / GROUP_K {
                     for line in 0..lines {
                         _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * line).cast());
                     }
                     ahead = ahead.wrapping_add(ahead_per_group);
-                    let (scale0, min) = group_scale::<L>(d, m, &mut codes);
-                    let scale1 = match halves {
-                        2 => group_scale::<L>(d, m, &mut codes).0,
-                        _ => scale0,
+                    let (scale0, min0) = group_scale::<L>(d, m, &mut codes);
+                    let (scale1, min1) = match halves {
+                        2 => group_scale::<L>(d, m, &mut codes),
+                        _ => (scale0, min0),
                     };
                     let q = unpack::<L>(quants);
                     quants = quants.add(group_bytes(layout));
@@ -87,9 +90,10 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                         let x = x.add(n * x_stride);
                         let word = |i: usize| _mm512_set1_epi32(x.add(GROUP_K * g + 4 * i).cast::<i32>().read_unaligned());
                         let float = |at: usize| _mm512_set1_ps(x.add(at).cast::<f32>().read_unaligned());
+                        let z16 = |half: usize| _mm512_set1_epi32(x.add(row.z16 + 8 * g + 4 * half).cast::<i32>().read_unaligned());
                         let zero = |half: usize| match layout.zero {
                             0 => _mm512_setzero_si512(),
-                            _ => _mm512_set1_epi32(x.add(row.z16 + 8 * g + 4 * half).cast::<i32>().read_unaligned()),
+                            _ => z16(half),
                         };
                         let (mut a, mut b) = (zero(0), zero(1));
                         for i in 0..4 {
@@ -101,12 +105,18 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                         if halves == 1 {
                             let sum = _mm512_fmadd_ps(b, d1, _mm512_mul_ps(a, d0));
                             acc[n] = _mm512_fmadd_ps(sum, scale0, acc[n]);
+                        } else if layout.min {
+                            let (z0, z1) = (_mm512_cvtepi32_ps(z16(0)), _mm512_cvtepi32_ps(z16(1)));
+                            let a = _mm512_fmadd_ps(a, scale0, _mm512_mul_ps(min0, z0));
+                            let b = _mm512_fmadd_ps(b, scale1, _mm512_mul_ps(min1, z1));
+                            acc[n] = _mm512_fmadd_ps(a, d0, acc[n]);
+                            acc[n] = _mm512_fmadd_ps(b, d1, acc[n]);
                         } else {
                             acc[n] = _mm512_fmadd_ps(a, _mm512_mul_ps(scale0, d0), acc[n]);
                             acc[n] = _mm512_fmadd_ps(b, _mm512_mul_ps(scale1, d1), acc[n]);
                         }
-                        if layout.min {
-                            acc[n] = _mm512_fnmadd_ps(min, float(row.s32 + 4 * g), acc[n]);
+                        if layout.min && halves == 1 {
+                            acc[n] = _mm512_fnmadd_ps(min0, float(row.s32 + 4 * g), acc[n]);
                         }
                     });
                     g += 1;
@@ -200,142 +210,4 @@ unsafe fn store<const N: usize>(
             _mm512_storeu_ps(y.byte_add(n * y_stride).add(t * TILE_N), sum);
         }
     });
-}
-
-/// # Safety
-/// 16 elements of the layout's float storage are readable at `at`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
-unsafe fn load_floats<const L: usize>(at: *const u8) -> __m512 {
-    let layout = const { &FORMATS[L].layout };
-    // SAFETY: by the caller.
-    unsafe {
-        match layout.store {
-            Store::F16 => load_halves(at),
-            Store::Bf16 => {
-                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
-            }
-            _ => _mm512_loadu_ps(at.cast()),
-        }
-    }
-}
-
-/// # Safety
-/// 16 f16 are readable at `at`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn load_halves(at: *const u8) -> __m512 {
-    // SAFETY: by the caller.
-    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
-}
-
-/// The f16 scales and mins of a scale unit. Scales are divided by what `unpack` multiplies integers with.
-///
-/// # Safety
-/// `unit` points at a unit of the scale plane.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn unit_halves<const L: usize>(unit: *const u8) -> (__m512, __m512) {
-    let layout = const { &FORMATS[L].layout };
-    // SAFETY: a unit starts with 16 scales, and 16 mins where the layout has them.
-    unsafe {
-        let m = if layout.min {
-            load_halves(unit.add(2 * TILE_N))
-        } else {
-            _mm512_setzero_ps()
-        };
-        let shrink = _mm512_set1_ps(1.0 / (1u32 << layout.zero_shift()) as f32);
-        (_mm512_mul_ps(load_halves(unit), shrink), m)
-    }
-}
-
-/// Scale and min of the next scale group. Moves `codes` past the group.
-///
-/// # Safety
-/// `codes` points at the codes of a group, where the layout has codes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn group_scale<const L: usize>(
-    d: __m512,
-    m: __m512,
-    codes: &mut *const u8,
-) -> (__m512, __m512) {
-    let layout = const { &FORMATS[L].layout };
-    if matches!(layout.scale, Scale::F16) {
-        return (d, m);
-    }
-    // SAFETY: 16 codes, then 16 min codes where the layout has mins.
-    unsafe {
-        let scale = _mm512_mul_ps(d, load_codes::<L>(*codes));
-        *codes = codes.add(TILE_N);
-        if !layout.min {
-            return (scale, m);
-        }
-        let min = _mm512_mul_ps(m, load_codes::<L>(*codes));
-        *codes = codes.add(TILE_N);
-        (scale, min)
-    }
-}
-
-/// # Safety
-/// 16 codes are readable at `at`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn load_codes<const L: usize>(at: *const u8) -> __m512 {
-    let layout = const { &FORMATS[L].layout };
-    // SAFETY: by the caller.
-    let codes = unsafe { _mm_loadu_si128(at.cast()) };
-    _mm512_cvtepi32_ps(match layout.scale {
-        Scale::I8F16 => _mm512_cvtepi8_epi32(codes),
-        _ => _mm512_cvtepu8_epi32(codes),
-    })
-}
-
-/// The 8 quads of 32 k, one byte per stored integer, shifted left so that a zero in the middle of their range is 128:
-/// then dot products of every width start from the same `z16`.
-///
-/// # Safety
-/// `quants` points at the quants of 32 k.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m512i; 8] {
-    let bits = const { FORMATS[L].layout.int_bits() };
-    let shift = const { FORMATS[L].layout.zero_shift() as i32 };
-    // SAFETY: vectors 0..bits of the group are inside it.
-    let vector = |i: usize| unsafe { _mm512_loadu_si512(quants.add(64 * i).cast()) };
-    let mask = |bits: i32| _mm512_set1_epi8((bits << shift) as i8);
-    let mut q = [_mm512_setzero_si512(); 8];
-    for (i, q) in q.iter_mut().enumerate() {
-        let at = i as i32;
-        *q = match bits {
-            Some(8) => vector(i),
-            _ => _mm512_and_si512(moved(vector(i / 2), shift - 4 * (at % 2)), mask(15)),
-        };
-        // 0xF8: a | (b & c).
-        *q = match bits {
-            Some(5) => {
-                let top = moved(vector(4), 4 + shift - at);
-                _mm512_ternarylogic_epi32::<0xF8>(*q, top, mask(16))
-            }
-            Some(6) => {
-                let top = moved(vector(4 + i / 4), 4 + shift - 2 * (at % 4));
-                _mm512_ternarylogic_epi32::<0xF8>(*q, top, mask(48))
-            }
-            _ => *q,
-        };
-    }
-    q
-}
-
-/// Bits moved towards the high end; towards the low end when `by` is negative. Bits that cross bytes are for the caller
-/// to mask. A constant `by` becomes an immediate.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn moved(v: __m512i, by: i32) -> __m512i {
-    match by {
-        0 => v,
-        1.. => _mm512_sll_epi16(v, _mm_cvtsi32_si128(by)),
-        _ => _mm512_srl_epi16(v, _mm_cvtsi32_si128(-by)),
-    }
 }

@@ -53,6 +53,26 @@ pub const SYMBOLS: &[Named] = &[
         Symbol(embed::<10> as EmbedFn as *const ()),
     ),
     (
+        "embed_i2u4m_scalar",
+        Symbol(embed::<11> as EmbedFn as *const ()),
+    ),
+    (
+        "embed_i3i8_scalar",
+        Symbol(embed::<12> as EmbedFn as *const ()),
+    ),
+    (
+        "embed_nl4f16_scalar",
+        Symbol(embed::<13> as EmbedFn as *const ()),
+    ),
+    (
+        "embed_nl4i8_scalar",
+        Symbol(embed::<14> as EmbedFn as *const ()),
+    ),
+    (
+        "embed_fp4e8_scalar",
+        Symbol(embed::<15> as EmbedFn as *const ()),
+    ),
+    (
         "gather_rows_scalar",
         Symbol(gather_rows as GatherRowsFn as *const ()),
     ),

@@ -6,8 +6,11 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::cpu::abi::{ACT_GROUP, TILE_N, q8_row};
 use crate::cpu::symbols::{Named, matmul_symbols};
-use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
-use crate::quant::{FORMATS, PackedLayout, SUPER_GROUP, Scale, Store};
+use crate::cpu::tile::{
+    GROUP_K, group_bytes, planes, scale_codes, scale_codes_bytes, scale_halves_bytes,
+    scale_plane_bytes, scale_unit_bytes, tile_bytes,
+};
+use crate::quant::{FORMATS, PackedLayout, Scale, Store, exponent_scale};
 
 /// `matmul_<layout>_scalar_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
 pub const SYMBOLS: &[Named] = matmul_symbols!("scalar", int_matmul [1 4], float_matmul [1 4]);
@@ -15,10 +18,10 @@ pub const SYMBOLS: &[Named] = matmul_symbols!("scalar", int_matmul [1 4], float_
 /// One value for each of the 16 outputs of a tile.
 type Lanes = [f32; TILE_N];
 
-/// Scales of 32 k: both scale groups (equal halves of the quants; twice the same with groups of 32), and the min.
+/// Scales and mins of 32 k: both scale groups (equal halves of the quants; twice the same with groups of 32).
 struct Scales {
     scale: [Lanes; 2],
-    min: Lanes,
+    min: [Lanes; 2],
 }
 
 /// # Safety
@@ -54,30 +57,35 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                 let x = unsafe { std::slice::from_raw_parts(x.add(n * x_stride), row.bytes) };
                 let word = |at: usize| [x[at], x[at + 1], x[at + 2], x[at + 3]];
                 let float = |at: usize| f32::from_le_bytes(word(at));
-                let zero = |half: usize| {
-                    let z = i32::from_le_bytes(word(row.z16 + 8 * g + 4 * half));
-                    if layout.zero == 0 {
-                        0
-                    } else {
-                        z >> layout.zero_shift()
-                    }
+                let z16 = |half: usize| i32::from_le_bytes(word(row.z16 + 8 * g + 4 * half));
+                let zero = |half: usize| match layout.zero {
+                    0 => 0,
+                    _ => z16(half) >> layout.zero_shift(),
                 };
                 let q = &x[g * GROUP_K..][..GROUP_K];
                 let a = dot(&quads[..4], &q[..ACT_GROUP], zero(0));
                 let b = dot(&quads[4..], &q[ACT_GROUP..], zero(1));
                 let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
+                let (scale, min) = (&scales.scale, &scales.min);
+                // Sums of the 16 activations before their scale, which z16 holds times -128.
+                let sums = [0, 1].map(|half| (z16(half) / -128) as f32);
                 for (c, acc) in acc.iter_mut().enumerate() {
                     let (a, b) = (a[c] as f32, b[c] as f32);
-                    if groups_of_16 {
-                        *acc += a * (scales.scale[0][c] * d0);
-                        *acc += b * (scales.scale[1][c] * d1);
-                    } else {
-                        *acc += (a * d0 + b * d1) * scales.scale[0][c];
+                    match (groups_of_16, layout.min) {
+                        (true, true) => {
+                            *acc += (a * scale[0][c] - sums[0] * min[0][c]) * d0;
+                            *acc += (b * scale[1][c] - sums[1] * min[1][c]) * d1;
+                        }
+                        (true, false) => {
+                            *acc += a * (scale[0][c] * d0);
+                            *acc += b * (scale[1][c] * d1);
+                        }
+                        (false, _) => *acc += (a * d0 + b * d1) * scale[0][c],
                     }
                 }
-                if layout.min {
+                if layout.min && !groups_of_16 {
                     let s = float(row.s32 + 4 * g);
-                    for (acc, min) in acc.iter_mut().zip(&scales.min) {
+                    for (acc, min) in acc.iter_mut().zip(&min[0]) {
                         *acc -= min * s;
                     }
                 }
@@ -182,33 +190,28 @@ fn float_line(layout: &PackedLayout, line: &[u8]) -> Lanes {
     floats
 }
 
-/// The 8 quads of a group, one byte per stored integer.
+/// The levels of the 8 quads of a group, one byte each.
 fn unpack_group(layout: &PackedLayout, quants: &[u8]) -> [[u8; 64]; 8] {
+    let (low, top) = planes(layout);
     let mut quads = [[0; 64]; 8];
-    let vector = |i: usize| &quants[64 * i..][..64];
     for (i, quad) in quads.iter_mut().enumerate() {
-        let Store::Int(bits) = layout.store else {
-            continue;
+        // Adds the plane of `width` bits whose first vector is `first`, at bit `to`.
+        let mut plane = |first: usize, width: usize, to: usize| {
+            let at = i * width;
+            let vector = &quants[64 * (first + at / 8)..][..64];
+            for (q, &bits) in quad.iter_mut().zip(vector) {
+                *q |= (bits >> (at % 8) & (u8::MAX >> (8 - width))) << to;
+            }
         };
-        let source = vector(if bits == 8 { i } else { i / 2 });
-        for (lane, q) in quad.iter_mut().enumerate() {
-            *q = match bits {
-                8 => source[lane],
-                _ => source[lane] >> (4 * (i % 2)) & 15,
-            };
+        plane(0, low, 0);
+        if top > 0 {
+            plane(low, top, low);
         }
-        match bits {
-            5 => {
-                for (q, &high) in quad.iter_mut().zip(vector(4)) {
-                    *q |= (high >> i & 1) << 4;
-                }
+        if let Store::Code(_) = layout.store {
+            let levels = layout.levels();
+            for q in quad.iter_mut() {
+                *q = levels[usize::from(*q)];
             }
-            6 => {
-                for (q, &high) in quad.iter_mut().zip(vector(4 + i / 4)) {
-                    *q |= (high >> (2 * (i % 4)) & 3) << 4;
-                }
-            }
-            _ => {}
         }
     }
     quads
@@ -230,28 +233,34 @@ fn dot(quads: &[[u8; 64]], x: &[u8], from: i32) -> [i32; TILE_N] {
 /// Scales of the `g`-th 32 k.
 fn group_scales(layout: &PackedLayout, plane: &[u8], g: usize) -> Scales {
     let unit = &plane[g * GROUP_K / layout.k_multiple() * scale_unit_bytes(layout)..];
-    let pair = 1 + usize::from(layout.min);
-    let half = |i: usize| f16::from_le_bytes([unit[2 * i], unit[2 * i + 1]]).to_f32();
-    let d: Lanes = std::array::from_fn(half);
-    let mut min: Lanes = std::array::from_fn(|c| if layout.min { half(TILE_N + c) } else { 0.0 });
-    if layout.scale == Scale::F16 {
-        return Scales { scale: [d; 2], min };
-    }
-    let groups = GROUP_K / usize::from(layout.group);
-    let first = g * GROUP_K % SUPER_GROUP / usize::from(layout.group);
-    let codes = |group: usize| &unit[(2 + group) * TILE_N * pair..];
-    let code = |code: u8| match layout.scale {
-        Scale::I8F16 => f32::from(code as i8),
-        _ => f32::from(code),
-    };
-    if layout.min {
-        for (min, &m) in min.iter_mut().zip(&codes(first)[TILE_N..]) {
-            *min *= code(m);
+    let (halves, codes) = unit.split_at(scale_halves_bytes(layout));
+    let mut d = [[0.0; TILE_N]; 2];
+    for (d, halves) in d.iter_mut().zip(halves.chunks_exact(2 * TILE_N)) {
+        for (d, b) in d.iter_mut().zip(halves.chunks_exact(2)) {
+            *d = f16::from_le_bytes([b[0], b[1]]).to_f32();
         }
     }
-    let scale = [first, first + groups - 1].map(|group| {
-        let codes = codes(group);
-        std::array::from_fn(|c| d[c] * code(codes[c]))
-    });
-    Scales { scale, min }
+    let [d, m] = d;
+    let mut scales = Scales {
+        scale: [d; 2],
+        min: [m; 2],
+    };
+    let width = scale_codes_bytes(layout);
+    if width == 0 {
+        return scales;
+    }
+    let groups = GROUP_K / usize::from(layout.group);
+    let first = g * GROUP_K % layout.k_multiple() / usize::from(layout.group);
+    for half in 0..2 {
+        let codes = &codes[(first + half * (groups - 1)) * width..][..width];
+        for c in 0..TILE_N {
+            let (sc, mn) = scale_codes(layout, codes, c);
+            (scales.scale[half][c], scales.min[half][c]) = match layout.scale {
+                Scale::E8 => (exponent_scale(sc), 0.0),
+                Scale::I8F16 => (d[c] * f32::from(sc as i8), m[c] * f32::from(mn as i8)),
+                _ => (d[c] * f32::from(sc), m[c] * f32::from(mn)),
+            };
+        }
+    }
+    scales
 }
