@@ -112,6 +112,44 @@ fn batches_chunks_threads_and_buckets_give_the_same_bits() {
     }
 }
 
+#[test]
+fn contexts_of_several_splits_give_the_same_bits() {
+    let dir = tempdir().expect("temporary folder");
+    let mut random = Random(5);
+    let sequences: Vec<Vec<u32>> = (0..2)
+        .map(|_| (0..540).map(|_| random.below(300) as u32).collect())
+        .collect();
+    for (heads, kv_heads, kv) in [(4, 1, "f16"), (4, 2, "q8_0")] {
+        let shape = Shape {
+            heads,
+            kv_heads,
+            ..Shape::small()
+        };
+        let model = dir.path().join("long.gguf");
+        shape.write(&model, 7);
+        let mut expected: Vec<u32> = Vec::new();
+        for threads in ["1", "2", "3", "8"] {
+            let bundle = dir.path().join(format!("long{threads}.press"));
+            let sizes = ["-np", "2", "-c", "640", "--kv-type", kv, "-t", threads];
+            let compile = ["compile", arg(&model), "-o", arg(&bundle)];
+            succeed(&[&compile[..], &sizes].concat());
+            let batch = bits(&logits(&bundle, &sequences, None));
+            if threads == "1" {
+                expected = batch.clone();
+            }
+            assert!(batch == expected, "kv {kv}, {threads} threads");
+            let half = expected.len() / 2;
+            for (chunk, s) in [(Some(1), 0), (Some(7), 1), (None, 0)] {
+                let alone = bits(&logits(&bundle, &sequences[s..=s], chunk));
+                assert!(
+                    alone == expected[s * half..][..half],
+                    "kv {kv}, {threads} threads, chunk {chunk:?}"
+                );
+            }
+        }
+    }
+}
+
 /// Tokens of each request when `joins[i]` says at which step request i is submitted, and one is cancelled midway.
 fn tokens(bundle: &Path, joins: &[usize], cancelled: Option<usize>) -> BTreeMap<usize, Vec<u32>> {
     let bundle = Bundle::open(bundle).expect("bundle opens");

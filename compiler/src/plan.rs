@@ -18,6 +18,7 @@ pub mod verify;
 use crate::error::Error;
 use crate::graph::{Activation, Value, WeightId};
 use crate::target::TargetProfile;
+use coldpress_kernels::attention::Shape;
 use coldpress_runtime::manifest::{KvPlan, Limits, Stage};
 use std::ops::Range;
 
@@ -123,6 +124,8 @@ pub enum Work {
     },
     /// Matmul parts that share an input; workers divide the tiles of all parts.
     Matmul(Matmul),
+    /// A part of attention, called by every worker; they divide the step's live work among themselves.
+    Attention(Attention),
     /// A loop emitted inline over `rows` rows of `width` elements (rows are divided among workers).
     Elementwise {
         /// What to compute per element.
@@ -193,6 +196,10 @@ pub enum Arg {
     End,
     /// Number of units in the worker's share.
     Count,
+    /// Number of the worker.
+    Worker,
+    /// How many workers there are.
+    Workers,
 }
 
 /// Rows of a value in the arena.
@@ -202,6 +209,33 @@ pub struct Buffer {
     pub offset: usize,
     /// Bytes between rows, a multiple of 64.
     pub stride: usize,
+}
+
+/// A launch of attention.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// Micro-kernel symbol.
+    pub symbol: String,
+    /// Arguments in order.
+    pub args: Vec<Arg>,
+    /// What is computed for a row.
+    pub shape: Shape,
+    /// Where workers that share queries leave their results; none where they never share any.
+    pub scratch: Option<Scratch>,
+}
+
+/// Partial results of attention: a slot for every worker but the last, in it a cell for every split of a sequence. Which
+/// cells are used, and by whom, only the step decides; a cell is written by one worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scratch {
+    /// The slots; a slot is `cells * cell` bytes.
+    pub buffer: Buffer,
+    /// How many slots.
+    pub slots: usize,
+    /// Cells of a slot.
+    pub cells: usize,
+    /// Bytes of a cell: a partial result of each query that shares a pass over the cache.
+    pub cell: usize,
 }
 
 /// A matmul launch.
@@ -303,6 +337,14 @@ pub enum Split {
         /// Units in a row.
         per_row: usize,
         /// Bytes of one unit.
+        bytes: usize,
+    },
+    /// Each cell of rows x `per_row`, `bytes` each, side by side in a row, is touched by at most one worker; by which, only
+    /// the step decides.
+    Live {
+        /// Cells in a row.
+        per_row: usize,
+        /// Bytes of one cell.
         bytes: usize,
     },
 }

@@ -2,16 +2,21 @@
 //! slot up to its own position. Legality, bytes, symbol names and the naive reference; the micro-kernels are in
 //! `cpu/<isa>/attention.rs`, the page layout in `cpu/abi.rs`.
 //!
-//! Softmax runs online, page by page (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Pages
-//! are cut at absolute positions, so a row's result does not depend on the batch it is computed in.
+//! A sequence is cut into *splits* at absolute positions. Each split of a query gives a *partial*: the largest score, the
+//! sum of the exponentials below it, and the weighted sum of V; inside a split softmax runs online, in pieces of
+//! [`PIECE_TOKENS`] (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Partials are merged in the
+//! order of splits, by the worker that has all of them or by a launch of its own ([`CombineFn`]) where several workers
+//! have some. Either way a row's result depends on its position alone. `cpu/live.rs` says which worker computes what.
 
 #[cfg(test)]
 mod conformance;
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::cpu::Isa;
-use crate::cpu::abi::{KvType, PAGE_TOKENS, Step};
+use crate::cpu::abi::{KvType, PAGE_TOKENS, Step, TILE_N};
+use crate::cpu::pages::{HEAD_BATCH, KV_GROUP};
 
 /// Stores K and V of each row in its page, converted to the cache type, padding zeroed: `(k, v, kv, step, kv_heads,
 /// head_dim, row_begin, row_end, k_stride, v_stride)`. `kv` is the base of one layer's pages. Rows are clamped to
@@ -29,12 +34,35 @@ pub type KvAppendFn = unsafe extern "C" fn(
     usize,
 );
 
-/// Attention of each unit, which is `row * kv_heads + kv_head` and covers the `heads / kv_heads` query heads of that KV
-/// head: `(q, kv, out, step, heads, kv_heads, head_dim, unit_begin, unit_end, q_stride, out_stride, scale_bits, window,
-/// softcap_bits)`. A row sees positions `0..=pos`, or the last `window` of them when `window` is not 0. Scores are
-/// `scale * q.k`, then `cap * tanh(s / cap)` when the softcap is not 0.0. Units are clamped to `step.rows`.
+/// One worker's share of a step's attention: `(q, kv, out, scratch, step, heads, kv_heads, head_dim, worker, workers,
+/// q_stride, out_stride, scratch_stride, cell_stride, scale_bits, window, softcap_bits)`. A row sees positions `0..=pos`,
+/// or the last `window` of them when `window` is not 0. Scores are `scale * q.k`, then `cap * tanh(s / cap)` when the
+/// softcap is not 0.0. All workers together write every head of every live row of `out`, or leave its partials in
+/// `scratch`: worker w's slot begins at `w * scratch_stride`, the partials of the unit's i-th split `i * cell_stride` into
+/// it, one query's after the other's ([`partial_bytes`]). `scratch` is not touched when there is one worker, or one split.
 pub type AttentionFn = unsafe extern "C" fn(
     *const f32,
+    *const u8,
+    *mut f32,
+    *mut u8,
+    *const Step,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+);
+
+/// Merges the partials that [`AttentionFn`] left, each query by one worker: `(scratch, out, step, heads, kv_heads,
+/// head_dim, worker, workers, out_stride, scratch_stride, cell_stride, window)`.
+pub type CombineFn = unsafe extern "C" fn(
     *const u8,
     *mut f32,
     *const Step,
@@ -47,8 +75,60 @@ pub type AttentionFn = unsafe extern "C" fn(
     usize,
     usize,
     usize,
-    usize,
 );
+
+/// Tokens whose scores are computed before any of their weights.
+pub const PIECE_TOKENS: usize = 256;
+/// Splits of [`PIECE_TOKENS`] tokens that a sequence begins with.
+const SHORT_SPLITS: usize = 64;
+/// How many times longer splits become, whenever the sequence has become that many times longer.
+const GROWTH: usize = 4;
+
+/// Positions of a split: multiples of [`PIECE_TOKENS`]. The first 64 splits have one piece each, the next 48 have four,
+/// the next 48 have 16, so that partials stay few in the longest context.
+pub const fn split_range(split: usize) -> Range<usize> {
+    let (mut first, mut splits, mut tokens) = (0, SHORT_SPLITS, PIECE_TOKENS);
+    let mut begin = 0;
+    while split >= first + splits {
+        begin += splits * tokens;
+        first += splits;
+        splits = SHORT_SPLITS - SHORT_SPLITS / GROWTH;
+        tokens *= GROWTH;
+    }
+    let begin = begin + (split - first) * tokens;
+    begin..begin + tokens
+}
+
+/// The split that a position is in.
+pub const fn split_of(pos: usize) -> usize {
+    let (mut first, mut splits, mut tokens) = (0, SHORT_SPLITS, PIECE_TOKENS);
+    let mut begin = 0;
+    while pos >= begin + splits * tokens {
+        begin += splits * tokens;
+        first += splits;
+        splits = SHORT_SPLITS - SHORT_SPLITS / GROWTH;
+        tokens *= GROWTH;
+    }
+    first + (pos - begin) / tokens
+}
+
+/// Splits of a sequence of `tokens` tokens.
+pub const fn splits(tokens: usize) -> usize {
+    match tokens {
+        0 => 0,
+        _ => split_of(tokens - 1) + 1,
+    }
+}
+
+/// Floats of one query's partial: the padded weighted sum, then the largest score, then the sum of exponentials.
+pub const fn partial_floats(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(KV_GROUP) + TILE_N
+}
+
+/// Bytes of one query's partial, a multiple of 64.
+pub const fn partial_bytes(head_dim: usize) -> usize {
+    partial_floats(head_dim) * 4
+}
 
 /// Longest head the kernels keep on the stack.
 pub const MAX_HEAD_DIM: usize = 512;
@@ -133,6 +213,21 @@ pub fn legal(shape: &Shape) -> Result<(), Reason> {
 }
 
 impl Shape {
+    /// Query heads of one KV head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Rows that share one pass over the cache where they are of one slot.
+    pub fn rows_per_unit(&self) -> usize {
+        (HEAD_BATCH / self.group()).max(1)
+    }
+
+    /// Most queries of one unit of work in a step of `rows` rows.
+    pub fn queries_per_unit(&self, rows: usize) -> usize {
+        self.group().min(HEAD_BATCH) * self.rows_per_unit().min(rows)
+    }
+
     /// First position a row at `pos` sees.
     pub fn first(&self, pos: usize) -> usize {
         match self.window {
@@ -156,6 +251,11 @@ impl Shape {
 /// Symbol of the [`AttentionFn`] for a cache type: `attention_f16_avx512`.
 pub fn symbol(kv: KvType, isa: Isa) -> String {
     format!("attention_{}_{}", kv.name(), isa.name())
+}
+
+/// Symbol of the [`CombineFn`]: `attention_combine_avx2`.
+pub fn combine_symbol(isa: Isa) -> String {
+    format!("attention_combine_{}", isa.name())
 }
 
 /// Symbol of the [`KvAppendFn`] for a cache type: `kv_append_q8_0_scalar`.

@@ -9,6 +9,7 @@ pub mod avx512;
 pub mod features;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
+pub mod live;
 pub mod pages;
 pub mod scalar;
 pub mod symbols;

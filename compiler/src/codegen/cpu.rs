@@ -8,7 +8,7 @@ mod emit;
 mod tests;
 
 use crate::error::Error;
-use crate::plan::{Plan, ProgramPlan, Work};
+use crate::plan::{Attention, Plan, ProgramPlan, Work};
 use crate::target::TargetProfile;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
@@ -48,7 +48,9 @@ impl<'p> SymbolTable<'p> {
                 add(BARRIER);
             }
             match &launch.work {
-                Work::Call { symbol, .. } => add(symbol),
+                Work::Call { symbol, .. } | Work::Attention(Attention { symbol, .. }) => {
+                    add(symbol)
+                }
                 Work::Matmul(matmul) => matmul
                     .parts
                     .iter()

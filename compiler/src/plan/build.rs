@@ -1,6 +1,6 @@
 //! Assembles a plan: weights, KV pool, stages, then every bucket of every stage, and has `verify` check the result.
 
-use super::lower::Lowering;
+use super::lower::{self, Lowering};
 use super::memory::{ALIGN, place, stride};
 use super::select::{Selector, packed_layout, tile_bytes};
 use super::{
@@ -70,7 +70,8 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
         for rows in rows_list {
             let pinned: Vec<(Value, usize)> =
                 result.value.iter().map(|&v| (v, result.offset)).collect();
-            let mut placed = place(graph, nodes, rows, base, &pinned);
+            let scratch = |node| lower::scratch(graph, node, rows, options);
+            let mut placed = place(graph, nodes, rows, base, &pinned, scratch);
             if let (Stage::Head, Some(value)) = (stage, hidden.value) {
                 let buffer = Buffer {
                     offset: hidden.offset,
@@ -84,9 +85,9 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
                 placed: &placed,
                 placements: &by_weight,
                 kv_offsets: &kv_offsets,
-                kv_type: options.kv_type,
                 hidden,
                 rows,
+                options,
                 selector: &selector,
             };
             let mut launches = Vec::new();

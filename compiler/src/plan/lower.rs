@@ -8,11 +8,13 @@ mod rows;
 
 use super::memory::{Placed, stride};
 use super::select::Selector;
-use super::{Access, Arg, Buffer, Elementwise, Form, Launch, Placement, Space, Split, Work};
+use super::{
+    Access, Arg, Buffer, Elementwise, Form, Launch, Options, Placement, Space, Split, Work,
+};
 use crate::error::Error;
 use crate::graph::{Op, OpGraph, RopeShape, RopeStyle, Value, WeightId};
+pub use attention::scratch;
 use attention::{Rotation, Scores};
-use coldpress_kernels::cpu::abi::KvType;
 use petgraph::stable_graph::NodeIndex;
 
 /// Everything lowering needs to know besides the node.
@@ -25,12 +27,12 @@ pub struct Lowering<'a> {
     pub placements: &'a [Vec<Placement>],
     /// Offset of each layer's pages in the KV pool.
     pub kv_offsets: &'a [u64],
-    /// KV element type.
-    pub kv_type: KvType,
     /// How the head reads the trunk's rows.
     pub hidden: Access,
     /// Rows of the bucket.
     pub rows: usize,
+    /// What the plan is made for.
+    pub options: Options,
     /// Picks matmul variants.
     pub selector: &'a Selector<'a>,
 }
@@ -124,7 +126,7 @@ impl Lowering<'_> {
                     scale: *scale,
                     softcap: *softcap,
                 };
-                vec![self.attention(label, &scores, inputs[0], out)?]
+                self.attention(label, &scores, inputs[0], out)?
             }
             Op::Quantise => vec![self.quantise(label, (inputs[0], inputs[0]), out)?],
             Op::GatedActQuantise(act) => {
@@ -172,13 +174,19 @@ impl Lowering<'_> {
             .iter()
             .map(|a| a.width * a.rows.min(self.rows))
             .sum();
+        let work = Work::Call {
+            symbol,
+            args,
+            units,
+        };
+        self.launch(label, work, touched, accesses)
+    }
+
+    /// A launch without weights that moves `touched` bytes in cache.
+    fn launch(&self, label: &str, work: Work, touched: usize, accesses: Vec<Access>) -> Launch {
         Launch {
             label: label.to_string(),
-            work: Work::Call {
-                symbol,
-                args,
-                units,
-            },
+            work,
             barrier: false,
             accesses,
             reason: String::new(),

@@ -1,7 +1,7 @@
 //! Values to arena offsets: a stage's values live from their producer to their last reader, and values that never live
 //! together share memory. An op that may work in place gets its input's memory when nobody reads that input later.
 
-use super::Buffer;
+use super::{Buffer, Scratch};
 use crate::graph::{DType, Op, OpGraph, Value, ValueType};
 use coldpress_kernels::cpu::abi::q8_row;
 use petgraph::stable_graph::NodeIndex;
@@ -45,28 +45,50 @@ pub fn in_place(op: &Op) -> Option<u16> {
     }
 }
 
+/// The value that stands for a node's scratch, which lives while the node runs.
+pub fn scratch_value(graph: &OpGraph, node: NodeIndex) -> Value {
+    Value {
+        node,
+        port: graph.nodes[node].outputs.len() as u16 + 1,
+    }
+}
+
 /// A set of values that share one piece of memory, and the launches between which it is live (inclusive).
 struct Class {
     values: Vec<Value>,
     stride: usize,
+    rows: usize,
     first: usize,
     last: usize,
     pinned: Option<usize>,
 }
 
 /// Places the outputs of `nodes` (one stage, in launch order) for `rows` rows, at or above `base`. `pinned` values lie at
-/// the given offsets, which the caller keeps below `base`.
+/// the given offsets, which the caller keeps below `base`. `scratch` is what a node needs besides its values, its place
+/// left open.
 pub fn place(
     graph: &OpGraph,
     nodes: &[NodeIndex],
     rows: usize,
     base: usize,
     pinned: &[(Value, usize)],
+    scratch: impl Fn(NodeIndex) -> Option<Scratch>,
 ) -> Placed {
-    let mut classes = classes(graph, nodes, pinned);
+    let mut classes = classes(graph, nodes, rows, pinned);
+    for (at, &node) in nodes.iter().enumerate() {
+        classes.extend(scratch(node).map(|s| Class {
+            values: vec![scratch_value(graph, node)],
+            stride: s.buffer.stride,
+            rows: s.slots,
+            first: at,
+            last: at,
+            pinned: None,
+        }));
+    }
     // Long-lived and large first: they shape the arena, the rest fills gaps. Ties in program order.
     let mut order: Vec<usize> = (0..classes.len()).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(classes[i].stride), classes[i].first));
+    let bytes = |c: &Class| c.stride * c.rows;
+    order.sort_by_key(|&i| (std::cmp::Reverse(bytes(&classes[i])), classes[i].first));
     let mut taken: Vec<(usize, usize, usize, usize)> = Vec::new();
     let mut placed = Placed {
         end: base,
@@ -74,7 +96,7 @@ pub fn place(
     };
     for i in order {
         let class = &mut classes[i];
-        let bytes = class.stride * rows;
+        let bytes = class.stride * class.rows;
         let offset = match class.pinned {
             Some(offset) => offset,
             None => {
@@ -109,7 +131,12 @@ pub fn place(
     placed
 }
 
-fn classes(graph: &OpGraph, nodes: &[NodeIndex], pinned: &[(Value, usize)]) -> Vec<Class> {
+fn classes(
+    graph: &OpGraph,
+    nodes: &[NodeIndex],
+    rows: usize,
+    pinned: &[(Value, usize)],
+) -> Vec<Class> {
     let index: BTreeMap<NodeIndex, usize> =
         nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
     let last_use = |value: Value| -> usize {
@@ -142,6 +169,7 @@ fn classes(graph: &OpGraph, nodes: &[NodeIndex], pinned: &[(Value, usize)]) -> V
                 classes.push(Class {
                     values: vec![],
                     stride: stride(ty),
+                    rows,
                     first: at,
                     last,
                     pinned: None,

@@ -1,6 +1,6 @@
 //! The plan in words and numbers: memory, buckets, predicted curve, and a stable text dump for `--emit`.
 
-use super::{Arg, Launch, Plan, Work};
+use super::{Arg, Attention, Launch, Plan, Work};
 use coldpress_runtime::manifest::Stage;
 use std::fmt::Write;
 
@@ -99,7 +99,7 @@ impl Launch {
     /// Kernels of the launch, as in the manifest.
     pub fn kernel(&self) -> String {
         match &self.work {
-            Work::Call { symbol, .. } => symbol.clone(),
+            Work::Call { symbol, .. } | Work::Attention(Attention { symbol, .. }) => symbol.clone(),
             Work::Elementwise { op, .. } => format!("inline {op:?}"),
             Work::Matmul(matmul) => {
                 let mut symbols: Vec<String> = Vec::new();
@@ -122,6 +122,10 @@ impl Launch {
             } => {
                 let args: Vec<String> = args.iter().map(text).collect();
                 format!("{symbol}({}) / {units}", args.join(", "))
+            }
+            Work::Attention(a) => {
+                let args: Vec<String> = a.args.iter().map(text).collect();
+                format!("{}({}) / live", a.symbol, args.join(", "))
             }
             Work::Elementwise {
                 op,
@@ -174,5 +178,7 @@ fn text(arg: &Arg) -> String {
         Arg::Begin => "begin".into(),
         Arg::End => "end".into(),
         Arg::Count => "count".into(),
+        Arg::Worker => "worker".into(),
+        Arg::Workers => "workers".into(),
     }
 }

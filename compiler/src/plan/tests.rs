@@ -13,7 +13,7 @@ use coldpress_kernels::tensor_type::TensorType;
 pub(crate) fn options(workers: usize, max_batch: usize) -> Options {
     Options {
         max_batch,
-        max_context: 64,
+        max_context: 600,
         kv_type: KvType::F16,
         workers,
     }

@@ -10,9 +10,11 @@ mod values;
 use super::memory::ALIGN;
 use super::schedule::span_end;
 use super::{
-    Access, Arg, Buffer, Form, Init, Launch, Matmul, Plan, ProgramPlan, Space, Split, Work,
+    Access, Arg, Attention, Buffer, Form, Init, Launch, Matmul, Plan, ProgramPlan, Space, Split,
+    Work,
 };
 use crate::error::Error;
+use coldpress_kernels::attention::{partial_bytes, splits};
 use coldpress_kernels::cpu::abi::TILE_N;
 use coldpress_runtime::manifest::Stage;
 use std::ops::Range;
@@ -111,6 +113,10 @@ fn addresses(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), 
             }
             arguments(plan, launch, args)
         }
+        Work::Attention(attention) => {
+            arguments(plan, launch, &attention.args)?;
+            divided(plan, program, launch, attention)
+        }
         Work::Matmul(matmul) => {
             let mut named = vec![(matmul.input, false, Split::Whole)];
             for (i, part) in matmul.parts.iter().enumerate() {
@@ -180,6 +186,53 @@ fn arguments(plan: &Plan, launch: &Launch, args: &[Arg]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Workers that divide live work know who they are, write nothing but cells that do not overlap, and where the division
+/// may cut through a query have room for its partial results.
+fn divided(
+    plan: &Plan,
+    program: &ProgramPlan,
+    launch: &Launch,
+    attention: &Attention,
+) -> Result<(), String> {
+    let args = &attention.args;
+    if !args.contains(&Arg::Worker) || !args.contains(&Arg::Workers) {
+        return Err("its workers do not know their share".into());
+    }
+    for access in launch.accesses.iter().filter(|a| a.write) {
+        let fits = match access.split {
+            Split::Live { per_row, bytes } => {
+                per_row * bytes <= access.width && access.width <= access.stride
+            }
+            _ => false,
+        };
+        if !fits {
+            return Err(format!("workers may write the same bytes of {access:?}"));
+        }
+    }
+    let (slots, cells) = (plan.workers - 1, splits(plan.limits.max_context as usize));
+    let shape = &attention.shape;
+    let cell = shape.queries_per_unit(program.rows) * partial_bytes(shape.head_dim);
+    match attention.scratch {
+        None if slots > 0 && cells > 1 => Err("has no room for partial results".into()),
+        None => Ok(()),
+        Some(s) => {
+            if s.slots < slots || s.cells < cells || s.cell < cell {
+                return Err(format!(
+                    "{s:?} is too small for {slots} slots of {cells} times {cell} bytes"
+                ));
+            }
+            let named = launch.accesses.iter().any(|a| {
+                (a.offset, a.stride, a.rows, a.width)
+                    == (s.buffer.offset, s.buffer.stride, s.slots, s.cells * s.cell)
+            });
+            match named {
+                true => Ok(()),
+                false => Err(format!("nothing says that {s:?} is touched")),
+            }
+        }
+    }
 }
 
 /// The launch's accesses are exactly the named buffers, used as named.

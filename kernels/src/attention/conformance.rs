@@ -1,14 +1,14 @@
-//! Every attention kernel this CPU can run, against the f64 reference over the same cached values, unit by unit against
-//! all units, with shuffled pages, poisoned cache and padding.
+//! Every attention kernel this CPU can run, against the f64 reference over the same cached values, every number of
+//! workers and every row alone against all rows by one worker, with shuffled pages, poisoned cache, scratch and padding.
 
 mod cache;
 
 use super::*;
-use cache::{Cache, values};
+use cache::{Cache, WORKERS, values};
 
-/// Slot and position of each row: decode rows of several slots, a chunk of one slot across a page boundary, and a last
-/// row that is padding.
-const ROWS: [(u32, u32); 14] = [
+/// Slot and position of each row: decode rows of several slots, chunks of one slot across the ends of a page and of a
+/// split, rows around the ends of splits, and a last row that is padding.
+const ROWS: [(u32, u32); 25] = [
     (0, 0),
     (2, 31),
     (1, 100),
@@ -19,12 +19,24 @@ const ROWS: [(u32, u32); 14] = [
     (0, 33),
     (0, 34),
     (0, 35),
-    (1, 1),
+    (1, 254),
+    (1, 255),
+    (1, 256),
+    (1, 257),
+    (1, 258),
     (2, 33),
+    (1, 1),
+    (1, 511),
     (1, 64),
+    (2, 255),
+    (0, 512),
+    (2, 513),
+    (2, 256),
+    (1, 599),
     (0, 100),
 ];
-const LIVE: usize = 13;
+const LIVE: usize = 24;
+const TOKENS: usize = 600;
 
 fn check(cache: &Cache, shape: &Shape) {
     legal(shape).expect("legal");
@@ -32,24 +44,18 @@ fn check(cache: &Cache, shape: &Shape) {
     let (width, kv_heads) = (shape.heads * shape.head_dim, shape.kv_heads);
     let mut q = values(5, ROWS.len() * width, 2.0);
     q[LIVE * width..].fill(f32::NAN);
-    let units = ROWS.len() * kv_heads;
-    let together = cache.attend(shape, &q, &ROWS, LIVE, (0, units));
-    let mut split = vec![f32::MAX; together.len()];
-    for unit in 0..units {
-        let one = cache.attend(shape, &q, &ROWS, LIVE, (unit, unit + 1));
-        for (s, one) in split
-            .iter_mut()
-            .zip(one)
-            .filter(|(_, one)| *one != f32::MAX)
-        {
-            *s = one;
-        }
-    }
+    let together = cache.attend(shape, &q, &ROWS, LIVE, 1);
     assert!(
         together.iter().all(|v| !v.is_nan()),
         "{what}: reads what was not appended"
     );
-    assert_eq!(together, split, "{what}: a unit depends on the others");
+    for workers in WORKERS {
+        let divided = cache.attend(shape, &q, &ROWS, LIVE, workers);
+        assert!(
+            bits(&divided) == bits(&together),
+            "{what}: {workers} workers"
+        );
+    }
     let pairs = together.chunks_exact(width + 1).zip(q.chunks_exact(width));
     for (r, ((out, q), (slot, pos))) in pairs.zip(ROWS).enumerate() {
         assert_eq!(out[width], f32::MAX, "{what}: row {r} written past its end");
@@ -60,8 +66,13 @@ fn check(cache: &Cache, shape: &Shape) {
             );
             continue;
         }
-        let alone = cache.attend(shape, q, &[(slot, pos)], 1, (0, kv_heads));
-        assert_eq!(alone, out, "{what}: row {r} depends on the batch");
+        for workers in [WORKERS[0], WORKERS[1 + r % 3]] {
+            let alone = cache.attend(shape, q, &[(slot, pos)], 1, workers);
+            assert!(
+                bits(&alone) == bits(out),
+                "{what}: row {r} depends on the batch, {workers} workers"
+            );
+        }
         let tokens = (pos as usize + 1) * kv_heads * shape.head_dim;
         let (k, v) = (
             &cache.k[slot as usize][..tokens],
@@ -75,6 +86,10 @@ fn check(cache: &Cache, shape: &Shape) {
             );
         }
     }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
 }
 
 /// A score rounded in f32 is off by an epsilon of the products it sums, and an output by that fraction of the values.
@@ -109,7 +124,7 @@ fn check_isa(isa: Isa) {
             (256, 1),
             (512, 1),
         ] {
-            let cache = Cache::filled(isa, ty, kv_heads, head_dim, 101);
+            let cache = Cache::filled(isa, ty, (kv_heads, head_dim), 3, TOKENS);
             let scale = 1.0 / (head_dim as f32).sqrt();
             for group in [1, 2, 3, 7, 8, 9] {
                 let plain = Shape {
@@ -123,6 +138,14 @@ fn check_isa(isa: Isa) {
                 check(&cache, &plain);
                 if group <= 2 {
                     check(&cache, &Shape { window: 5, ..plain });
+                    // Begins in one split and ends in the next, or the one after it.
+                    check(
+                        &cache,
+                        &Shape {
+                            window: 300,
+                            ..plain
+                        },
+                    );
                     check(
                         &cache,
                         &Shape {
@@ -170,7 +193,7 @@ fn avx512_kernels() {
 #[test]
 fn the_largest_group_fits() {
     for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
-        let cache = Cache::filled(isa, KvType::F16, 1, 64, 101);
+        let cache = Cache::filled(isa, KvType::F16, (1, 64), 3, TOKENS);
         let shape = Shape {
             heads: MAX_HEADS_PER_KV_HEAD,
             kv_heads: 1,
@@ -184,9 +207,60 @@ fn the_largest_group_fits() {
 }
 
 #[test]
+fn splits_follow_each_other_and_stay_few() {
+    let mut begin = 0;
+    for split in 0..400 {
+        let range = split_range(split);
+        assert_eq!(range.start, begin);
+        assert_eq!(range.len() % PIECE_TOKENS, 0);
+        for pos in [range.start, range.start + 1, range.end - 1] {
+            assert_eq!(split_of(pos), split);
+        }
+        begin = range.end;
+    }
+    let counted = [0, 1, 256, 257, 16_384, 16_385, 1 << 16, 1 << 24].map(splits);
+    assert_eq!(counted, [0, 1, 1, 2, 64, 65, 112, 304]);
+    assert_eq!(split_range(63).len(), PIECE_TOKENS);
+    assert_eq!(split_range(64), 16_384..16_384 + 4 * PIECE_TOKENS);
+}
+
+#[test]
+fn long_sequences_have_long_splits() {
+    const LONG: usize = 18_700;
+    for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+        let cache = Cache::filled(isa, KvType::F16, (1, 32), 1, LONG);
+        let shape = Shape {
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 32,
+            scale: 0.2,
+            window: 0,
+            softcap: 0.0,
+        };
+        for window in [0, 2500] {
+            let shape = Shape { window, ..shape };
+            for pos in [16_383, 16_384, 16_700, 17_407, 17_408, LONG - 1] {
+                let q = values(3, 64, 2.0);
+                let rows = [(0, pos as u32)];
+                let alone = cache.attend(&shape, &q, &rows, 1, 1);
+                for workers in WORKERS {
+                    let divided = cache.attend(&shape, &q, &rows, 1, workers);
+                    assert!(bits(&divided) == bits(&alone), "{workers} workers");
+                }
+                let end = (pos + 1) * 32;
+                let expected = reference(&q, &cache.k[0][..end], &cache.v[0][..end], &shape);
+                for (y, e) in alone.iter().zip(expected) {
+                    assert!((y - e).abs() <= 2e-5, "{} {pos}: {y} for {e}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn extreme_values_stay_in_the_cache_types() {
     for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
-        let mut cache = Cache::filled(isa, KvType::Q8_0, 1, 32, 1);
+        let mut cache = Cache::filled(isa, KvType::Q8_0, (1, 32), 3, 1);
         let mut k = [1e-12f32; 32];
         let mut v = [3e7f32; 32];
         (k[3], v[3]) = (-1e-12, -3e7);

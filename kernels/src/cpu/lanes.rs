@@ -6,7 +6,10 @@ pub mod attention;
 pub mod cache;
 pub mod mix;
 pub mod norm;
+pub mod partial;
+pub mod queries;
 pub mod rope;
+pub mod score;
 pub(crate) mod stamp;
 
 /// A vector of f32 in a register.
@@ -76,7 +79,8 @@ pub trait Lanes: Copy {
     unsafe fn largest(a: Self) -> f32;
     /// The sums of four vectors, to `p[0..4]`.
     unsafe fn store_sums(p: *mut f32, a: [Self; 4]);
-    /// Asks for the cache line at `p`, which may be anywhere.
+    /// Asks for the cache line at `p`, which may be anywhere, into L2: it is not used soon, and L2 can wait for more lines
+    /// of memory at once than L1.
     unsafe fn prefetch(p: *const u8);
     /// The ISA's own row quantiser, see `scalar::quantise::quantise_row`.
     unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize);

@@ -8,8 +8,8 @@ use super::abi::{KvType, PAGE_TOKENS, Step};
 /// Elements that share a scale in a q8_0 cache, and the multiple that heads are padded to.
 pub const KV_GROUP: usize = 32;
 
-/// Query heads that share one pass over the cache.
-pub const HEAD_BATCH: usize = 8;
+/// Query heads, of one row or of several, that share one pass over the cache.
+pub const HEAD_BATCH: usize = 16;
 
 /// K and V of one KV head in one page.
 #[derive(Clone, Copy)]

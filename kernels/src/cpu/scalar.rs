@@ -2,6 +2,7 @@
 //! arithmetic. Integer sums are those of the vector kernels; f32 results differ from them in fused rounding only.
 
 pub mod attention;
+pub mod cache;
 pub mod embed;
 pub mod matmul;
 pub mod norm;

@@ -118,6 +118,11 @@ impl<'f> Emit<'f> {
                 }
             }
             Work::Matmul(matmul) => self.matmul(matmul),
+            Work::Attention(attention) => {
+                let args = attention.args.iter();
+                let args: Vec<Value> = args.map(|&a| self.arg(a, &(0..0))).collect();
+                self.call(&attention.symbol, &args);
+            }
             Work::Elementwise {
                 op,
                 inputs,
@@ -241,6 +246,8 @@ impl<'f> Emit<'f> {
             Arg::Begin => self.iconst(range.start),
             Arg::End => self.iconst(range.end),
             Arg::Count => self.iconst(range.len()),
+            Arg::Worker => self.iconst(self.worker),
+            Arg::Workers => self.iconst(self.plan.workers),
         }
     }
 

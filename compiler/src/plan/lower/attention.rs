@@ -3,8 +3,13 @@
 
 use super::{Lowering, bits};
 use crate::error::Error;
-use crate::graph::{HeadNorm, RopeShape, RopeStyle, Value, WeightId};
-use crate::plan::{Access, Arg, Form, Launch, Space, Split};
+use crate::graph::{HeadNorm, Op, OpGraph, RopeShape, RopeStyle, Value, WeightId};
+use crate::plan::memory::scratch_value;
+use crate::plan::{
+    Access, Arg, Attention, Buffer, Form, Launch, Options, Scratch, Space, Split, Work,
+};
+use coldpress_kernels::attention::{self, Shape};
+use petgraph::stable_graph::NodeIndex;
 
 /// What rotates in a launch, and how.
 pub(super) struct Rotation {
@@ -139,53 +144,172 @@ impl Lowering<'_> {
         ))
     }
 
+    /// The workers' shares of all queries, and where they may share a query the merging of what they left.
     pub(super) fn attention(
         &self,
         label: &str,
         scores: &Scores,
         q: Value,
         out: Value,
-    ) -> Result<Launch, Error> {
+    ) -> Result<Vec<Launch>, Error> {
         let (from, to) = (self.buffer(q)?, self.buffer(out)?);
-        let shape = self.graph.kv[scores.layer];
+        let shape = shape(self.graph, scores);
+        let node = out.node;
+        let scratch = match scratch(self.graph, node, self.rows, self.options) {
+            Some(unplaced) => Some(Scratch {
+                buffer: self.buffer(scratch_value(self.graph, node))?,
+                ..unplaced
+            }),
+            None => None,
+        };
+        let (partials, slot, cell) = match scratch {
+            Some(s) => (Arg::Arena(s.buffer.offset), s.buffer.stride, s.cell),
+            None => (Arg::Null, 0, 0),
+        };
+        let cells = Split::Live {
+            per_row: shape.kv_heads,
+            bytes: shape.group() * shape.head_dim * 4,
+        };
+        let (read, write) = (self.read(q, cells)?, self.write(out, cells)?);
+        let kv = kv_access(scores.layer, false);
+        let launch = |symbol: String, args: Vec<Arg>, accesses: Vec<Access>| {
+            let work = Work::Attention(Attention {
+                symbol,
+                args,
+                shape,
+                scratch,
+            });
+            // Partial results are few: only of queries that several workers share.
+            let touched = (read.width + write.width) * self.rows;
+            self.launch(label, work, touched, accesses)
+        };
         let args = vec![
             Arg::Arena(from.offset),
             Arg::Kv(self.kv_offsets[scores.layer]),
             Arg::Arena(to.offset),
+            partials,
             Arg::Step,
-            Arg::Const(scores.heads),
+            Arg::Const(shape.heads),
             Arg::Const(shape.kv_heads),
             Arg::Const(shape.head_dim),
-            Arg::Begin,
-            Arg::End,
+            Arg::Worker,
+            Arg::Workers,
             Arg::Const(from.stride),
             Arg::Const(to.stride),
-            bits(scores.scale),
-            Arg::Const(shape.window.unwrap_or(0)),
-            bits(scores.softcap.unwrap_or(0.0)),
+            Arg::Const(slot),
+            Arg::Const(cell),
+            bits(shape.scale),
+            Arg::Const(shape.window),
+            bits(shape.softcap),
         ];
-        let cells = Split::Cells {
-            per_row: shape.kv_heads,
-            bytes: scores.heads / shape.kv_heads * shape.head_dim * 4,
+        let symbol = self.kv_symbol("attention");
+        let Some(scratch) = scratch else {
+            return Ok(vec![launch(symbol, args, vec![read, write, kv])]);
         };
-        let accesses = vec![
-            self.read(q, cells)?,
-            self.write(out, cells)?,
-            kv_access(scores.layer, false),
+        // The rows are not complete before the partial results are merged into them.
+        let unmerged = Access {
+            value: Some(Value {
+                port: self.graph.nodes[node].outputs.len() as u16,
+                ..out
+            }),
+            ..write
+        };
+        let left = Access {
+            space: Space::Arena,
+            value: Some(scratch_value(self.graph, node)),
+            offset: scratch.buffer.offset,
+            stride: scratch.buffer.stride,
+            rows: scratch.slots,
+            width: scratch.buffer.stride,
+            write: true,
+            split: Split::Live {
+                per_row: scratch.cells,
+                bytes: scratch.cell,
+            },
+        };
+        let first = launch(symbol, args, vec![read, unmerged, left, kv]);
+        let args = vec![
+            partials,
+            Arg::Arena(to.offset),
+            Arg::Step,
+            Arg::Const(shape.heads),
+            Arg::Const(shape.kv_heads),
+            Arg::Const(shape.head_dim),
+            Arg::Worker,
+            Arg::Workers,
+            Arg::Const(to.stride),
+            Arg::Const(slot),
+            Arg::Const(cell),
+            Arg::Const(shape.window),
         ];
-        Ok(self.call(
-            label,
-            self.kv_symbol("attention"),
-            args,
-            self.rows * shape.kv_heads,
-            accesses,
-        ))
+        let found = Access {
+            write: false,
+            split: Split::Whole,
+            ..left
+        };
+        let unmerged = Access {
+            write: false,
+            ..unmerged
+        };
+        let symbol = self.symbol("attention_combine");
+        Ok(vec![
+            first,
+            launch(symbol, args, vec![found, unmerged, write]),
+        ])
     }
 
     fn kv_symbol(&self, family: &str) -> String {
-        let kv = self.kv_type.name();
+        let kv = self.options.kv_type.name();
         self.symbol(&format!("{family}_{kv}"))
     }
+}
+
+/// The shape of an attention op.
+fn shape(graph: &OpGraph, scores: &Scores) -> Shape {
+    let layer = &graph.kv[scores.layer];
+    Shape {
+        heads: scores.heads,
+        kv_heads: layer.kv_heads,
+        head_dim: layer.head_dim,
+        scale: scores.scale,
+        window: layer.window.unwrap_or(0),
+        softcap: scores.softcap.unwrap_or(0.0),
+    }
+}
+
+/// What attention at `node` needs to share queries among workers in a step of `rows` rows, not placed yet. Nothing where
+/// one worker does everything, or no sequence has more than one split.
+pub fn scratch(graph: &OpGraph, node: NodeIndex, rows: usize, options: Options) -> Option<Scratch> {
+    let &Op::Attention {
+        layer,
+        heads,
+        scale,
+        softcap,
+    } = &graph.nodes[node].op
+    else {
+        return None;
+    };
+    let scores = Scores {
+        layer,
+        heads,
+        scale,
+        softcap,
+    };
+    let shape = shape(graph, &scores);
+    let (slots, cells) = (options.workers - 1, attention::splits(options.max_context));
+    if slots == 0 || cells == 1 {
+        return None;
+    }
+    let cell = shape.queries_per_unit(rows) * attention::partial_bytes(shape.head_dim);
+    Some(Scratch {
+        buffer: Buffer {
+            offset: 0,
+            stride: cells * cell,
+        },
+        slots,
+        cells,
+        cell,
+    })
 }
 
 fn kv_access(layer: usize, write: bool) -> Access {

@@ -42,6 +42,8 @@ pub(super) fn check(plan: &Plan, program: &ProgramPlan) -> Result<(), Error> {
                             format!("meets the KV cache of {} without a barrier", other.label);
                         return Err(broken(program, launch, &why));
                     }
+                    // Within a launch each live cell is one worker's.
+                    Space::Arena if i >= earlier && same_cells(access, touched) => {}
                     Space::Arena => {
                         if meet(plan, (launch, access), (other, touched)) {
                             let why = format!("races with another worker in {}", other.label);
@@ -53,6 +55,7 @@ pub(super) fn check(plan: &Plan, program: &ProgramPlan) -> Result<(), Error> {
             since.push((launch, access));
             if access.space == Space::Arena
                 && access.write
+                && !same_cells(access, access)
                 && meet(plan, (launch, access), (launch, access))
             {
                 return Err(broken(program, launch, "two workers write the same bytes"));
@@ -67,6 +70,13 @@ fn may_meet(a: &Access, b: &Access) -> bool {
     a.space == b.space
         && (a.write || b.write)
         && (a.space != Space::Arena || (a.offset < span_end(b) && b.offset < span_end(a)))
+}
+
+/// Whether two accesses of one launch are divided cell by cell, by a division that only the step knows but all workers
+/// agree on.
+fn same_cells(a: &Access, b: &Access) -> bool {
+    matches!(a.split, Split::Live { .. })
+        && (a.split, a.offset, a.stride, a.rows) == (b.split, b.offset, b.stride, b.rows)
 }
 
 /// Whether some worker's share of `a` meets another worker's of `b`.

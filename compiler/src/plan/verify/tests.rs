@@ -38,8 +38,17 @@ fn launch<'p>(plan: &'p mut Plan, wanted: &str) -> &'p mut Launch {
 
 fn args<'p>(plan: &'p mut Plan, wanted: &str) -> &'p mut Vec<Arg> {
     match &mut launch(plan, wanted).work {
-        Work::Call { args, .. } => args,
+        Work::Call { args, .. } | Work::Attention(Attention { args, .. }) => args,
         other => panic!("{other:?} has no arguments"),
+    }
+}
+
+/// The first launch of attention whose kernel is called like this, and its accesses.
+fn attention<'p>(plan: &'p mut Plan, wanted: &str) -> (&'p mut Attention, &'p mut Vec<Access>) {
+    let launch = launch(plan, wanted);
+    match &mut launch.work {
+        Work::Attention(attention) => (attention, &mut launch.accesses),
+        other => panic!("{other:?} is no attention"),
     }
 }
 
@@ -68,7 +77,7 @@ fn relocate(program: &mut ProgramPlan, from: usize, to: usize) {
             .iter_mut()
             .for_each(|a| moved(&mut a.offset));
         match &mut launch.work {
-            Work::Call { args, .. } => {
+            Work::Call { args, .. } | Work::Attention(Attention { args, .. }) => {
                 for arg in args {
                     if let Arg::Arena(offset) | Arg::ArenaAt { offset, .. } = arg {
                         moved(offset);
@@ -145,7 +154,7 @@ fn every_corruption_is_found() {
         ("weight", |p| p.weights[1].offset -= 64),
         ("weight", |p| p.weight_bytes -= 1),
         ("leaves the arena", |p| p.arena_bytes -= 1),
-        ("units", |p| match &mut launch(p, "attention").work {
+        ("units", |p| match &mut launch(p, "rope_heads").work {
             Work::Call { units, .. } => *units += 1,
             other => panic!("{other:?}"),
         }),
@@ -225,8 +234,62 @@ fn every_corruption_is_found() {
             p.programs.pop();
         }),
         ("never written", |p| p.hidden.offset += 64),
+        ("has no room", |p| {
+            attention(p, "attention").0.scratch = None
+        }),
+        ("is too small", |p| {
+            let (a, accesses) = attention(p, "attention");
+            let scratch = a.scratch.as_mut().expect("several workers");
+            scratch.slots -= 1;
+            for access in accesses.iter_mut() {
+                if access.offset == scratch.buffer.offset {
+                    access.rows -= 1;
+                }
+            }
+        }),
+        ("is too small", |p| p.limits.max_context *= 2),
+        ("is too small", |p| {
+            let (a, _) = attention(p, "combine");
+            a.scratch.as_mut().expect("several workers").cell -= 64;
+        }),
+        ("nothing says", |p| {
+            let (a, _) = attention(p, "combine");
+            a.scratch.as_mut().expect("several workers").cells += 1;
+        }),
+        ("workers may write the same bytes", |p| {
+            for access in attention(p, "combine").1 {
+                access.split = Split::Whole;
+            }
+        }),
+        ("workers may write the same bytes", |p| {
+            for access in attention(p, "attention").1 {
+                if let Split::Live { bytes, .. } = &mut access.split {
+                    *bytes += access.width;
+                }
+            }
+        }),
+        ("do not know their share", |p| {
+            args(p, "attention").retain(|a| *a != Arg::Worker);
+        }),
+        // Attention leaves rows that are not complete.
+        ("instead of", |p| {
+            let launches = &mut trunk(p).launches;
+            let combines = |l: &Launch| l.kernel().contains("combine");
+            let at = launches.iter().position(combines).expect("a combine");
+            launches.remove(at);
+        }),
+        ("races with another worker", |p| {
+            let combine = launch(p, "combine");
+            assert!(std::mem::take(&mut combine.barrier));
+        }),
+        ("races with another worker", |p| {
+            let launches = &mut trunk(p).launches;
+            let combines = |l: &Launch| l.kernel().contains("combine");
+            let at = launches.iter().position(combines).expect("a combine");
+            assert!(std::mem::take(&mut launches[at + 1].barrier));
+        }),
         ("passed twice", |p| {
-            let to = offset_of(p, "attention");
+            let to = offset_of(p, "combine");
             let q = offset_of(p, "rope_heads");
             relocate(trunk(p), q, to);
         }),

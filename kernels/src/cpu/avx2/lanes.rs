@@ -109,7 +109,7 @@ impl Lanes for F32x8 {
             let four = _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps::<1>(abcd));
             _mm_storeu_ps(p, four);
         }
-        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
         fn quantise_row(x: *const f32, out: *mut u8, k: usize) { quantise::quantise_row(x, out, k) }
     }
 }

@@ -40,7 +40,9 @@ impl Lanes for F32x16 {
             _mm512_storeu_ps(p.add(16), _mm512_permutex2var_ps(even.0, high, odd.0));
         }
         fn load_f16(p: *const u16) -> Self {
-            F32x16(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast())))
+            // Without "suppress all exceptions", which memory operands do not have.
+            let halves = _mm256_loadu_si256(p.cast());
+            F32x16(_mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(halves))
         }
         fn splat_f16(p: *const u16) -> Self {
             F32x16(_mm512_cvtph_ps(_mm256_set1_epi16(*p as i16)))
@@ -90,7 +92,7 @@ impl Lanes for F32x16 {
             let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             _mm_storeu_ps(p, four);
         }
-        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
         fn quantise_row(x: *const f32, out: *mut u8, k: usize) { quantise::quantise_row(x, out, k) }
     }
 }

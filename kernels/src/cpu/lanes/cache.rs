@@ -1,5 +1,7 @@
 //! Heads in the KV cache as vectors of any ISA: one `Cache` per cache type, and the appending of K and V.
 
+use std::ops::Range;
+
 use super::Lanes;
 use crate::cpu::abi::{KvType, PAGE_TOKENS, Step};
 use crate::cpu::pages::{KV_GROUP, Pages, q8_scale};
@@ -8,11 +10,13 @@ use crate::cpu::pages::{KV_GROUP, Pages, q8_scale};
 pub trait Cache {
     /// The type.
     const TYPE: KvType;
-    /// Elements `i .. i + N` of a head.
+    /// Whether reading costs enough to be done once where several tiles need the same elements.
+    const CONVERTS: bool;
+    /// Elements `i .. i + 2 N` of a head, `i` a multiple of `2 N`.
     ///
     /// # Safety
-    /// The CPU has the ISA; `head` holds a head of `padded` elements, of which `i + N` is in range.
-    unsafe fn load<V: Lanes>(head: *const u8, i: usize, padded: usize) -> V;
+    /// The CPU has the ISA; `head` holds a head of `padded` elements, of which `i + 2 N` is in range.
+    unsafe fn load<V: Lanes>(head: *const u8, i: usize, padded: usize) -> [V; 2];
     /// Stores 32 elements from `i` on.
     ///
     /// # Safety
@@ -29,11 +33,13 @@ pub struct CacheQ8;
 
 impl Cache for CacheF32 {
     const TYPE: KvType = KvType::F32;
+    const CONVERTS: bool = false;
 
     #[inline(always)]
-    unsafe fn load<V: Lanes>(head: *const u8, i: usize, _: usize) -> V {
+    unsafe fn load<V: Lanes>(head: *const u8, i: usize, _: usize) -> [V; 2] {
+        let at = head.cast::<f32>().wrapping_add(i);
         // SAFETY: promised by the caller.
-        unsafe { V::load(head.cast::<f32>().add(i)) }
+        unsafe { [V::load(at), V::load(at.add(V::N))] }
     }
 
     #[inline(always)]
@@ -47,11 +53,13 @@ impl Cache for CacheF32 {
 
 impl Cache for CacheF16 {
     const TYPE: KvType = KvType::F16;
+    const CONVERTS: bool = true;
 
     #[inline(always)]
-    unsafe fn load<V: Lanes>(head: *const u8, i: usize, _: usize) -> V {
+    unsafe fn load<V: Lanes>(head: *const u8, i: usize, _: usize) -> [V; 2] {
+        let at = head.cast::<u16>().wrapping_add(i);
         // SAFETY: promised by the caller.
-        unsafe { V::load_f16(head.cast::<u16>().add(i)) }
+        unsafe { [V::load_f16(at), V::load_f16(at.add(V::N))] }
     }
 
     #[inline(always)]
@@ -65,13 +73,18 @@ impl Cache for CacheF16 {
 
 impl Cache for CacheQ8 {
     const TYPE: KvType = KvType::Q8_0;
+    const CONVERTS: bool = true;
 
     #[inline(always)]
-    unsafe fn load<V: Lanes>(head: *const u8, i: usize, padded: usize) -> V {
-        // SAFETY: promised by the caller; the scales follow the integers.
+    unsafe fn load<V: Lanes>(head: *const u8, i: usize, padded: usize) -> [V; 2] {
+        let at = head.cast::<i8>().wrapping_add(i);
+        // SAFETY: promised by the caller; the scales follow the integers, and 2 N elements share one.
         unsafe {
             let d = V::splat_f16(head.add(padded).cast::<u16>().add(i / KV_GROUP));
-            V::mul(V::load_i8(head.cast::<i8>().add(i)), d)
+            [
+                V::mul(V::load_i8(at), d),
+                V::mul(V::load_i8(at.add(V::N)), d),
+            ]
         }
     }
 
@@ -91,6 +104,27 @@ impl Cache for CacheQ8 {
                 V::store_i8(head.cast::<i8>().add(i + j), q);
             }
             head.add(padded).cast::<u16>().add(i / KV_GROUP).write(d);
+        }
+    }
+}
+
+/// Converts elements `columns` of a head to f32.
+///
+/// # Safety
+/// The CPU has the ISA; `head` holds `padded` elements, `to` as many floats as there are columns, multiples of 32.
+#[inline(always)]
+pub unsafe fn convert<V: Lanes, C: Cache>(
+    head: *const u8,
+    columns: Range<usize>,
+    padded: usize,
+    to: *mut f32,
+) {
+    for i in columns.clone().step_by(2 * V::N) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let [a, b] = C::load::<V>(head, i, padded);
+            V::store(to.add(i - columns.start), a);
+            V::store(to.add(i - columns.start + V::N), b);
         }
     }
 }

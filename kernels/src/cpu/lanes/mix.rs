@@ -3,15 +3,15 @@
 
 use super::cache::Cache;
 use super::{Lanes, prefetch};
-use crate::cpu::abi::PAGE_TOKENS;
+use crate::attention::PIECE_TOKENS;
 
 /// Weighted sums of one page's V for neighbouring queries that see the same tokens.
 pub struct Mix {
-    /// Weights, `[queries][32]`.
+    /// Weights of the page's first token, `[queries][PIECE_TOKENS]`.
     pub p: *const f32,
     /// What the earlier sums are multiplied by, `[queries]`.
     pub keep: *const f32,
-    /// V of the page's first token.
+    /// V of the page's first token, from element `columns.0` on where it was converted, whole heads otherwise.
     pub v: *const u8,
     /// Bytes from token to token.
     pub head_bytes: usize,
@@ -21,78 +21,65 @@ pub struct Mix {
     pub sums: *mut f32,
     /// Elements of a padded head.
     pub padded: usize,
-    /// K of the page that comes next, to be fetched meanwhile, or null.
+    /// Elements to sum, begin and end, multiples of `2 N`.
+    pub columns: (usize, usize),
+    /// The element that `v` begins with.
+    pub origin: usize,
+    /// Memory that comes next, to be fetched meanwhile, or null.
     pub next: *const u8,
+    /// Bytes of it per token.
+    pub next_bytes: usize,
 }
 
 impl Mix {
-    /// Four queries; returns how many queries that is.
+    /// The first `queries` (1..=4) queries.
     ///
     /// # Safety
-    /// The CPU has the ISA; all pointers hold 4 queries.
+    /// The CPU has the ISA; all pointers hold that many queries.
     #[inline(always)]
-    pub unsafe fn four<V: Lanes, C: Cache>(&self) -> usize {
-        // SAFETY: promised by the caller; the padded length is a multiple of 2 N.
+    pub unsafe fn run<V: Lanes, C: Cache>(&self, queries: usize) {
+        // SAFETY: promised by the caller.
         unsafe {
-            let mut i = 0;
-            while V::MIX_WIDTH >= 4 && i + 4 * V::N <= self.padded {
-                i += self.tile::<V, C, 4, 4>(i);
-            }
-            while i < self.padded {
-                i += self.tile::<V, C, 4, 2>(i);
+            match queries {
+                4 if V::MIX_WIDTH >= 4 => self.tiles::<V, C, 4, 4>(),
+                4 => self.tiles::<V, C, 4, 2>(),
+                3 if V::MIX_WIDTH >= 4 => self.tiles::<V, C, 3, 8>(),
+                3 => self.tiles::<V, C, 3, 2>(),
+                2 if V::MIX_WIDTH >= 4 => self.tiles::<V, C, 2, 8>(),
+                2 => self.tiles::<V, C, 2, 4>(),
+                _ => self.tiles::<V, C, 1, 8>(),
             }
         }
-        4
     }
 
-    /// Two queries; returns how many queries that is.
+    /// All columns of `H` queries in tiles of `W` vectors, the rest in smaller ones.
     ///
     /// # Safety
-    /// The CPU has the ISA; all pointers hold 2 queries.
+    /// The CPU has the ISA; all pointers hold `H` queries.
     #[inline(always)]
-    pub unsafe fn two<V: Lanes, C: Cache>(&self) -> usize {
-        // SAFETY: promised by the caller; the padded length is a multiple of 2 N.
+    unsafe fn tiles<V: Lanes, C: Cache, const H: usize, const W: usize>(&self) {
+        let (mut i, end) = self.columns;
+        // SAFETY: promised by the caller.
         unsafe {
-            let mut i = 0;
-            while V::MIX_WIDTH >= 4 && i + 8 * V::N <= self.padded {
-                i += self.tile::<V, C, 2, 8>(i);
+            while i + W * V::N <= end {
+                i += self.tile::<V, C, H, W>(i);
             }
-            while i + 4 * V::N <= self.padded {
-                i += self.tile::<V, C, 2, 4>(i);
+            while W > 4 && i + 4 * V::N <= end {
+                i += self.tile::<V, C, H, 4>(i);
             }
-            while i < self.padded {
-                i += self.tile::<V, C, 2, 2>(i);
+            while i < end {
+                i += self.tile::<V, C, H, 2>(i);
             }
         }
-        2
     }
 
-    /// One query; returns how many queries that is.
-    ///
-    /// # Safety
-    /// The CPU has the ISA; all pointers hold a query.
-    #[inline(always)]
-    pub unsafe fn one<V: Lanes, C: Cache>(&self) -> usize {
-        // SAFETY: promised by the caller; the padded length is a multiple of 2 N.
-        unsafe {
-            let mut i = 0;
-            while i + 8 * V::N <= self.padded {
-                i += self.tile::<V, C, 1, 8>(i);
-            }
-            while i < self.padded {
-                i += self.tile::<V, C, 1, 2>(i);
-            }
-        }
-        1
-    }
-
-    /// `W` vectors of `H` queries from element `i` on; returns how many elements that is.
+    /// `W` vectors (an even number) of `H` queries from element `i` on; returns how many elements that is.
     ///
     /// # Safety
     /// The CPU has the ISA; all pointers hold `H` queries, of at least `i + W * N` elements.
     #[inline(always)]
     unsafe fn tile<V: Lanes, C: Cache, const H: usize, const W: usize>(&self, i: usize) -> usize {
-        // SAFETY: promised by the caller; seen tokens are below 32.
+        // SAFETY: promised by the caller; seen tokens are in the page.
         unsafe {
             let mut sums = [[V::splat(0.0); W]; H];
             for (h, sums) in sums.iter_mut().enumerate() {
@@ -101,19 +88,21 @@ impl Mix {
                     *sum = V::mul(V::load(self.sums.add(h * self.padded + i + w * V::N)), keep);
                 }
             }
+            let fetches = i == 0 && !self.next.is_null();
             for t in self.seen.0..self.seen.1 {
+                if fetches {
+                    prefetch::<V>(self.next.wrapping_add(t * self.next_bytes), self.next_bytes);
+                }
                 let token = self.v.add(t * self.head_bytes);
-                if i == 0 && !self.next.is_null() {
-                    prefetch::<V>(self.next.wrapping_add(t * self.head_bytes), self.head_bytes);
+                let mut p = [V::splat(0.0); H];
+                for (h, p) in p.iter_mut().enumerate() {
+                    *p = V::splat(*self.p.add(h * PIECE_TOKENS + t));
                 }
-                let mut v = [V::splat(0.0); W];
-                for (w, v) in v.iter_mut().enumerate() {
-                    *v = C::load::<V>(token, i + w * V::N, self.padded);
-                }
-                for (h, sums) in sums.iter_mut().enumerate() {
-                    let p = V::splat(*self.p.add(h * PAGE_TOKENS + t));
-                    for (sum, v) in sums.iter_mut().zip(v) {
-                        *sum = V::fma(p, v, *sum);
+                for w in (0..W).step_by(2) {
+                    let v = C::load::<V>(token, i - self.origin + w * V::N, self.padded);
+                    for (sums, &p) in sums.iter_mut().zip(&p) {
+                        sums[w] = V::fma(p, v[0], sums[w]);
+                        sums[w + 1] = V::fma(p, v[1], sums[w + 1]);
                     }
                 }
             }

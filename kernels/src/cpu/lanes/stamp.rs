@@ -127,14 +127,20 @@ macro_rules! stamp_rope {
 /// Kernels of [`crate::attention`], for each cache type.
 macro_rules! stamp_attention {
     ($isa:literal, $vector:ty, $features:literal) => {
-        use $crate::attention::{AttentionFn, KvAppendFn};
+        use $crate::attention::{AttentionFn, CombineFn, KvAppendFn};
         use $crate::cpu::abi::Step;
         use $crate::cpu::lanes::attention as lanes;
         use $crate::cpu::lanes::cache::{self, Cache, CacheF16, CacheF32, CacheQ8};
+        use $crate::cpu::lanes::partial;
         use $crate::cpu::symbols::{Named, Symbol};
 
-        /// `attention_<kv>_<isa>` of type [`AttentionFn`] and `kv_append_<kv>_<isa>` of type [`KvAppendFn`].
+        /// `attention_<kv>_<isa>` of type [`AttentionFn`] and `kv_append_<kv>_<isa>` of type [`KvAppendFn`], and
+        /// `attention_combine_<isa>` of type [`CombineFn`].
         pub const SYMBOLS: &[Named] = &[
+            (
+                concat!("attention_combine_", $isa),
+                Symbol(combine as CombineFn as *const ()),
+            ),
             (
                 concat!("attention_f32_", $isa),
                 Symbol(attention::<CacheF32> as AttentionFn as *const ()),
@@ -169,14 +175,17 @@ macro_rules! stamp_attention {
             q: *const f32,
             kv: *const u8,
             out: *mut f32,
+            scratch: *mut u8,
             step: *const Step,
             heads: usize,
             kv_heads: usize,
             head_dim: usize,
-            unit_begin: usize,
-            unit_end: usize,
+            worker: usize,
+            workers: usize,
             q_stride: usize,
             out_stride: usize,
+            scratch_stride: usize,
+            cell_stride: usize,
             scale_bits: usize,
             window: usize,
             softcap_bits: usize,
@@ -187,17 +196,57 @@ macro_rules! stamp_attention {
                     q,
                     kv,
                     out,
+                    scratch,
                     step,
                     heads,
                     kv_heads,
                     head_dim,
-                    unit_begin,
-                    unit_end,
+                    worker,
+                    workers,
                     q_stride,
                     out_stride,
+                    scratch_stride,
+                    cell_stride,
                     scale_bits,
                     window,
                     softcap_bits,
+                )
+            }
+        }
+
+        /// # Safety
+        /// The contract of [`CombineFn`]; the CPU has the features.
+        #[allow(clippy::too_many_arguments)]
+        #[target_feature(enable = $features)]
+        unsafe extern "C" fn combine(
+            scratch: *const u8,
+            out: *mut f32,
+            step: *const Step,
+            heads: usize,
+            kv_heads: usize,
+            head_dim: usize,
+            worker: usize,
+            workers: usize,
+            out_stride: usize,
+            scratch_stride: usize,
+            cell_stride: usize,
+            window: usize,
+        ) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                partial::combine::<$vector>(
+                    scratch,
+                    out,
+                    step,
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    worker,
+                    workers,
+                    out_stride,
+                    scratch_stride,
+                    cell_stride,
+                    window,
                 )
             }
         }

@@ -1,129 +1,30 @@
-//! Portable attention over the paged KV cache, and the appending of K and V.
+//! Portable attention over the paged KV cache. Reading and writing of heads is in `cache`.
 
-use half::f16;
+use std::ops::Range;
 
-use crate::attention::{AttentionFn, KvAppendFn, MAX_HEAD_DIM, Shape};
-use crate::cpu::abi::{KvType, PAGE_TOKENS, Step};
-use crate::cpu::pages::{HEAD_BATCH, KV_GROUP, Pages, q8_scale};
+use crate::attention::{
+    AttentionFn, CombineFn, KvAppendFn, MAX_HEAD_DIM, PIECE_TOKENS, Shape, partial_bytes, split_of,
+    split_range,
+};
+use crate::cpu::abi::{PAGE_TOKENS, Step};
+use crate::cpu::live::{Portion, Units};
+use crate::cpu::pages::{HEAD_BATCH, KV_GROUP, Pages};
+use crate::cpu::scalar::cache::{KV_TYPES, kv_append, load_head};
 use crate::cpu::symbols::{Named, Symbol};
 
 macro_rules! symbols {
     ($($name:literal $kv:literal),*) => {
-        &[$(
-            (concat!("attention_", $name, "_scalar"), Symbol(attention::<$kv> as AttentionFn as *const ())),
-            (concat!("kv_append_", $name, "_scalar"), Symbol(kv_append::<$kv> as KvAppendFn as *const ())),
-        )*]
+        &[
+            ("attention_combine_scalar", Symbol(combine as CombineFn as *const ())),
+            $((concat!("attention_", $name, "_scalar"), Symbol(attention::<$kv> as AttentionFn as *const ())),
+            (concat!("kv_append_", $name, "_scalar"), Symbol(kv_append::<$kv> as KvAppendFn as *const ())),)*
+        ]
     };
 }
 
-/// `attention_<kv>_scalar` of type [`AttentionFn`] and `kv_append_<kv>_scalar` of type [`KvAppendFn`].
+/// `attention_<kv>_scalar` of type [`AttentionFn`], `kv_append_<kv>_scalar` of type [`KvAppendFn`] and
+/// `attention_combine_scalar` of type [`CombineFn`].
 pub const SYMBOLS: &[Named] = symbols!("f32" 0, "f16" 1, "q8_0" 2);
-
-/// The cache type that a const argument stands for.
-const KV_TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
-
-/// Converts one token's K or V of one head; `out` is as long as the padded head.
-///
-/// # Safety
-/// `head` holds `ty.head_bytes(out.len())` bytes.
-unsafe fn load_head(ty: KvType, head: *const u8, out: &mut [f32]) {
-    let scales = out.len();
-    for (i, x) in out.iter_mut().enumerate() {
-        // SAFETY: element i and the scale of its group are inside the head.
-        *x = unsafe {
-            match ty {
-                KvType::F32 => head.cast::<f32>().add(i).read(),
-                KvType::F16 => f16::from_bits(head.cast::<u16>().add(i).read()).to_f32(),
-                KvType::Q8_0 => {
-                    let d = head.add(scales).cast::<u16>().add(i / KV_GROUP).read();
-                    f16::from_bits(d).to_f32() * f32::from(*head.add(i) as i8)
-                }
-            }
-        };
-    }
-}
-
-/// Stores one token's K or V of one head, `padded` elements of which those from `x.len()` on are zeros.
-///
-/// # Safety
-/// `head` holds `ty.head_bytes(padded)` bytes, aligned to 2 (4 for F32).
-unsafe fn store_head(ty: KvType, x: &[f32], padded: usize, head: *mut u8) {
-    let at = |i: usize| x.get(i).copied().unwrap_or(0.0);
-    for begin in (0..padded).step_by(KV_GROUP) {
-        let group: [f32; KV_GROUP] = std::array::from_fn(|i| at(begin + i));
-        let amax = group.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        let (d, inverse) = q8_scale(amax);
-        for (i, &x) in group.iter().enumerate() {
-            let i = begin + i;
-            // SAFETY: i < padded.
-            unsafe {
-                match ty {
-                    KvType::F32 => head.cast::<f32>().add(i).write(x),
-                    KvType::F16 => head.cast::<u16>().add(i).write(f16::from_f32(x).to_bits()),
-                    KvType::Q8_0 => {
-                        let q = (x * inverse).round_ties_even().clamp(-127.0, 127.0);
-                        head.cast::<i8>().add(i).write(q as i8);
-                    }
-                }
-            }
-        }
-        if ty == KvType::Q8_0 {
-            // SAFETY: the scales follow the head's integers.
-            unsafe {
-                head.add(padded)
-                    .cast::<u16>()
-                    .add(begin / KV_GROUP)
-                    .write(d)
-            };
-        }
-    }
-}
-
-/// # Safety
-/// The contract of [`KvAppendFn`].
-#[allow(clippy::too_many_arguments)]
-unsafe extern "C" fn kv_append<const KV: usize>(
-    k: *const f32,
-    v: *const f32,
-    kv: *mut u8,
-    step: *const Step,
-    kv_heads: usize,
-    head_dim: usize,
-    row_begin: usize,
-    row_end: usize,
-    k_stride: usize,
-    v_stride: usize,
-) {
-    let ty = KV_TYPES[KV];
-    let padded = head_dim.next_multiple_of(KV_GROUP);
-    // SAFETY: the step is valid for the whole call.
-    let step = unsafe { &*step };
-    let pages = Pages::new(kv, step, ty, kv_heads, head_dim);
-    for r in row_begin..row_end.min(step.rows) {
-        for h in 0..kv_heads {
-            // SAFETY: r < rows; the row's position has a page, and head h of row r is inside k and v.
-            unsafe {
-                let (slot, pos) = (*step.slots.add(r) as usize, *step.positions.add(r) as usize);
-                let page = pages.head(slot, pos / PAGE_TOKENS, h);
-                let at = pos % PAGE_TOKENS * pages.head_bytes;
-                let k = k.byte_add(r * k_stride).add(h * head_dim);
-                let v = v.byte_add(r * v_stride).add(h * head_dim);
-                store_head(
-                    ty,
-                    std::slice::from_raw_parts(k, head_dim),
-                    padded,
-                    page.k.add(at),
-                );
-                store_head(
-                    ty,
-                    std::slice::from_raw_parts(v, head_dim),
-                    padded,
-                    page.v.add(at),
-                );
-            }
-        }
-    }
-}
 
 /// Sum of products over a multiple of 8 elements, in 8 interleaved sums.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -137,11 +38,76 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
-/// Softmax state of one query head.
+/// Softmax state of one query over some tokens; the first `padded` sums count.
 #[derive(Clone, Copy)]
-struct Running {
+struct Partial {
     max: f32,
     sum: f32,
+    sums: [f32; MAX_HEAD_DIM],
+}
+
+const NOTHING: Partial = Partial {
+    max: f32::NEG_INFINITY,
+    sum: 0.0,
+    sums: [0.0; MAX_HEAD_DIM],
+};
+
+impl Partial {
+    fn clear(&mut self, padded: usize) {
+        (self.max, self.sum) = (f32::NEG_INFINITY, 0.0);
+        self.sums[..padded].fill(0.0);
+    }
+
+    /// Adds the tokens of a later partial: its max, its sum and its weighted sums.
+    fn merge(&mut self, max: f32, sum: f32, sums: &[f32]) {
+        let largest = self.max.max(max);
+        let (keep, weight) = ((self.max - largest).exp(), (max - largest).exp());
+        self.max = largest;
+        self.sum = self.sum * keep + sum * weight;
+        for (x, y) in self.sums.iter_mut().zip(sums) {
+            *x = *x * keep + y * weight;
+        }
+    }
+
+    /// Replaces the scores of tokens that follow by their weights.
+    fn soften(&mut self, scores: &mut [f32], padded: usize) {
+        let max = scores.iter().fold(self.max, |m, &s| m.max(s));
+        let keep = (self.max - max).exp();
+        for s in scores.iter_mut() {
+            *s = (*s - max).exp();
+        }
+        self.max = max;
+        self.sum = self.sum * keep + scores.iter().sum::<f32>();
+        for x in &mut self.sums[..padded] {
+            *x *= keep;
+        }
+    }
+
+    fn finish(&self, out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(&self.sums) {
+            *out = x / self.sum;
+        }
+    }
+}
+
+/// One query of a unit.
+#[derive(Clone, Copy)]
+struct Query {
+    q: [f32; MAX_HEAD_DIM],
+    /// Positions it sees, begin and end.
+    seen: (usize, usize),
+    /// Of the splits so far, and of the present one.
+    running: Partial,
+    partial: Partial,
+    /// Scores, then weights, of a piece.
+    p: [f32; PIECE_TOKENS],
+}
+
+impl Query {
+    /// Those of `tokens` that it sees.
+    fn sees(&self, tokens: &Range<usize>) -> Range<usize> {
+        tokens.start.max(self.seen.0)..tokens.end.min(self.seen.1)
+    }
 }
 
 /// # Safety
@@ -151,14 +117,17 @@ unsafe extern "C" fn attention<const KV: usize>(
     q: *const f32,
     kv: *const u8,
     out: *mut f32,
+    scratch: *mut u8,
     step: *const Step,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    unit_begin: usize,
-    unit_end: usize,
+    worker: usize,
+    workers: usize,
     q_stride: usize,
     out_stride: usize,
+    scratch_stride: usize,
+    cell_stride: usize,
     scale_bits: usize,
     window: usize,
     softcap_bits: usize,
@@ -171,104 +140,189 @@ unsafe extern "C" fn attention<const KV: usize>(
         window,
         softcap: f32::from_bits(softcap_bits as u32),
     };
-    // SAFETY: the step is valid for the whole call.
-    let step = unsafe { &*step };
-    let pages = Pages::new(kv.cast_mut(), step, KV_TYPES[KV], kv_heads, head_dim);
-    let group = heads / kv_heads;
-    for unit in unit_begin..unit_end.min(step.rows * kv_heads) {
-        let (r, kv_head) = (unit / kv_heads, unit % kv_heads);
-        for begin in (0..group).step_by(HEAD_BATCH) {
-            let first = (kv_head * group + begin) * head_dim;
-            let len = HEAD_BATCH.min(group - begin) * head_dim;
-            // SAFETY: these heads of row r are inside q and out, which are different buffers.
-            unsafe {
-                let q = std::slice::from_raw_parts(q.byte_add(r * q_stride).add(first), len);
-                let out =
-                    std::slice::from_raw_parts_mut(out.byte_add(r * out_stride).add(first), len);
-                heads_of_row::<KV>(q, out, &pages, &shape, r, kv_head, head_dim);
+    let padded = head_dim.next_multiple_of(KV_GROUP);
+    let mut storage = [Query {
+        q: [0.0; MAX_HEAD_DIM],
+        seen: (0, 0),
+        running: NOTHING,
+        partial: NOTHING,
+        p: [0.0; PIECE_TOKENS],
+    }; HEAD_BATCH];
+    // SAFETY: the step is valid for the whole call; units have live rows, whose heads are inside q and out, which are
+    // different buffers, and a cell of the scratch for each split where they straddle workers.
+    unsafe {
+        let step = &*step;
+        let pages = Pages::new(kv.cast_mut(), step, KV_TYPES[KV], kv_heads, head_dim);
+        for Portion {
+            unit,
+            splits,
+            owner,
+        } in Units::of_worker(step, &shape, worker, workers)
+        {
+            let each = unit.rows.clone();
+            let each = each.flat_map(|r| unit.heads.clone().map(move |h| (r, h)));
+            let queries = &mut storage[..unit.rows.len() * unit.heads.len()];
+            for (query, (row, head)) in queries.iter_mut().zip(each.clone()) {
+                let q = q.byte_add(row * q_stride).add(head * head_dim);
+                query.q[..head_dim].copy_from_slice(std::slice::from_raw_parts(q, head_dim));
+                let pos = *step.positions.add(row) as usize;
+                query.seen = (shape.first(pos), pos + 1);
+                query.running.clear(padded);
+            }
+            for split in splits.clone() {
+                let tokens = split_range(split);
+                of_split::<KV>(queries, &pages, &shape, (unit.slot, unit.kv_head), &tokens);
+                for (i, query) in queries.iter_mut().enumerate() {
+                    if query.sees(&tokens).is_empty() {
+                        continue;
+                    }
+                    let (max, sum) = (query.partial.max, query.partial.sum);
+                    let sums = &query.partial.sums[..padded];
+                    let Some(owner) = owner else {
+                        query.running.merge(max, sum, sums);
+                        continue;
+                    };
+                    let cell = scratch
+                        .add(owner * scratch_stride)
+                        .add((split - unit.splits().start) * cell_stride)
+                        .add(i * partial_bytes(head_dim))
+                        .cast::<f32>();
+                    cell.copy_from_nonoverlapping(sums.as_ptr(), padded);
+                    cell.add(padded).write(max);
+                    cell.add(padded + 1).write(sum);
+                }
+            }
+            if owner.is_none() {
+                for (query, (row, head)) in queries.iter().zip(each) {
+                    let out = out.byte_add(row * out_stride).add(head * head_dim);
+                    let out = std::slice::from_raw_parts_mut(out, head_dim);
+                    query.running.finish(out);
+                }
             }
         }
     }
 }
 
-/// Attention of up to [`HEAD_BATCH`] query heads of row `r`.
+/// Sets every query's partial to its attention to the tokens of one split. Each token's K and V are converted once.
 ///
 /// # Safety
-/// Row r is live and every position it sees has a page.
-unsafe fn heads_of_row<const KV: usize>(
-    q: &[f32],
-    out: &mut [f32],
+/// The tokens that queries see have pages.
+unsafe fn of_split<const KV: usize>(
+    queries: &mut [Query],
     pages: &Pages,
     shape: &Shape,
-    r: usize,
-    kv_head: usize,
-    head_dim: usize,
+    (slot, kv_head): (usize, usize),
+    tokens: &Range<usize>,
 ) {
-    let ty = KV_TYPES[KV];
-    let padded = head_dim.next_multiple_of(KV_GROUP);
-    let count = q.len() / head_dim;
-    let mut queries = [[0.0f32; MAX_HEAD_DIM]; HEAD_BATCH];
-    for (to, from) in queries.iter_mut().zip(q.chunks_exact(head_dim)) {
-        to[..head_dim].copy_from_slice(from);
+    let padded = shape.head_dim.next_multiple_of(KV_GROUP);
+    let mut head = [0.0f32; MAX_HEAD_DIM];
+    let head = &mut head[..padded];
+    for query in queries.iter_mut() {
+        query.partial.clear(padded);
     }
-    let mut sums = [[0.0f32; MAX_HEAD_DIM]; HEAD_BATCH];
-    let mut state = [Running {
-        max: f32::NEG_INFINITY,
-        sum: 0.0,
-    }; HEAD_BATCH];
-    let mut token = [0.0f32; MAX_HEAD_DIM];
-    let token = &mut token[..padded];
-    // SAFETY: row r is live.
-    let (slot, pos) = unsafe {
-        let step = pages.step;
-        (*step.slots.add(r) as usize, *step.positions.add(r) as usize)
-    };
-    let first = shape.first(pos);
-    for page in first / PAGE_TOKENS..=pos / PAGE_TOKENS {
-        let seen =
-            first.saturating_sub(page * PAGE_TOKENS)..PAGE_TOKENS.min(pos + 1 - page * PAGE_TOKENS);
-        let mut p = [[0.0f32; PAGE_TOKENS]; HEAD_BATCH];
-        // SAFETY: the page holds positions the row sees.
-        let base = unsafe { pages.head(slot, page, kv_head) };
-        for t in seen.clone() {
-            // SAFETY: token t is in the page.
-            unsafe { load_head(ty, base.k.add(t * pages.head_bytes), token) };
-            for (p, q) in p.iter_mut().zip(&queries).take(count) {
-                let s = dot(&q[..padded], token) * shape.scale;
-                p[t] = match shape.softcap {
+    for begin in tokens.clone().step_by(PIECE_TOKENS) {
+        let piece = begin..begin + PIECE_TOKENS;
+        let seen = queries.iter().map(|q| q.sees(&piece));
+        let seen = seen.filter(|s| !s.is_empty());
+        let Some(any) = seen.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else {
+            continue;
+        };
+        let at = |t: usize| t % PAGE_TOKENS * pages.head_bytes;
+        for t in any.clone() {
+            // SAFETY: the token is at or before a position that some query sees, so it has a page.
+            unsafe {
+                let page = pages.head(slot, t / PAGE_TOKENS, kv_head);
+                load_head(KV_TYPES[KV], page.k.add(at(t)), head);
+            }
+            for query in queries.iter_mut().filter(|q| q.sees(&piece).contains(&t)) {
+                let s = dot(&query.q[..padded], head) * shape.scale;
+                query.p[t - begin] = match shape.softcap {
                     0.0 => s,
                     cap => cap * (s / cap).tanh(),
                 };
             }
         }
-        for ((p, sums), state) in p.iter_mut().zip(&mut sums).zip(&mut state).take(count) {
-            let p = &mut p[seen.clone()];
-            let max = p.iter().fold(state.max, |m, &s| m.max(s));
-            let keep = (state.max - max).exp();
-            for s in p.iter_mut() {
-                *s = (*s - max).exp();
-            }
-            *state = Running {
-                max,
-                sum: state.sum * keep + p.iter().sum::<f32>(),
-            };
-            for x in &mut sums[..padded] {
-                *x *= keep;
+        for query in queries.iter_mut() {
+            let seen = query.sees(&piece);
+            if !seen.is_empty() {
+                let scores = &mut query.p[seen.start - begin..seen.end - begin];
+                query.partial.soften(scores, padded);
             }
         }
-        for t in seen {
-            // SAFETY: token t is in the page.
-            unsafe { load_head(ty, base.v.add(t * pages.head_bytes), token) };
-            for (p, sums) in p.iter().zip(&mut sums).take(count) {
-                for (x, v) in sums.iter_mut().zip(token.iter()) {
-                    *x += p[t] * v;
+        for t in any {
+            // SAFETY: as above.
+            unsafe {
+                let page = pages.head(slot, t / PAGE_TOKENS, kv_head);
+                load_head(KV_TYPES[KV], page.v.add(at(t)), head);
+            }
+            for query in queries.iter_mut().filter(|q| q.sees(&piece).contains(&t)) {
+                let weight = query.p[t - begin];
+                for (x, v) in query.partial.sums.iter_mut().zip(head.iter()) {
+                    *x += weight * v;
                 }
             }
         }
     }
-    for ((out, sums), state) in out.chunks_exact_mut(head_dim).zip(&sums).zip(&state) {
-        for (out, x) in out.iter_mut().zip(sums) {
-            *out = x / state.sum;
+}
+
+/// # Safety
+/// The contract of [`CombineFn`].
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C" fn combine(
+    scratch: *const u8,
+    out: *mut f32,
+    step: *const Step,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    worker: usize,
+    workers: usize,
+    out_stride: usize,
+    scratch_stride: usize,
+    cell_stride: usize,
+    window: usize,
+) {
+    let shape = Shape {
+        heads,
+        kv_heads,
+        head_dim,
+        scale: 0.0,
+        window,
+        softcap: 0.0,
+    };
+    let padded = head_dim.next_multiple_of(KV_GROUP);
+    let mut number = 0;
+    // SAFETY: the step is valid for the whole call; a unit's cells are in its owner's slot, and hold a partial of every
+    // query of the unit that sees the cell's split.
+    unsafe {
+        let step = &*step;
+        for Portion {
+            unit,
+            splits,
+            owner,
+        } in Units::straddling(step, &shape, workers)
+        {
+            let slot = scratch.add(owner.unwrap_or(0) * scratch_stride);
+            let queries = unit.rows.clone();
+            let queries = queries.flat_map(|r| unit.heads.clone().map(move |h| (r, h)));
+            for (i, (row, head)) in queries.enumerate() {
+                number += 1;
+                if number % workers != worker {
+                    continue;
+                }
+                let pos = *step.positions.add(row) as usize;
+                let mut running = NOTHING;
+                for split in split_of(shape.first(pos))..split_of(pos) + 1 {
+                    let cell = slot
+                        .add((split - splits.start) * cell_stride)
+                        .add(i * partial_bytes(head_dim))
+                        .cast::<f32>();
+                    let sums = std::slice::from_raw_parts(cell, padded);
+                    running.merge(*cell.add(padded), *cell.add(padded + 1), sums);
+                }
+                let out = out.byte_add(row * out_stride).add(head * head_dim);
+                running.finish(std::slice::from_raw_parts_mut(out, head_dim));
+            }
         }
     }
 }
