@@ -85,8 +85,9 @@ impl<'a> Selector<'a> {
         candidates: &'c [Candidate],
     ) -> impl Iterator<Item = &'c Candidate> + use<'c> {
         let class = self.target.isa().numeric_class();
-        let mut own = candidates.iter();
-        std::iter::from_fn(move || own.find(|c| c.variant.isa.numeric_class() == class))
+        candidates
+            .iter()
+            .filter(move |c| c.variant.isa.numeric_class() == class)
     }
 
     /// The cheapest legal candidate of the target's class; of equals the one with the widest stamp.

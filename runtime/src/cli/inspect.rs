@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::output::{bytes, print, seconds, table};
 use crate::bundle::{Bundle, Header, Machine};
 use crate::error::Error;
-use crate::manifest::{Limits, Manifest, ModelCard, Stage, TargetPlan};
+use crate::manifest::{BatchPrediction, Limits, Manifest, ModelCard, Stage, TargetPlan};
 
 /// Shows what a bundle is and whether this machine can run it.
 #[derive(Clone, Debug, clap::Args)]
@@ -82,6 +82,7 @@ impl View<'_> {
                 memory(plan, weights, self.manifest.limits)
             );
             let _ = write!(out, "\nbuckets\n{}\n", buckets(plan));
+            let _ = write!(out, "\ndecode by batch size\n{}\n", curve(plan));
             let _ = write!(out, "\nkernels\n{}\n", kernels::table(plan));
         }
         out
@@ -253,6 +254,43 @@ fn buckets(plan: &TargetPlan) -> comfy_table::Table {
     table
 }
 
+/// One line per run of batch sizes that share their buckets: what a step takes, and where tokens/s fall.
+fn curve(plan: &TargetPlan) -> comfy_table::Table {
+    let mut table = table(["batch", "buckets", "predicted", "tok/s", ""]);
+    let same = |a: &BatchPrediction, b: &BatchPrediction| {
+        (a.trunk_rows, a.head_rows) == (b.trunk_rows, b.head_rows)
+    };
+    let rate = |point: &BatchPrediction| f64::from(point.batch) / point.predicted_seconds;
+    let mut best = 0.0;
+    for run in plan.curve.chunk_by(same) {
+        let (first, last) = (&run[0], &run[run.len() - 1]);
+        let falls = rate(first) < best * (1.0 - 1e-9);
+        let note = if falls {
+            format!("falls from {best:.1}")
+        } else {
+            String::new()
+        };
+        let (batch, speed) = if run.len() == 1 {
+            (first.batch.to_string(), format!("{:.1}", rate(first)))
+        } else {
+            (
+                format!("{}-{}", first.batch, last.batch),
+                format!("{:.1}-{:.1}", rate(first), rate(last)),
+            )
+        };
+        let buckets = format!("trunk {}, head {}", first.trunk_rows, first.head_rows);
+        table.add_row([
+            batch,
+            buckets,
+            seconds(first.predicted_seconds),
+            speed,
+            note,
+        ]);
+        best = rate(last).max(best);
+    }
+    table
+}
+
 fn stage_name(stage: Stage) -> &'static str {
     match stage {
         Stage::Trunk => "trunk",
@@ -299,6 +337,14 @@ mod tests {
                 predicted_seconds: 0.004,
                 launches: Vec::new(),
             }],
+            curve: [(1, 1, 0.002), (2, 4, 0.005), (3, 4, 0.005)]
+                .map(|(batch, rows, predicted_seconds)| BatchPrediction {
+                    batch,
+                    trunk_rows: rows,
+                    head_rows: rows,
+                    predicted_seconds,
+                })
+                .to_vec(),
         }
     }
 
@@ -357,6 +403,9 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        for part in ["trunk 4, head 4", "2-3", "400.0-600.0", "falls from 500.0"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
         for part in ["8.00 KiB per token", "8 pages of 32", "4.00 ms", "500.0"] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -380,6 +429,7 @@ mod tests {
         assert_eq!(json["mismatches"][0], "x");
         assert_eq!(json["target"], serde_json::Value::Null);
         assert_eq!(json["manifest"]["limits"]["max_batch"], 2);
+        assert_eq!(json["manifest"]["plans"][0]["curve"][1]["trunk_rows"], 4);
         assert_eq!(
             json["manifest"]["plans"][0]["requires"]["target"],
             "cpu:avx512"
