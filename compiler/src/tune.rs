@@ -11,7 +11,7 @@ use crate::plan::select::packed_layout;
 use crate::target::{MeasuredShape, TargetProfile};
 use coldpress_kernels::cpu::abi::TILE_N;
 use coldpress_kernels::cpu::tile::tile_bytes;
-use coldpress_kernels::matmul::measure::{Bench, Failure};
+use coldpress_kernels::matmul::measure::{Bench, Failure, middle};
 use coldpress_kernels::matmul::{Reason, Timing, VARIANTS, Variant};
 use coldpress_kernels::quant::{FORMATS, PackedLayout};
 use std::fmt;
@@ -227,14 +227,6 @@ fn time_shape(
     Ok((timings.collect(), rounds))
 }
 
-/// Mean of the middle half.
-fn middle(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let cut = values.len() / 4;
-    let middle = &values[cut..values.len() - cut];
-    middle.iter().sum::<f64>() / middle.len() as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,12 +254,6 @@ mod tests {
             .sum();
         assert_eq!(found.iter().map(|s| s.count).sum::<usize>(), matmuls);
         assert!(found.iter().any(|s| s.count >= 3), "{found:?}");
-    }
-
-    #[test]
-    fn the_middle_ignores_outliers() {
-        assert_eq!(middle(vec![9.0, 1.0, 2.0, 3.0, 100.0, 2.0, 0.1, 3.0]), 2.5);
-        assert_eq!(middle(vec![4.0]), 4.0);
     }
 
     #[test]

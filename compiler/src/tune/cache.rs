@@ -157,10 +157,15 @@ impl Cache {
         let mut text = serde_json::to_vec_pretty(self)
             .map_err(|e| Error::Internal(format!("tune cache: {e}")))?;
         text.push(b'\n');
-        let mut file = tempfile::Builder::new()
-            .prefix(".tune-")
-            .tempfile_in(folder_of(path))
-            .map_err(io)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".tune-");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // As any new file: what the umask leaves.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let mut file = builder.tempfile_in(folder_of(path)).map_err(io)?;
         file.write_all(&text).map_err(io)?;
         file.persist(path).map_err(|e| io(e.error))?;
         Ok(())
