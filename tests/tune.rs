@@ -84,6 +84,44 @@ fn only_this_machines_times_count() {
     );
 }
 
+/// A machine on which a lone row is very dear: batches that are not whole stamps run in larger buckets, trunk and head,
+/// and give the same answers.
+#[test]
+fn batches_are_padded_where_that_is_cheaper() {
+    let dir = tempdir().expect("temporary folder");
+    let (cache, bundle) = (dir.path().join("tune.json"), dir.path().join("p.press"));
+    let model = tiny();
+    let flags = ["-t", "1", "--target", "cpu:scalar"];
+    // Every shape is timed long before that.
+    let tune = ["tune", arg(&model), "-o", arg(&cache), "--budget", "60s"];
+    succeed(&[&tune[..], &flags].concat());
+    let text = std::fs::read_to_string(&cache).expect("a cache");
+    let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let shapes = json["devices"][0]["shapes"].as_array_mut().expect("shapes");
+    for stamp in shapes
+        .iter_mut()
+        .flat_map(|s| s["stamps"].as_array_mut().expect("stamps"))
+    {
+        let times = [("cold_us", 1e5, 1e2), ("warm_us", 1e5, 1e2)];
+        for (name, lone, wide) in times {
+            stamp[name] = if stamp["rows"] == 1 { lone } else { wide }.into();
+        }
+    }
+    std::fs::write(&cache, json.to_string()).expect("writes");
+    let compile = ["compile", arg(&model), "-c", "64", "-o", arg(&bundle)];
+    let more = ["--max-batch", "5", "--tune-cache", arg(&cache)];
+    succeed(&[&compile[..], &flags, &more].concat());
+    let json: serde_json::Value =
+        serde_json::from_str(&succeed(&["inspect", arg(&bundle), "--json"])).expect("JSON");
+    let rows = |batch: usize| {
+        let point = &json["manifest"]["plans"][0]["curve"][batch - 1];
+        (point["trunk_rows"].clone(), point["head_rows"].clone())
+    };
+    assert_eq!(rows(1), (4.into(), 4.into()));
+    assert_eq!(rows(5), (12.into(), 8.into()));
+    assert!(!succeed(&["verify", arg(&bundle)]).is_empty());
+}
+
 #[test]
 fn damaged_caches_and_absurd_flags_are_refused() {
     let dir = tempdir().expect("temporary folder");
