@@ -123,6 +123,19 @@ fn batches_are_padded_where_that_is_cheaper() {
 }
 
 #[test]
+fn predicted_falls_can_be_denied() {
+    let model = tiny();
+    // Portable kernels have stamps of 1 and 4 rows: 5 rows cost more than a quarter more than 4.
+    let with = |batch: &'static str| {
+        let compile = ["compile", arg(&model), "--dry-run", "--no-tune-cache"];
+        let scalar = ["--deny-cliffs", "--target", "cpu:scalar", "-t", "1"];
+        [&compile[..], &scalar, &["--max-batch", batch]].concat()
+    };
+    fail(&with("5"), 8, &["batch 5", "tok/s"]);
+    succeed(&with("1"));
+}
+
+#[test]
 fn damaged_caches_and_absurd_flags_are_refused() {
     let dir = tempdir().expect("temporary folder");
     let cache = dir.path().join("tune.json");
