@@ -44,9 +44,9 @@ impl<'a> Selector<'a> {
         }
     }
 
-    /// Suffix of the symbols of the chosen micro-kernel family.
+    /// Suffix of the symbols of micro-kernels that have no variants: the numeric class has all of them.
     pub fn isa_name(&self) -> &'static str {
-        self.target.isa().name()
+        self.target.isa().numeric_class().name()
     }
 
     /// Every variant for `weight` at `rows`, with its cost or the reason it is not legal.

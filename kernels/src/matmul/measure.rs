@@ -2,13 +2,16 @@
 //! tiles of one matrix, with weights that no cache holds. Every timed result is compared with the reference. What to time,
 //! how often, and what to make of it is the caller's business.
 
+mod memory;
+
 use std::fmt;
-use std::hint::{black_box, spin_loop};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use half::{bf16, f16};
+
+pub use memory::read_bandwidth;
+use memory::{Line, Rendezvous, bytes, bytes_mut, evict, lines};
 
 use super::{Isa, Reason, VariantId, activation_row_bytes, reference};
 use crate::cpu::abi::{ACT_GROUP, TILE_N, q8_row};
@@ -77,25 +80,6 @@ impl fmt::Display for Failure {
             }
         }
     }
-}
-
-/// A cache line: rows and tiles begin at one, as in a bundle.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-fn lines(bytes: usize) -> Vec<Line> {
-    vec![Line([0; 64]); bytes.div_ceil(64)]
-}
-
-fn bytes(lines: &[Line]) -> &[u8] {
-    // SAFETY: a line is 64 initialised bytes without padding.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 64) }
-}
-
-fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
-    // SAFETY: as above, and any bytes make a line.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 64) }
 }
 
 impl Bench {
@@ -280,93 +264,6 @@ pub fn middle(mut values: Vec<f64>) -> f64 {
     middle.iter().sum::<f64>() / middle.len() as f64
 }
 
-/// Bytes per second that `workers` threads read together from memory: the best of many short passes, so that other work
-/// on the machine does not count.
-pub fn read_bandwidth(workers: usize) -> f64 {
-    const BYTES: usize = 8 << 20;
-    const PASSES: usize = 40;
-    let start = Rendezvous::new(workers.max(1));
-    let pass = || {
-        let mut buffer = lines(BYTES);
-        // Written, or every page would be the system's one page of zeros.
-        bytes_mut(&mut buffer).fill(1);
-        (0..PASSES)
-            .map(|_| {
-                evict(bytes(&buffer));
-                start.wait();
-                let begin = Instant::now();
-                black_box(sum(bytes(&buffer)));
-                begin.elapsed().as_secs_f64()
-            })
-            .collect::<Vec<f64>>()
-    };
-    let times: Vec<Vec<f64>> = std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..workers.max(1)).map(|_| scope.spawn(pass)).collect();
-        readers.into_iter().filter_map(|r| r.join().ok()).collect()
-    });
-    let slowest = |pass: usize| times.iter().map(|t| t[pass]).fold(0.0, f64::max);
-    let best = (0..PASSES).map(slowest).fold(f64::INFINITY, f64::min);
-    (BYTES * times.len()) as f64 / best
-}
-
-/// Sixteen independent sums: enough for the loads to be the bottleneck.
-fn sum(bytes: &[u8]) -> u64 {
-    let mut sums = [0u64; 16];
-    for group in bytes.as_chunks::<128>().0 {
-        for (sum, word) in sums.iter_mut().zip(group.as_chunks::<8>().0) {
-            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
-        }
-    }
-    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
-}
-
-/// Makes all caches forget `bytes`.
-#[cfg(target_arch = "x86_64")]
-fn evict(bytes: &[u8]) {
-    use std::arch::x86_64::{_mm_clflush, _mm_mfence};
-    for line in bytes.chunks(64) {
-        // SAFETY: the address is that of a byte of the slice; every x86-64 CPU has the instruction.
-        unsafe { _mm_clflush(line.as_ptr()) };
-    }
-    // SAFETY: every x86-64 CPU has the instruction.
-    unsafe { _mm_mfence() };
-}
-
-/// Fills the caches with something else.
-#[cfg(not(target_arch = "x86_64"))]
-fn evict(_: &[u8]) {
-    black_box(sum(&black_box(vec![1u8; 64 << 20])));
-}
-
-/// Where threads meet awake: they start within a fraction of a microsecond.
-struct Rendezvous {
-    threads: usize,
-    arrived: AtomicUsize,
-}
-
-impl Rendezvous {
-    fn new(threads: usize) -> Rendezvous {
-        Rendezvous {
-            threads,
-            arrived: AtomicUsize::new(0),
-        }
-    }
-
-    fn wait(&self) {
-        let round = self.arrived.fetch_add(1, Ordering::AcqRel) / self.threads;
-        let all = (round + 1) * self.threads;
-        let mut spins = 0u32;
-        while self.arrived.load(Ordering::Acquire) < all {
-            // More threads than cores: the one that is missing may need this core.
-            match spins {
-                0..10_000 => spin_loop(),
-                _ => std::thread::yield_now(),
-            }
-            spins = spins.saturating_add(1);
-        }
-    }
-}
-
 /// A tile of weights of ordinary size that differ from tile to tile.
 fn fill_tile(layout: &PackedLayout, k: usize, seed: u32, tile: &mut [u8]) {
     let mut state = seed;
@@ -485,11 +382,5 @@ mod tests {
     fn illegal_shapes_are_refused() {
         let bench = Bench::new(Q4_K.layout, (16, 100), 1, 1, 1 << 20);
         assert!(matches!(bench.err(), Some(Reason::KMultiple { .. })));
-    }
-
-    #[test]
-    fn bandwidth_is_a_rate() {
-        let rate = read_bandwidth(2);
-        assert!(rate.is_finite() && rate > 0.0);
     }
 }
