@@ -127,16 +127,38 @@ fn no_cut_is_cheaper_than_the_one_found() {
 }
 
 #[test]
-fn no_lone_row_follows_a_wide_stamp() {
-    let all = candidates(&query(Q4_K.layout, 4096, 9));
-    let best = cheapest(all.iter().filter(|c| c.variant.isa == Isa::Avx512Vnni));
-    let stamps: Vec<usize> = best
-        .expect("legal")
-        .batches
-        .iter()
-        .map(|b| b.rows)
-        .collect();
-    assert!(stamps.iter().all(|&rows| rows > 1), "{stamps:?}");
+fn the_widest_stamps_first_are_never_cheaper() {
+    let mut better = 0;
+    for (fmt, rows) in FORMATS.iter().flat_map(|f| (1..=40).map(move |r| (f, r))) {
+        let q = query(fmt.layout, 4096, rows);
+        for isa in Isa::ALL {
+            let own: Vec<Step> = steps(&q)
+                .into_iter()
+                .filter(|s| s.variant.isa == *isa)
+                .collect();
+            let (mut greedy, mut left) = (0.0, rows);
+            while left > 0 {
+                let fits = own.iter().filter(|s| s.variant.stamp <= left);
+                let widest = fits.max_by_key(|s| s.variant.stamp).expect("a stamp of 1");
+                greedy += if left == rows {
+                    widest.cold
+                } else {
+                    widest.warm
+                };
+                left -= widest.variant.stamp;
+            }
+            let all = candidates(&q);
+            let best = cheapest(all.iter().filter(|c| c.variant.isa == *isa));
+            let seconds = best.expect("legal").verdict.clone().expect("legal").seconds;
+            assert!(
+                seconds <= greedy * (1.0 + 1e-9),
+                "{} {isa:?} {rows}",
+                fmt.ty
+            );
+            better += usize::from(seconds < greedy * 0.999);
+        }
+    }
+    assert!(better > 0, "no row count is cut better than greedily");
 }
 
 #[test]
