@@ -20,3 +20,5 @@ mod showing;
 mod tiny;
 /// Token ids against the vectors of real vocabularies.
 mod tokenizer;
+/// Kernels timed on this machine, and compiles that use the times.
+mod tune;

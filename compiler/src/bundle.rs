@@ -129,6 +129,7 @@ fn manifest(contents: &Contents<'_>, weights_section: u32, code_section: u32) ->
             logits_stride: plan.logits.stride as u64,
             kv: plan.kv.clone(),
             programs,
+            curve: plan.curve(),
         }],
     }
 }

@@ -7,11 +7,12 @@ mod progress;
 pub mod run;
 pub mod targets;
 pub mod tokenize;
+pub mod tune;
 
 use crate::error::Error;
 use clap::{Parser, Subcommand};
 use coldpress_runtime::cli as rt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Compile a GGUF once, run it as a batched decode loop with nothing left to decide.
@@ -47,6 +48,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Check a bundle's answers on this machine.
     Verify(rt::verify::VerifyArgs),
+    /// Time a model's kernels on this machine, for later compiles.
+    Tune(tune::TuneArgs),
     /// List target presets and what this machine is.
     Targets(targets::TargetsArgs),
 }
@@ -78,6 +81,7 @@ impl Command {
             Command::Run(args) => args.execute(),
             Command::Tokenize(args) => args.execute(),
             Command::Explain(args) => args.execute(),
+            Command::Tune(args) => args.execute(),
             Command::Targets(args) => args.execute(),
             Command::Logits(args) => Ok(args.execute()?),
             Command::Bench(args) => Ok(args.execute()?),
@@ -96,4 +100,15 @@ fn is_gguf(path: &Path) -> Result<bool, Error> {
         source,
     })?;
     Ok(file.read_exact(&mut magic).is_ok() && &magic == b"GGUF")
+}
+
+/// The user's cache folder of this program, whether or not it exists.
+fn cache_home() -> PathBuf {
+    std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        // As its specification has it: empty or relative means not set.
+        .filter(|path| path.is_absolute())
+        .or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("coldpress")
 }

@@ -60,9 +60,13 @@ impl Options {
 
     /// Instruction streams: as asked for, or this machine's physical cores.
     pub fn workers(&self) -> usize {
-        self.threads
-            .unwrap_or_else(|| num_cpus::get_physical().clamp(1, MAX_WORKERS))
+        self.threads.unwrap_or_else(native_workers)
     }
+}
+
+/// This machine's physical cores, as instruction streams.
+pub fn native_workers() -> usize {
+    num_cpus::get_physical().clamp(1, MAX_WORKERS)
 }
 
 /// What the pipeline tells whoever watches it.

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::graph::{OpGraph, dump};
 use crate::plan::select::{Selector, packed_layout};
 use crate::plan::{Form, Launch, Plan, Work};
-use coldpress_kernels::matmul::Reason;
+use coldpress_kernels::matmul::{Reason, SubBatch};
 use coldpress_runtime::manifest::Stage;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -78,8 +78,10 @@ pub struct Choice {
 /// One candidate at one bucket.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CandidateNote {
-    /// Variant id.
+    /// Widest stamp: `avx512 n8`.
     pub variant: String,
+    /// Rows of each stamp: `8+1`.
+    pub cut: String,
     /// Predicted seconds, or why it is not legal.
     pub verdict: Result<(f64, String), String>,
     /// Whether the plan uses it.
@@ -180,6 +182,7 @@ fn candidates(
         .into_iter()
         .map(|c| CandidateNote {
             variant: format!("{} n{}", c.variant.isa.name(), c.variant.stamp),
+            cut: cut(&c.batches),
             picked: c.variant == picked.variant,
             verdict: match c.verdict {
                 Ok(cost) => Ok((cost.seconds, cost.to_string())),
@@ -188,6 +191,16 @@ fn candidates(
             },
         })
         .collect())
+}
+
+/// `8+8+1`; `16x8+1` where a stamp repeats often.
+pub fn cut(batches: &[SubBatch]) -> String {
+    let runs = batches.chunk_by(|a, b| a.rows == b.rows);
+    let texts = runs.map(|run| match (run.len(), run[0].rows) {
+        (n @ 4.., rows) => format!("{n}x{rows}"),
+        (n, rows) => vec![rows.to_string(); n].join("+"),
+    });
+    texts.collect::<Vec<_>>().join("+")
 }
 
 /// Variants that are not legal, by reason, in table order.
@@ -233,7 +246,11 @@ pub fn explain(
                     if let Ok((seconds, reason)) = &c.verdict {
                         let mark = if c.picked { "  <--" } else { "" };
                         let us = seconds * 1e6;
-                        let _ = writeln!(out, "    {:<12} {us:>9.1}  {reason}{mark}", c.variant);
+                        let _ = writeln!(
+                            out,
+                            "    {:<12} {:<10} {us:>9.1}  {reason}{mark}",
+                            c.variant, c.cut
+                        );
                     }
                 }
                 for (reason, variants) in refused(candidates) {

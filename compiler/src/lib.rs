@@ -33,6 +33,7 @@
 //! | [`tokenizer`] | metadata | patterns, merges and special tokens as plain data |
 //! | [`golden`] | a graph | prompts with reference logits, to check a bundle where it runs |
 //! | [`explain`] | a plan | notes on every tensor: from file to instructions |
+//! | [`tune`] | the shapes of a graph | measured times of kernels, for the [`target`] of later compiles |
 //! | [`bundle`] | all of these | the `.press` file, under its name only when it is complete |
 //!
 //! # Invariants
@@ -58,3 +59,4 @@ pub mod pass;
 pub mod plan;
 pub mod target;
 pub mod tokenizer;
+pub mod tune;

@@ -2,7 +2,8 @@
 //! and detection of this machine. Only `plan` and `codegen` may look at a profile; passes never do.
 
 use crate::error::Error;
-use coldpress_kernels::matmul::Isa;
+use coldpress_kernels::matmul::{Isa, Timing};
+use coldpress_kernels::quant::PackedLayout;
 
 /// A machine to compile for.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,21 @@ pub struct TargetProfile {
     pub l2_bytes: usize,
     /// One line for `coldpress targets`.
     pub about: &'static str,
+    /// Matmul shapes that were timed on the machine; the numbers above stand in for all others.
+    pub measured: Vec<MeasuredShape>,
+}
+
+/// Times of the stamps of one matmul shape, measured on one machine with as many workers as the plan has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MeasuredShape {
+    /// Layout of the packed weights.
+    pub layout: PackedLayout,
+    /// Outputs.
+    pub n: usize,
+    /// Reduction length.
+    pub k: usize,
+    /// One per stamp.
+    pub timings: Vec<Timing>,
 }
 
 /// Presets, best first: detection takes the first this machine can run.
@@ -36,6 +52,7 @@ pub const PRESETS: &[TargetProfile] = &[
         hz: 3e9,
         l2_bytes: 1 << 20,
         about: "x86-64 with AVX-512 F/BW/VL/DQ and VNNI (Ice Lake, Zen 4 and later)",
+        measured: Vec::new(),
     },
     TargetProfile {
         name: "cpu:avx2",
@@ -46,6 +63,7 @@ pub const PRESETS: &[TargetProfile] = &[
         hz: 3e9,
         l2_bytes: 512 << 10,
         about: "x86-64 with AVX2, FMA and F16C (Haswell, Zen and later)",
+        measured: Vec::new(),
     },
     TargetProfile {
         name: "cpu:scalar",
@@ -56,6 +74,7 @@ pub const PRESETS: &[TargetProfile] = &[
         hz: 3e9,
         l2_bytes: 256 << 10,
         about: "any 64-bit x86 or ARM machine, portable kernels",
+        measured: Vec::new(),
     },
 ];
 
@@ -97,6 +116,13 @@ impl TargetProfile {
     /// Suffix of micro-kernel symbols of the best family.
     pub fn isa(&self) -> Isa {
         self.isas[0]
+    }
+
+    /// What was measured for a matrix `[n, k]` of `layout`.
+    pub fn measured(&self, layout: PackedLayout, n: usize, k: usize) -> &[Timing] {
+        let mut shapes = self.measured.iter();
+        let found = shapes.find(|s| (s.layout, s.n, s.k) == (layout, n, k));
+        found.map_or(&[], |s| &s.timings)
     }
 
     fn resolved(mut self) -> TargetProfile {

@@ -1,18 +1,22 @@
 //! The matmul family: `y[m, n] = sum_k x[m, k] * w[n, k]` with packed weights. Variants, legality, cost and the naive
 //! reference; the micro-kernels themselves are in `cpu/<isa>/matmul.rs`. Which candidate wins is the plan's decision.
+//!
+//! `cut` finds the cheapest cut of a bucket's rows into stamps, `measure` times stamps on this machine.
 
 #[cfg(test)]
 mod conformance;
+mod cut;
+pub mod measure;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
-use crate::cpu::abi::{TILE_N, q8_row};
-use crate::cpu::tile::tile_bytes;
-use crate::quant::{Codebook, FORMATS, PackedLayout, Store};
+use crate::cpu::abi::q8_row;
+use crate::quant::{Codebook, PackedLayout, Store};
 
 pub use crate::cpu::features::Isa;
+pub use cut::{candidates, cheapest};
 
 /// One stamped row count of one ISA.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,8 +40,8 @@ const fn row(isa: Isa, stamp: usize, int_macs: f64, float_macs: f64) -> Variant 
     }
 }
 
-/// Every variant. Rates are measured with 4-bit and f16 weights on a Zen 4 core by `examples/matmul_rates.rs`; they order
-/// candidates, they promise nothing.
+/// Every variant. Rates are measured with 4-bit and f16 weights by `examples/matmul_rates.rs`: the integer rates of
+/// AVX-512 on a Sapphire Rapids core, the others on a Zen 4 core. They order candidates, they promise nothing.
 pub const VARIANTS: &[Variant] = &[
     row(Isa::Scalar, 1, 0.6, 0.6),
     row(Isa::Scalar, 4, 0.8, 1.3),
@@ -45,16 +49,22 @@ pub const VARIANTS: &[Variant] = &[
     row(Isa::Avx2, 2, 19.7, 12.0),
     row(Isa::Avx2, 3, 22.0, 0.0),
     row(Isa::Avx2, 4, 23.9, 0.0),
-    row(Isa::Avx512Vnni, 1, 27.4, 7.9),
-    row(Isa::Avx512Vnni, 2, 37.5, 12.2),
-    row(Isa::Avx512Vnni, 3, 39.8, 15.0),
-    row(Isa::Avx512Vnni, 4, 40.3, 15.8),
-    row(Isa::Avx512Vnni, 5, 40.7, 15.9),
-    row(Isa::Avx512Vnni, 6, 40.8, 15.9),
-    row(Isa::Avx512Vnni, 7, 41.2, 15.9),
-    row(Isa::Avx512Vnni, 8, 41.2, 15.9),
-    row(Isa::Avx512Vnni, 12, 41.0, 0.0),
-    row(Isa::Avx512Vnni, 16, 41.4, 0.0),
+    row(Isa::Avx512Vnni, 1, 23.5, 7.9),
+    row(Isa::Avx512Vnni, 2, 31.8, 12.2),
+    row(Isa::Avx512Vnni, 3, 36.0, 15.0),
+    row(Isa::Avx512Vnni, 4, 40.0, 15.8),
+    row(Isa::Avx512Vnni, 5, 43.0, 15.9),
+    row(Isa::Avx512Vnni, 6, 44.0, 15.9),
+    row(Isa::Avx512Vnni, 7, 45.0, 15.9),
+    row(Isa::Avx512Vnni, 8, 46.0, 15.9),
+    row(Isa::Avx512Vnni, 9, 46.0, 0.0),
+    row(Isa::Avx512Vnni, 10, 46.0, 0.0),
+    row(Isa::Avx512Vnni, 11, 46.2, 0.0),
+    row(Isa::Avx512Vnni, 12, 46.2, 0.0),
+    row(Isa::Avx512Vnni, 13, 46.3, 0.0),
+    row(Isa::Avx512Vnni, 14, 46.3, 0.0),
+    row(Isa::Avx512Vnni, 15, 46.4, 0.0),
+    row(Isa::Avx512Vnni, 16, 46.4, 0.0),
 ];
 
 /// Rate of integer kernels by what they store, relative to 4-bit integers: what unpacking, table lookups, scales and mins
@@ -140,6 +150,21 @@ pub struct Query<'a> {
     pub isas: &'a [Isa],
     /// What the target sustains.
     pub rates: &'a CpuRates,
+    /// Times measured for this layout, n and k with as many cores; they replace what the table predicts.
+    pub measured: &'a [Timing],
+}
+
+/// Measured time of one stamp over all tiles of a matrix, all cores together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timing {
+    /// Instruction set.
+    pub isa: Isa,
+    /// Rows of the stamp.
+    pub stamp: usize,
+    /// Seconds when the weights come from memory.
+    pub cold_seconds: f64,
+    /// Seconds when another stamp has just read the same weights.
+    pub warm_seconds: f64,
 }
 
 /// Rows of one call, in row order.
@@ -154,31 +179,48 @@ pub struct SubBatch {
 /// A way to compute a [`Query`], or why it is none.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    /// The row of the table.
+    /// The row of the table: the widest stamp of the cut.
     pub variant: &'static Variant,
-    /// Calls per weight tile that cover all rows; empty when illegal.
+    /// The cheapest cut of the rows that uses the variant and nothing wider; empty when illegal.
     pub batches: Vec<SubBatch>,
     /// Predicted cost, or why the variant is not legal here.
     pub verdict: Result<Cost, Reason>,
 }
 
 /// Prediction for one matmul on all cores.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
-    /// The larger of memory time and arithmetic time.
+    /// Predicted time, seconds.
     pub seconds: f64,
-    /// Time to stream the weights, seconds.
+    /// Time to stream the weights at full bandwidth, seconds.
     pub memory_seconds: f64,
-    /// Time of the arithmetic, seconds.
+    /// Time of the arithmetic with weights in cache, by the table, seconds.
     pub arithmetic_seconds: f64,
     /// Bytes of weights read, once for all sub-batches: the step program loops tiles outermost.
     pub bytes: u64,
     /// Multiply-adds, padding columns included.
     pub macs: u64,
+    /// Whether `seconds` was measured on the target; else it follows from the table.
+    pub measured: bool,
+}
+
+impl std::iter::Sum for Cost {
+    /// One after the other; measured if all are.
+    fn sum<I: Iterator<Item = Cost>>(costs: I) -> Cost {
+        let add = |a: Cost, b: Cost| Cost {
+            seconds: a.seconds + b.seconds,
+            memory_seconds: a.memory_seconds + b.memory_seconds,
+            arithmetic_seconds: a.arithmetic_seconds + b.arithmetic_seconds,
+            bytes: a.bytes + b.bytes,
+            macs: a.macs + b.macs,
+            measured: a.measured && b.measured,
+        };
+        costs.reduce(add).unwrap_or_default()
+    }
 }
 
 impl fmt::Display for Cost {
-    /// Which wall binds, for people.
+    /// Where the number comes from and which wall binds, for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let wall = if self.memory_seconds >= self.arithmetic_seconds {
             "memory"
@@ -186,9 +228,17 @@ impl fmt::Display for Cost {
             "arithmetic"
         };
         let (memory, arithmetic) = (self.memory_seconds * 1e6, self.arithmetic_seconds * 1e6);
+        if self.measured {
+            return write!(
+                f,
+                "measured: {:.1} us, {:.1} GB/s",
+                self.seconds * 1e6,
+                self.bytes as f64 / self.seconds / 1e9
+            );
+        }
         write!(
             f,
-            "{wall}: {memory:.1} us of bytes, {arithmetic:.1} us of arithmetic"
+            "model: {wall}, {memory:.1} us of bytes, {arithmetic:.1} us of arithmetic"
         )
     }
 }
@@ -214,6 +264,11 @@ pub enum Reason {
     },
     /// The ISA has no kernel of this stamp for the layout.
     NoStamp(VariantId),
+    /// The target's stamps do not add up to the rows.
+    Uncovered {
+        /// Rows asked for.
+        rows: usize,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -225,105 +280,9 @@ impl fmt::Display for Reason {
                 write!(f, "computes {stamp} rows at once, the bucket has {rows}")
             }
             Reason::NoStamp(id) => write!(f, "there is no {id}"),
+            Reason::Uncovered { rows } => write!(f, "no stamps add up to {rows} rows"),
         }
     }
-}
-
-/// Every variant with its verdict, in table order.
-pub fn candidates(query: &Query) -> Vec<Candidate> {
-    VARIANTS
-        .iter()
-        .map(|variant| candidate(variant, query))
-        .collect()
-}
-
-/// The legal candidate with the least predicted time; of equals, the one with the larger stamp.
-pub fn cheapest(candidates: &[Candidate]) -> Option<&Candidate> {
-    let seconds = |c: &Candidate| {
-        c.verdict
-            .as_ref()
-            .map_or(f64::INFINITY, |cost| cost.seconds)
-    };
-    let legal = candidates.iter().rev().filter(|c| c.verdict.is_ok());
-    legal.min_by(|a, b| seconds(a).total_cmp(&seconds(b)))
-}
-
-fn candidate(variant: &'static Variant, query: &Query) -> Candidate {
-    match plan(variant, query) {
-        Ok((batches, cost)) => Candidate {
-            variant,
-            batches,
-            verdict: Ok(cost),
-        },
-        Err(reason) => Candidate {
-            variant,
-            batches: Vec::new(),
-            verdict: Err(reason),
-        },
-    }
-}
-
-fn plan(variant: &Variant, query: &Query) -> Result<(Vec<SubBatch>, Cost), Reason> {
-    let &Query {
-        layout, n, k, rows, ..
-    } = query;
-    let id = |stamp| VariantId {
-        layout,
-        isa: variant.isa,
-        stamp,
-    };
-    if !query.isas.contains(&variant.isa) {
-        return Err(Reason::Isa(variant.isa));
-    }
-    let multiple = layout.k_multiple();
-    let tile = tile_bytes(&layout, k).ok_or(Reason::KMultiple { k, multiple })?;
-    let known = FORMATS.iter().any(|fmt| fmt.layout == layout);
-    if !known || variant.macs_per_cycle(&layout).is_none() {
-        return Err(Reason::NoStamp(id(variant.stamp)));
-    }
-    if variant.stamp > rows {
-        return Err(Reason::Rows {
-            stamp: variant.stamp,
-            rows,
-        });
-    }
-    let tiles = n.div_ceil(TILE_N);
-    let macs_per_row = (tiles * TILE_N * k) as f64;
-    let (mut batches, mut cycles, mut left) = (Vec::new(), 0.0, rows);
-    while left > 0 {
-        let fits = |v: &&Variant| v.isa == variant.isa && v.stamp <= left.min(variant.stamp);
-        let widest = VARIANTS
-            .iter()
-            .filter(fits)
-            .max_by_key(|v| v.stamp)
-            .unwrap_or(variant);
-        let rate = widest
-            .macs_per_cycle(&layout)
-            .ok_or(Reason::NoStamp(id(widest.stamp)))?;
-        cycles += macs_per_row * widest.stamp as f64 / rate;
-        left = left.saturating_sub(widest.stamp);
-        batches.push(SubBatch {
-            rows: widest.stamp,
-            kernel: id(widest.stamp),
-        });
-    }
-    let rates = query.rates;
-    let bytes = tiles * tile;
-    let bandwidth = rates
-        .bytes_per_s
-        .min(rates.bytes_per_s_per_core * rates.cores as f64);
-    let (memory, arithmetic) = (
-        bytes as f64 / bandwidth,
-        cycles / (rates.hz * rates.cores as f64),
-    );
-    let cost = Cost {
-        seconds: memory.max(arithmetic),
-        bytes: bytes as u64,
-        macs: macs_per_row as u64 * rows as u64,
-        memory_seconds: memory,
-        arithmetic_seconds: arithmetic,
-    };
-    Ok((batches, cost))
 }
 
 /// Bytes of one activation row as the kernels for `layout` read it: int8 rows for integer layouts, f32 otherwise.

@@ -66,6 +66,21 @@ pub struct TargetPlan {
     pub kv: KvPlan,
     /// Compiled programs, by stage then by rows ascending.
     pub programs: Vec<Program>,
+    /// Predicted decode steps, by batch size ascending.
+    pub curve: Vec<BatchPrediction>,
+}
+
+/// What a decode step of some sequences is predicted to take, and where it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BatchPrediction {
+    /// Sequences, one row each.
+    pub batch: u32,
+    /// Rows of the trunk program that runs them.
+    pub trunk_rows: u32,
+    /// Rows of the head program that runs them.
+    pub head_rows: u32,
+    /// Predicted time of the step, seconds.
+    pub predicted_seconds: f64,
 }
 
 /// What a machine must have to run a plan.

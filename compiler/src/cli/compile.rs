@@ -3,8 +3,9 @@
 use super::progress::Bars;
 use crate::compile::{self, DEFAULT_BATCH, Options, size};
 use crate::error::Error;
-use crate::plan::{MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Plan, in_range};
+use crate::plan::{MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Plan, Work, in_range};
 use crate::target::TargetProfile;
+use crate::tune::cache::{Cache, Device};
 use clap::{Args, ValueEnum};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_runtime::cli as rt;
@@ -26,6 +27,12 @@ pub struct CompileFlags {
     /// Worker threads of the compiled program [default: physical cores].
     #[arg(short = 't', long)]
     pub threads: Option<usize>,
+    /// Times measured by `coldpress tune` [default: tune.json in the user's cache folder, if there].
+    #[arg(long, value_name = "FILE", conflicts_with = "no_tune_cache")]
+    pub tune_cache: Option<PathBuf>,
+    /// Use the built-in table of kernel speeds only.
+    #[arg(long)]
+    pub no_tune_cache: bool,
 }
 
 /// `--kv-type`.
@@ -57,13 +64,33 @@ impl CompileFlags {
             KvFlag::Q8_0 => KvType::Q8_0,
             KvFlag::F32 => KvType::F32,
         };
-        Ok(Options {
+        let mut options = Options {
             max_batch,
             max_context: self.ctx_size,
             kv_type,
             threads: self.threads,
             ..Options::new(TargetProfile::parse(&self.target)?)
-        })
+        };
+        if let Some(cache) = self.cache()? {
+            let device = Device::here(&options.target, options.workers());
+            options.target.measured = cache.measured(&device);
+        }
+        Ok(options)
+    }
+
+    /// The tune cache that was asked for, or the user's if there is one.
+    fn cache(&self) -> Result<Option<Cache>, Error> {
+        match &self.tune_cache {
+            _ if self.no_tune_cache => Ok(None),
+            None => Cache::load(&super::tune::default_cache()),
+            Some(path) => match Cache::load(path)? {
+                Some(cache) => Ok(Some(cache)),
+                None => Err(Error::Usage(format!(
+                    "--tune-cache {}: no such file (`coldpress tune MODEL -o FILE` makes one)",
+                    path.display()
+                ))),
+            },
+        }
     }
 }
 
@@ -174,6 +201,18 @@ fn summary(plan: &Plan) -> String {
             text.push_str(&format!("  {batch}: {:.0}", batch as f64 / seconds));
         }
     }
+    let matmuls = || {
+        let launches = plan.programs.iter().flat_map(|p| &p.launches);
+        launches.filter(|l| matches!(l.work, Work::Matmul(_)))
+    };
+    let measured = matmuls().filter(|l| l.reason.starts_with("measured"));
+    match (measured.count(), matmuls().count()) {
+        (0, _) => {}
+        (some, all) if some == all => text.push_str("\ntuned    every matmul by measured times"),
+        (some, all) => text.push_str(&format!(
+            "\ntuned    {some} of {all} matmuls by measured times (`coldpress tune` measures the others)"
+        )),
+    }
     for (batch, rate, best) in plan.cliffs() {
         text.push_str(&format!(
             "\ncliff    batch {batch}: {rate:.0} tok/s predicted after {best:.0}"
@@ -221,6 +260,8 @@ mod tests {
             ctx_size,
             kv_type: KvFlag::F16,
             threads,
+            tune_cache: None,
+            no_tune_cache: true,
         };
         assert!(
             flags(Some(MAX_CONTEXT), Some(MAX_WORKERS))

@@ -52,7 +52,7 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
     let mut key = Xxh3::new();
     key.write(
         format!(
-            "{}|{}|{}|{}|{}|{}|{:?}|{:?}|{threads}",
+            "{}|{}|{}|{}|{}|{}|{:?}|{:?}|{threads}|{:?}",
             full.display(),
             meta.len(),
             modified.as_nanos(),
@@ -61,6 +61,7 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
             options.max_batch,
             options.max_context,
             options.kv_type,
+            options.target.measured,
         )
         .as_bytes(),
     );
@@ -80,13 +81,7 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
 }
 
 fn cache_folder() -> Result<PathBuf, Error> {
-    let base = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        // As its specification has it: empty or relative means not set.
-        .filter(|path| path.is_absolute())
-        .or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")))
-        .unwrap_or_else(std::env::temp_dir);
-    let folder = base.join("coldpress");
+    let folder = super::cache_home();
     std::fs::create_dir_all(&folder).map_err(|source| Error::Io {
         doing: format!("creating {}", folder.display()),
         source,

@@ -56,17 +56,21 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
     let max_rows = buckets::max_rows(options.max_batch);
     // Below the arena of the programs, where no program puts anything else.
     let hidden = outliving(graph, hidden, 0, max_rows);
-    let logits = outliving(graph, logits, hidden.stride * max_rows, options.max_batch);
-    let base = (logits.offset + logits.stride * options.max_batch).next_multiple_of(ALIGN);
-
     let selector = Selector::new(target, options.workers);
+    let head_rows = buckets::padded(options.max_batch, |rows| {
+        matmul_seconds(graph, &selector, &head, rows)
+    })?;
+    let logits = outliving(graph, logits, hidden.stride * max_rows, head_rows);
+    let base = (logits.offset + logits.stride * head_rows).next_multiple_of(ALIGN);
+
     let mut programs = Vec::new();
     let mut arena_bytes = base;
     for (stage, nodes, result) in [(Stage::Trunk, &trunk, hidden), (Stage::Head, &head, logits)] {
         let rows_list = match stage {
             Stage::Trunk => buckets::trunk(options.max_batch),
-            Stage::Head => buckets::head(options.max_batch),
+            Stage::Head => buckets::head(options.max_batch, head_rows),
         };
+        let mut own = Vec::new();
         for rows in rows_list {
             let pinned: Vec<(Value, usize)> =
                 result.value.iter().map(|&v| (v, result.offset)).collect();
@@ -95,12 +99,14 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
                 launches.extend(lowering.node(node)?);
             }
             schedule::barriers(&mut launches);
-            programs.push(ProgramPlan {
+            own.push(ProgramPlan {
                 stage,
                 rows,
                 launches,
             });
         }
+        buckets::prune(&mut own, &[options.max_batch, max_rows]);
+        programs.append(&mut own);
     }
     let plan = Plan {
         target: target.clone(),
@@ -240,6 +246,25 @@ fn stages(graph: &OpGraph) -> (Vec<NodeIndex>, Vec<NodeIndex>) {
         let n = &graph.nodes[node];
         n.op != Op::Logits && n.outputs.first().is_none_or(|o| o.rows == Rows::Step)
     })
+}
+
+/// Predicted time of the matmuls among `nodes` at `rows` rows.
+fn matmul_seconds(
+    graph: &OpGraph,
+    selector: &Selector<'_>,
+    nodes: &[NodeIndex],
+    rows: usize,
+) -> Result<f64, Error> {
+    let mut seconds = 0.0;
+    for &node in nodes {
+        if let Op::MatMul { parts, .. } = &graph.nodes[node].op {
+            for part in parts {
+                let weight = &graph.weights[part.weight.0 as usize];
+                seconds += selector.pick(weight, rows)?.cost.seconds;
+            }
+        }
+    }
+    Ok(seconds)
 }
 
 /// The value that passes from trunk to head, and the logits.

@@ -1,7 +1,7 @@
 //! The plan in words and numbers: memory, buckets, predicted curve, and a stable text dump for `--emit`.
 
 use super::{Arg, Attention, Launch, Plan, Work};
-use coldpress_runtime::manifest::Stage;
+use coldpress_runtime::manifest::{BatchPrediction, Stage};
 use std::fmt::Write;
 
 /// Bytes a plan needs, by purpose.
@@ -36,29 +36,45 @@ impl Plan {
         }
     }
 
-    /// Predicted decode time for `batch` sequences: trunk and head of that size, at the cheapest bucket that holds them.
+    /// Predicted decode time for `batch` sequences: trunk and head at the cheapest buckets that hold them.
     pub fn predicted_step(&self, batch: usize) -> Option<f64> {
-        let stage = |stage: Stage| {
+        self.predict(batch).map(|p| p.predicted_seconds)
+    }
+
+    /// The predicted decode step of every batch size from 1 to the largest.
+    pub fn curve(&self) -> Vec<BatchPrediction> {
+        (1..=self.limits.max_batch as usize)
+            .filter_map(|batch| self.predict(batch))
+            .collect()
+    }
+
+    fn predict(&self, batch: usize) -> Option<BatchPrediction> {
+        // The smallest of equally cheap ones, as the runtime picks.
+        let cheapest = |stage: Stage| {
             self.programs
                 .iter()
                 .filter(|p| p.stage == stage && p.rows >= batch)
-                .map(|p| p.predicted_seconds())
-                .min_by(f64::total_cmp)
+                .map(|p| (p.rows as u32, p.predicted_seconds()))
+                .min_by(|a, b| a.1.total_cmp(&b.1))
         };
-        Some(stage(Stage::Trunk)? + stage(Stage::Head)?)
+        let (trunk, head) = (cheapest(Stage::Trunk)?, cheapest(Stage::Head)?);
+        Some(BatchPrediction {
+            batch: batch as u32,
+            trunk_rows: trunk.0,
+            head_rows: head.0,
+            predicted_seconds: trunk.1 + head.1,
+        })
     }
 
     /// Batch sizes at which predicted tokens/s fall below a smaller batch's, with both rates.
     pub fn cliffs(&self) -> Vec<(usize, f64, f64)> {
         let mut best = 0.0f64;
         let mut cliffs = Vec::new();
-        for batch in 1..=self.limits.max_batch as usize {
-            let Some(seconds) = self.predicted_step(batch) else {
-                continue;
-            };
-            let rate = batch as f64 / seconds;
-            if rate < best * 0.999 {
-                cliffs.push((batch, rate, best));
+        for point in self.curve() {
+            let rate = f64::from(point.batch) / point.predicted_seconds;
+            // Sums of the same terms in another order differ in the last digits.
+            if rate < best * (1.0 - 1e-9) {
+                cliffs.push((point.batch as usize, rate, best));
             }
             best = best.max(rate);
         }

@@ -10,17 +10,21 @@ use crate::target::TargetProfile;
 use coldpress_kernels::cpu::tile;
 use coldpress_kernels::matmul::{self, Candidate, Cost, CpuRates, Query, Variant};
 use coldpress_kernels::quant::{self, PackedLayout};
+use std::cell::RefCell;
+use std::collections::HashMap;
 
 /// Chooses variants for one target.
 pub struct Selector<'a> {
     target: &'a TargetProfile,
     workers: usize,
+    /// Picks by (layout, n, k, rows): layers repeat their shapes.
+    picked: RefCell<HashMap<(PackedLayout, usize, usize, usize), Pick>>,
 }
 
 /// A chosen variant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pick {
-    /// The row of the table.
+    /// The row of the table: the widest stamp.
     pub variant: &'static Variant,
     /// Rows cut into stamps.
     pub stamps: Vec<Stamp>,
@@ -33,20 +37,35 @@ pub struct Pick {
 impl<'a> Selector<'a> {
     /// A selector for `target` with `workers` instruction streams.
     pub fn new(target: &'a TargetProfile, workers: usize) -> Selector<'a> {
-        Selector { target, workers }
+        Selector {
+            target,
+            workers,
+            picked: RefCell::default(),
+        }
     }
 
-    /// Suffix of the symbols of the chosen micro-kernel family.
+    /// Suffix of the symbols of micro-kernels that have no variants: the numeric class has all of them.
     pub fn isa_name(&self) -> &'static str {
-        self.target.isa().name()
+        self.target.isa().numeric_class().name()
     }
 
     /// Every variant for `weight` at `rows`, with its cost or the reason it is not legal.
     pub fn candidates(&self, weight: &Weight, rows: usize) -> Result<Vec<Candidate>, Error> {
-        Ok(matmul::candidates(&Query {
-            layout: packed_layout(weight)?,
-            n: weight.n,
-            k: weight.k,
+        let layout = packed_layout(weight)?;
+        Ok(self.shape_candidates(layout, (weight.n, weight.k), rows))
+    }
+
+    /// As [`Selector::candidates`], for a matrix `[n, k]` of `layout`.
+    pub fn shape_candidates(
+        &self,
+        layout: PackedLayout,
+        (n, k): (usize, usize),
+        rows: usize,
+    ) -> Vec<Candidate> {
+        matmul::candidates(&Query {
+            layout,
+            n,
+            k,
             rows,
             isas: self.target.isas,
             rates: &CpuRates {
@@ -55,26 +74,37 @@ impl<'a> Selector<'a> {
                 bytes_per_s_per_core: self.target.core_bandwidth,
                 bytes_per_s: self.target.total_bandwidth,
             },
-        }))
+            measured: self.target.measured(layout, n, k),
+        })
     }
 
-    /// The cheapest legal candidate; ties go to the first, the table's order.
-    pub fn pick(&self, weight: &Weight, rows: usize) -> Result<Pick, Error> {
-        let candidates = self.candidates(weight, rows)?;
-        // One numeric class per matrix: only the target's best family may run it, whatever the row count. Of equals the
-        // widest stamp wins: the fewest calls.
-        let mut best: Option<(&Candidate, Cost)> = None;
-        for candidate in candidates
+    /// The candidates that may run a matrix. One numeric class per matrix: only the target's best family, whatever the row
+    /// count.
+    pub fn in_class<'c>(
+        &self,
+        candidates: &'c [Candidate],
+    ) -> impl Iterator<Item = &'c Candidate> + use<'c> {
+        let class = self.target.isa().numeric_class();
+        candidates
             .iter()
-            .filter(|c| c.variant.isa == self.target.isa())
-        {
-            if let Ok(cost) = &candidate.verdict
-                && best.is_none_or(|(_, least)| cost.seconds <= least.seconds)
-            {
-                best = Some((candidate, *cost));
-            }
+            .filter(move |c| c.variant.isa.numeric_class() == class)
+    }
+
+    /// The cheapest legal candidate of the target's class; of equals the one with the widest stamp.
+    pub fn pick(&self, weight: &Weight, rows: usize) -> Result<Pick, Error> {
+        let key = (packed_layout(weight)?, weight.n, weight.k, rows);
+        if let Some(pick) = self.picked.borrow().get(&key) {
+            return Ok(pick.clone());
         }
-        let Some((chosen, cost)) = best else {
+        let pick = self.cheapest(weight, rows)?;
+        self.picked.borrow_mut().insert(key, pick.clone());
+        Ok(pick)
+    }
+
+    fn cheapest(&self, weight: &Weight, rows: usize) -> Result<Pick, Error> {
+        let candidates = self.candidates(weight, rows)?;
+        let best = matmul::cheapest(self.in_class(&candidates));
+        let Some((chosen, &cost)) = best.and_then(|c| Some((c, c.verdict.as_ref().ok()?))) else {
             let why: Vec<String> = candidates
                 .iter()
                 .filter_map(|c| {
@@ -110,12 +140,12 @@ impl<'a> Selector<'a> {
                 stamp
             })
             .collect();
-        let legal = candidates.iter().filter(|c| c.verdict.is_ok()).count();
+        let legal = self.in_class(&candidates);
         Ok(Pick {
             variant: chosen.variant,
             stamps,
             cost,
-            legal,
+            legal: legal.filter(|c| c.verdict.is_ok()).count(),
         })
     }
 

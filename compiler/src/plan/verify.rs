@@ -73,9 +73,11 @@ fn buckets(plan: &Plan) -> Result<(), Error> {
             return Err(Error::Internal(format!("no {stage:?} of {rows} rows")));
         }
     }
+    let head = plan.programs.iter().filter(|p| p.stage == Stage::Head);
+    let head_rows = head.map(|p| p.rows).max().unwrap_or(batch);
     for (name, access, rows) in [
         ("hidden", &plan.hidden, rows),
-        ("logits", &plan.logits, batch),
+        ("logits", &plan.logits, head_rows),
     ] {
         if access.rows != rows || span_end(access) > plan.arena_bytes {
             return Err(Error::Internal(format!(

@@ -69,6 +69,15 @@ impl Isa {
         }
     }
 
+    /// The ISA whose matmul micro-kernels give the same bits for every row: stamps of one class may be mixed freely.
+    pub const fn numeric_class(self) -> Isa {
+        match self {
+            Isa::Scalar => Isa::Scalar,
+            Isa::Avx2 => Isa::Avx2,
+            Isa::Avx512Vnni => Isa::Avx512Vnni,
+        }
+    }
+
     /// CPU features its micro-kernels execute.
     pub const fn needs(self) -> &'static [&'static str] {
         match self {

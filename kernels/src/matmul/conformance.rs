@@ -5,9 +5,9 @@ mod extremes;
 
 use super::*;
 use crate::cpu::symbols::{MatmulFn, QuantiseFn};
-use crate::cpu::tile::{GROUP_K, pack_tile};
-use crate::cpu::{self, abi::ACT_GROUP};
-use crate::quant::{QuantFormat, Scale, Store, Unpacked, dequantise_row};
+use crate::cpu::tile::{GROUP_K, pack_tile, tile_bytes};
+use crate::cpu::{self, abi::ACT_GROUP, abi::TILE_N};
+use crate::quant::{FORMATS, QuantFormat, Scale, Store, Unpacked, dequantise_row};
 
 /// A 64-byte aligned buffer.
 struct Aligned(Vec<[u64; 8]>, usize);
@@ -206,6 +206,7 @@ fn batches(fmt: &QuantFormat, isa: Isa, stamp: usize, rows: usize) -> Option<Vec
         rows,
         isas: &[isa],
         rates: &rates,
+        measured: &[],
     };
     let all = candidates(&query);
     let one = all

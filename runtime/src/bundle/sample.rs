@@ -140,6 +140,12 @@ pub(crate) fn manifest() -> Manifest {
             program(Stage::Head, 1),
             program(Stage::Head, 2),
         ],
+        curve: vec![BatchPrediction {
+            batch: 1,
+            trunk_rows: 1,
+            head_rows: 1,
+            predicted_seconds: 2e-6,
+        }],
     };
     Manifest {
         model: ModelCard {

@@ -2,7 +2,7 @@
 
 use super::header::{self, FORMAT_VERSION, PREFIX_BYTES};
 use super::*;
-use crate::manifest::{Requirements, Stage};
+use crate::manifest::{BatchPrediction, Requirements, Stage};
 use std::fs;
 use std::io::Write;
 use tempfile::TempDir;
@@ -280,6 +280,21 @@ fn hostile_manifests() {
     manifest.plans[0].programs[1].predicted_seconds = f64::NAN;
     sample::write(&path, &manifest).expect("writes");
     assert!(Bundle::open(&path).is_err());
+    let point = sample::manifest().plans[0].curve[0];
+    for (batch, predicted_seconds) in [(1, 1.0), (0, 1.0), (1 << 20, 1.0), (2, 0.0), (2, f64::NAN)]
+    {
+        manifest = sample::manifest();
+        manifest.plans[0].curve.push(BatchPrediction {
+            batch,
+            predicted_seconds,
+            ..point
+        });
+        sample::write(&path, &manifest).expect("writes");
+        assert!(
+            Bundle::open(&path).is_err(),
+            "batch {batch}: {predicted_seconds}"
+        );
+    }
 }
 
 #[test]

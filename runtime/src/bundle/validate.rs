@@ -80,6 +80,7 @@ fn target_plan(
     bounded("arena bytes", plan.arena_bytes, 1, MAX_BYTES)?;
     programs(plan, limits, code_bytes)?;
     logits(plan, vocab)?;
+    curve(plan, limits)?;
     kv(&plan.kv, limits)?;
     let allocated = plan.arena_bytes + plan.kv.bytes;
     bounded(
@@ -130,6 +131,22 @@ fn programs(plan: &TargetPlan, limits: &Limits, code_bytes: u64) -> Result<(), S
     }
     if largest(Stage::Head).is_none() {
         return Err("there is no head program".into());
+    }
+    Ok(())
+}
+
+/// Batch sizes ascending, at most the largest, each with a time.
+fn curve(plan: &TargetPlan, limits: &Limits) -> Result<(), String> {
+    let mut least = 1;
+    for point in &plan.curve {
+        let (batch, most) = (point.batch.into(), limits.max_batch.into());
+        bounded("batch size of the curve", batch, least, most)?;
+        if !(point.predicted_seconds > 0.0 && point.predicted_seconds.is_finite()) {
+            return Err(format!(
+                "predicted time of batch size {batch} is not a time"
+            ));
+        }
+        least = batch + 1;
     }
     Ok(())
 }

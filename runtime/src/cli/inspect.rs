@@ -2,6 +2,8 @@
 //! runs. The list of kernels is collapsed in `inspect/kernels.rs`.
 
 mod kernels;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::output::{bytes, print, seconds, table};
 use crate::bundle::{Bundle, Header, Machine};
 use crate::error::Error;
-use crate::manifest::{Limits, Manifest, ModelCard, Stage, TargetPlan};
+use crate::manifest::{BatchPrediction, Limits, Manifest, ModelCard, Stage, TargetPlan};
 
 /// Shows what a bundle is and whether this machine can run it.
 #[derive(Clone, Debug, clap::Args)]
@@ -82,6 +84,7 @@ impl View<'_> {
                 memory(plan, weights, self.manifest.limits)
             );
             let _ = write!(out, "\nbuckets\n{}\n", buckets(plan));
+            let _ = write!(out, "\ndecode by batch size\n{}\n", curve(plan));
             let _ = write!(out, "\nkernels\n{}\n", kernels::table(plan));
         }
         out
@@ -253,136 +256,46 @@ fn buckets(plan: &TargetPlan) -> comfy_table::Table {
     table
 }
 
+/// One line per run of batch sizes that share their buckets: what a step takes, and where tokens/s fall.
+fn curve(plan: &TargetPlan) -> comfy_table::Table {
+    let mut table = table(["batch", "buckets", "predicted", "tok/s", ""]);
+    let same = |a: &BatchPrediction, b: &BatchPrediction| {
+        (a.trunk_rows, a.head_rows) == (b.trunk_rows, b.head_rows)
+    };
+    let rate = |point: &BatchPrediction| f64::from(point.batch) / point.predicted_seconds;
+    let mut best = 0.0;
+    for run in plan.curve.chunk_by(same) {
+        let (first, last) = (&run[0], &run[run.len() - 1]);
+        let falls = rate(first) < best * (1.0 - 1e-9);
+        let note = if falls {
+            format!("falls from {best:.1}")
+        } else {
+            String::new()
+        };
+        let (batch, speed) = if run.len() == 1 {
+            (first.batch.to_string(), format!("{:.1}", rate(first)))
+        } else {
+            (
+                format!("{}-{}", first.batch, last.batch),
+                format!("{:.1}-{:.1}", rate(first), rate(last)),
+            )
+        };
+        let buckets = format!("trunk {}, head {}", first.trunk_rows, first.head_rows);
+        table.add_row([
+            batch,
+            buckets,
+            seconds(first.predicted_seconds),
+            speed,
+            note,
+        ]);
+        best = rate(last).max(best);
+    }
+    table
+}
+
 fn stage_name(stage: Stage) -> &'static str {
     match stage {
         Stage::Trunk => "trunk",
         Stage::Head => "head",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::manifest::{KvLayerPlan, KvPlan, Program, Requirements};
-    use coldpress_kernels::cpu::abi::KvType;
-
-    fn plan() -> TargetPlan {
-        TargetPlan {
-            requires: Requirements {
-                target: "cpu:avx512".into(),
-                arch: "x86_64".into(),
-                features: vec!["avx512f".into()],
-                memory_bytes: 3 << 20,
-            },
-            workers: 4,
-            symbols: Vec::new(),
-            weights_section: 0,
-            code_section: 0,
-            arena_bytes: 1 << 20,
-            logits_offset: 0,
-            logits_stride: 0,
-            kv: KvPlan {
-                kv_type: KvType::F16,
-                page_tokens: 32,
-                pages: 8,
-                pages_per_slot: 4,
-                bytes: 2 << 20,
-                layers: vec![KvLayerPlan {
-                    offset: 0,
-                    page_bytes: 1 << 18,
-                }],
-            },
-            programs: vec![Program {
-                stage: Stage::Trunk,
-                rows: 2,
-                entries: Vec::new(),
-                predicted_seconds: 0.004,
-                launches: Vec::new(),
-            }],
-        }
-    }
-
-    fn show(mismatches: &[String], json: bool) -> String {
-        let manifest = Manifest {
-            model: ModelCard {
-                name: "tiny".into(),
-                architecture: "any".into(),
-                parameters: 1_500_000,
-                vocab_size: 256,
-                trained_context: 128,
-                source_bytes: 6 << 20,
-            },
-            limits: Limits {
-                max_batch: 2,
-                max_context: 128,
-                max_rows: 8,
-            },
-            plans: vec![plan()],
-        };
-        let header = Header {
-            producer: "coldpress 0.1.0".into(),
-            targets: vec![plan().requires],
-            sections: Vec::new(),
-            file_bytes: 7 << 20,
-            header_bytes: 100,
-        };
-        let machine = Machine {
-            arch: "x86_64".into(),
-            features: vec!["avx2".into()],
-            memory_bytes: 1 << 30,
-            cores: 2,
-        };
-        let picked = mismatches.is_empty().then(|| &manifest.plans[0]);
-        let path = Path::new("tiny.press");
-        let view = View {
-            path,
-            header: &header,
-            manifest: &manifest,
-            machine: &machine,
-            mismatches,
-            picked,
-        };
-        if json { view.json() } else { view.text() }
-    }
-
-    #[test]
-    fn text_has_every_part() {
-        let text = show(&[], false);
-        for part in [
-            "tiny.press: 7.00 MiB",
-            "1.5 M parameters",
-            "2 sequences of 128",
-            "this machine runs it",
-            "cpu:avx512 (runs",
-        ] {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-        for part in ["8.00 KiB per token", "8 pages of 32", "4.00 ms", "500.0"] {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-    }
-
-    #[test]
-    fn mismatches_are_all_listed() {
-        let text = show(
-            &["no avx512f; recompile".into(), "too little memory".into()],
-            false,
-        );
-        assert!(
-            text.contains("cannot run it")
-                && text.contains("- no avx512f")
-                && text.contains("- too little")
-        );
-        assert!(!text.contains("(runs on this machine)"));
-        let json: serde_json::Value =
-            serde_json::from_str(&show(&["x".into()], true)).expect("valid JSON");
-        assert_eq!(json["runs_here"], false);
-        assert_eq!(json["mismatches"][0], "x");
-        assert_eq!(json["target"], serde_json::Value::Null);
-        assert_eq!(json["manifest"]["limits"]["max_batch"], 2);
-        assert_eq!(
-            json["manifest"]["plans"][0]["requires"]["target"],
-            "cpu:avx512"
-        );
     }
 }

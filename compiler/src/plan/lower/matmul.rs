@@ -26,13 +26,7 @@ impl Lowering<'_> {
         };
         let mut accesses = vec![self.read(inputs[0], Split::Whole)?];
         let (mut bytes, mut macs) = (0, 0);
-        let mut cost = Cost {
-            seconds: 0.0,
-            memory_seconds: 0.0,
-            arithmetic_seconds: 0.0,
-            bytes: 0,
-            macs: 0,
-        };
+        let mut costs = Vec::with_capacity(parts.len());
         let mut legal = usize::MAX;
         for (i, part) in parts.iter().enumerate() {
             let w = &self.graph.weights[part.weight.0 as usize];
@@ -54,9 +48,7 @@ impl Lowering<'_> {
             let tiles = w.n.div_ceil(TILE_N);
             bytes += (tiles * tile_bytes) as u64;
             macs += (w.n * w.k * self.rows) as u64;
-            cost.seconds += pick.cost.seconds;
-            cost.memory_seconds += pick.cost.memory_seconds;
-            cost.arithmetic_seconds += pick.cost.arithmetic_seconds;
+            costs.push(pick.cost);
             legal = legal.min(pick.legal);
             matmul.parts.push(MatmulPart {
                 label: w.name.trim_end_matches(".weight").to_string(),
@@ -68,6 +60,7 @@ impl Lowering<'_> {
                 stamps: pick.stamps,
             });
         }
+        let cost: Cost = costs.into_iter().sum();
         Ok(Launch {
             label: label.to_string(),
             work: Work::Matmul(matmul),

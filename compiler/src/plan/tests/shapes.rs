@@ -5,7 +5,7 @@ use crate::gguf::{GgufWriter, Value};
 use crate::graph::OpGraph;
 use crate::pass;
 use crate::pass::tests::open;
-use crate::plan::{Options, build};
+use crate::plan::{Options, Plan, build};
 use crate::target::{PRESETS, TargetProfile};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::tensor_type::TensorType;
@@ -118,14 +118,35 @@ fn the_smallest_shapes_plan() {
     }
 }
 
-/// How far predicted tokens/s may stay below a smaller batch's. Stamps of four or six rows are the fastest per row, so a
-/// compute-bound batch of one row more than a whole number of them loses that row's share, and a padded batch its padding.
+/// Lowest fraction of a smaller batch's predicted tokens/s that the curve falls to, and where.
+fn lowest(plan: &Plan) -> (f64, u32) {
+    let (mut step, mut best, mut lowest) = (0.0, 0.0f64, (1.0f64, 1));
+    let curve = plan.curve();
+    assert_eq!(curve.len(), plan.limits.max_batch as usize);
+    for point in curve {
+        let rate = f64::from(point.batch) / point.predicted_seconds;
+        assert!(
+            point.predicted_seconds >= step,
+            "batch {} is faster than a smaller one",
+            point.batch
+        );
+        if rate / best < lowest.0 {
+            lowest = (rate / best, point.batch);
+        }
+        (step, best) = (point.predicted_seconds, best.max(rate));
+    }
+    lowest
+}
+
+/// How far predicted tokens/s may fall below a smaller batch's. Nothing may where every row count has a stamp of its own:
+/// up to 8 rows with AVX-512. Beyond the widest stamp that pays, a batch is cut in two, and unpacks every weight twice;
+/// above 64 sequences there are up to three rows of padding. Portable kernels have no stamps of 2 and 3 rows.
 fn tolerated(target: &TargetProfile, max_batch: usize) -> f64 {
     match (target.name, max_batch) {
-        ("cpu:avx512", 8) => 0.999,
-        ("cpu:avx512", 9..=64) => 0.98,
-        ("cpu:scalar", _) => 0.87,
-        _ => 0.9,
+        ("cpu:avx512", ..=8) => 1.0 - 1e-9,
+        ("cpu:avx512", _) => 0.93,
+        ("cpu:avx2", _) => 0.94,
+        _ => 0.87,
     }
 }
 
@@ -138,21 +159,12 @@ fn no_batch_size_is_a_cliff() {
             for workers in [1, 2, 8] {
                 for max_batch in [8, 32, 33, 64, 100, 200] {
                     let plan = build(&graph, &target, options(workers, max_batch)).expect("plans");
-                    let (mut step, mut best) = (0.0, 0.0f64);
-                    for batch in 1..=max_batch {
-                        let seconds = plan.predicted_step(batch).expect("a bucket");
-                        let rate = batch as f64 / seconds;
-                        assert!(
-                            seconds >= step,
-                            "batch {batch} is faster than a smaller one"
-                        );
-                        assert!(
-                            rate >= best * tolerated(&target, max_batch),
-                            "{ty} {} {workers} workers, batch {batch} of {max_batch}: {rate} after {best}",
-                            target.name
-                        );
-                        (step, best) = (seconds, best.max(rate));
-                    }
+                    let (least, batch) = lowest(&plan);
+                    assert!(
+                        least >= tolerated(&target, max_batch),
+                        "{ty} {} {workers} workers, batch {batch} of {max_batch}: {least} of a smaller one's",
+                        target.name
+                    );
                 }
             }
         }

@@ -13,8 +13,7 @@ use crate::cpu::tile::{
 use crate::quant::FORMATS;
 
 /// `matmul_<layout>_avx512_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
-pub const SYMBOLS: &[Named] =
-    matmul_symbols!("avx512", int_matmul [1 2 3 4 5 6 7 8 12 16], float_matmul [1 2 3 4 5 6 7 8]);
+pub const SYMBOLS: &[Named] = matmul_symbols!("avx512", int_matmul [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], float_matmul [1 2 3 4 5 6 7 8]);
 
 /// Bytes between the weights being used and those being prefetched: a read of memory takes about as long as the
 /// arithmetic on this much (measured: without it one row streams at 60 % of the bandwidth).
