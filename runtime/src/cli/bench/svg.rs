@@ -211,7 +211,7 @@ fn heading(xml: &mut Xml, picture: &Picture<'_>, first: Option<&Measurement>) {
     }
     if let Some(m) = first {
         let context = m.prompt.saturating_add(m.depth);
-        facts.push(format!("{} tokens after {context}", m.generated));
+        facts.push(format!("{} tokens after {context} of context", m.generated));
     }
     let cpu = cpu_name().unwrap_or_else(|| picture.plan.requires.target.clone());
     facts.push(format!(
@@ -241,7 +241,8 @@ fn short(text: &str, most: usize) -> String {
     format!("{}\u{2026}", kept.trim_end())
 }
 
-/// A dot per measured batch, ringed where it is slower than a smaller one; the deepest such says so.
+/// A dot per measured batch, ringed where it is slower than a smaller one; the deepest such says so, and so does the
+/// fastest batch unless it is the last.
 fn dots(xml: &mut Xml, axes: &Axes, points: &[(f64, f64)], cliffs: &[Option<Cliff>]) {
     let cliffs: Vec<&Cliff> = cliffs.iter().flatten().collect();
     for &(batch, speed) in points {
@@ -254,6 +255,12 @@ fn dots(xml: &mut Xml, axes: &Axes, points: &[(f64, f64)], cliffs: &[Option<Clif
             "measured-ink",
             if points.len() > 64 { 2.0 } else { 3.5 },
         );
+    }
+    let best = points.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    if let Some(&(batch, speed)) = best.filter(|&best| points.last() != Some(best)) {
+        let at = (axes.x(batch), axes.y(speed) - 13.0);
+        let text = format!("{} at B={batch:.0}", digits(speed));
+        xml.text(at, "measured-ink", "13", "middle", &text);
     }
     let worst = cliffs.iter().max_by(|a, b| a.share().total_cmp(&b.share()));
     if let Some(worst) = worst {
