@@ -133,7 +133,7 @@ impl Axes {
     }
 
     fn draw(&self, xml: &mut Xml) {
-        let step = nice(self.top / 5.0);
+        let step = nice(self.top / 6.0);
         for i in 0..=(self.top / step) as u32 {
             let speed = f64::from(i) * step;
             let y = self.y(speed);
