@@ -151,10 +151,10 @@ const ENDS: &str = "ends of programs";
 const INLINE: &str = "inline loops, calling";
 const OTHER: &str = "other";
 
-/// `matmul ffn_down`: the family, and for matmuls what is multiplied, the same for every layer.
+/// `matmul ffn_down`: the kernel's family, and where it streams weights which ones, the same for every layer.
 fn name(launch: &Launch) -> String {
     let family = launch.kernel.split('_').next().unwrap_or_default();
-    if family != "matmul" {
+    if launch.bytes == 0 {
         return family.to_owned();
     }
     let label = launch.label.as_str();
@@ -177,7 +177,7 @@ mod tests {
             label: label.into(),
             kernel: kernel.into(),
             reason: String::new(),
-            bytes: 0,
+            bytes: u64::from(kernel.starts_with("matmul")),
             macs: 0,
             predicted_seconds: 0.0,
         }
