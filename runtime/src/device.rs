@@ -23,6 +23,30 @@ pub struct StepInput<'a> {
     pub kv: &'a KvCache,
 }
 
+/// How long the parts of one program run took; times in seconds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timeline {
+    /// The program, an index into the plan's programs.
+    pub program: usize,
+    /// From the call until all workers were done.
+    pub seconds: f64,
+    /// Per worker, the caller first.
+    pub workers: Vec<WorkerTimeline>,
+    /// Calls nobody kept, over all workers: there were too many since times were last taken.
+    pub lost: u64,
+}
+
+/// One worker's part in a program run; times in seconds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WorkerTimeline {
+    /// From the start of the run until the worker began.
+    pub woken: f64,
+    /// From then until its part ended.
+    pub ran: f64,
+    /// Its calls in order: the symbol, an index into the plan's symbols, and how long the call took.
+    pub calls: Vec<(u32, f64)>,
+}
+
 /// Something that runs the programs of one plan.
 pub trait Device: Send {
     /// Runs program `program` of the plan over `step` and returns when it is done.
@@ -36,4 +60,28 @@ pub trait Device: Send {
     /// # Panics
     /// If the plan has no such row.
     fn logits(&self, row: usize) -> &[f32];
+
+    /// Calls `visit(row, logits)` once for each of the first `rows` logits rows, on any worker, in any order.
+    ///
+    /// # Panics
+    /// If the plan has no such rows.
+    fn visit_logits(&mut self, rows: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+        (0..rows).for_each(|row| visit(row, self.logits(row)));
+    }
+
+    /// Starts or stops keeping the times of what runs.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if this device cannot.
+    fn set_timing(&mut self, on: bool) -> Result<(), Error> {
+        match on {
+            true => Err(Error::Device("this device keeps no times".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// The program runs since the last call, if times are kept.
+    fn take_timelines(&mut self) -> Vec<Timeline> {
+        Vec::new()
+    }
 }

@@ -14,6 +14,7 @@ mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 pub use event::{Completion, Event, FinishReason, Stats, rate};
 pub use request::{Prompt, Request, RequestError, RequestId};
@@ -228,20 +229,17 @@ impl Engine {
             self.executor.step(&self.rows)?;
         }
         let mut events = std::mem::take(&mut self.pending);
-        let mut logits_row = 0;
+        let mut tokens = self.sample(&taken).into_iter();
         let mut running = Vec::with_capacity(self.active.len());
         for (mut sequence, rows) in std::mem::take(&mut self.active).into_iter().zip(taken) {
             let mut finished = None;
             if rows > 0 {
+                let token = sequence.has_logits(rows).then(|| tokens.next()).flatten();
                 sequence.advance(rows, &mut events);
-                if sequence.prompt_left().is_empty() {
-                    if sequence.wants_first_token() {
-                        let logits = self.executor.logits(logits_row);
-                        logits_row += 1;
-                        finished = sequence.sample(logits, self.tokenizer.as_ref(), &mut events);
-                    } else {
-                        finished = Some(FinishReason::Length);
-                    }
+                if let Some(token) = token {
+                    finished = sequence.take(token, self.tokenizer.as_ref(), &mut events);
+                } else if sequence.prompt_left().is_empty() {
+                    finished = Some(FinishReason::Length);
                 }
             }
             match finished {
@@ -251,6 +249,22 @@ impl Engine {
         }
         self.active = running;
         Ok(events)
+    }
+
+    /// The next token of each sequence whose last row has logits, in order. Samplers are independent of each other, so
+    /// they run on whatever threads the executor has.
+    fn sample(&mut self, taken: &[usize]) -> Vec<u32> {
+        let sampled = self.active.iter_mut().zip(taken);
+        let sampled = sampled.filter(|(sequence, rows)| sequence.has_logits(**rows));
+        // Each lock is taken once, by the one who visits its row.
+        let sampled: Vec<Mutex<(&mut Sequence, u32)>> =
+            sampled.map(|(s, _)| Mutex::new((s, 0))).collect();
+        self.executor.visit_logits(sampled.len(), &|row, logits| {
+            let mut sampled = sampled[row].lock().unwrap_or_else(PoisonError::into_inner);
+            sampled.1 = sampled.0.choose(logits);
+        });
+        let token = |s: Mutex<(_, u32)>| s.into_inner().unwrap_or_else(PoisonError::into_inner).1;
+        sampled.into_iter().map(token).collect()
     }
 
     fn admit(&mut self) {

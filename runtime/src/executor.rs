@@ -8,7 +8,7 @@ mod tests;
 
 use crate::bundle::{Bundle, Machine};
 use crate::device::cpu::{CpuDevice, DEFAULT_SPIN};
-use crate::device::{Device, StepInput};
+use crate::device::{Device, StepInput, Timeline};
 use crate::error::Error;
 use crate::kv_cache::KvCache;
 use crate::manifest::{Limits, Manifest, Stage};
@@ -230,6 +230,36 @@ impl Executor {
         }
         let width = self.vocab_size as usize;
         &self.gathered[i * width..][..width]
+    }
+
+    /// Calls `visit(i, logits)` once for each of the first `count` logits rows of the last step, on all workers, in any
+    /// order. A panic in it aborts the process.
+    ///
+    /// # Panics
+    /// If the last step had fewer such rows.
+    pub fn visit_logits(&mut self, count: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+        let rows = self.stats.logits_rows as usize;
+        assert!(count <= rows, "{count} logits rows of {rows}");
+        if self.gathered.is_empty() {
+            self.device.visit_logits(count, visit);
+            return;
+        }
+        let rows = self.gathered.chunks_exact(self.vocab_size as usize);
+        let rows = rows.take(count).enumerate();
+        rows.for_each(|(i, logits)| visit(i, logits));
+    }
+
+    /// Starts or stops keeping the times of every kernel call; a step then takes a little longer.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot.
+    pub fn set_timing(&mut self, on: bool) -> Result<(), Error> {
+        self.device.set_timing(on)
+    }
+
+    /// The program runs since the last call, if times are kept.
+    pub fn take_timelines(&mut self) -> Vec<Timeline> {
+        self.device.take_timelines()
     }
 
     fn check(&mut self, rows: &[Row]) -> Result<(), Error> {

@@ -1,7 +1,13 @@
 //! `bench`: prompt and generation speed per batch size, in llama-batched-bench's columns, and how much of this machine's
-//! memory bandwidth the generation reaches. Flags, the measuring loop and the table; no engine, no text.
+//! memory bandwidth the generation reaches. Flags and the measuring loop, on the executor alone; `report` and `svg` show
+//! the results, `profile` measures the whole engine instead.
 
 mod bandwidth;
+mod batches;
+mod cliffs;
+mod profile;
+mod report;
+mod svg;
 #[cfg(test)]
 mod tests;
 
@@ -9,7 +15,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use comfy_table::{Table, presets};
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
@@ -18,6 +23,7 @@ use crate::bundle::Bundle;
 use crate::error::Error;
 use crate::executor::{Executor, ExecutorOptions, Row, StepStats};
 use crate::manifest::{Limits, TargetPlan};
+use batches::Batches;
 
 /// Measures prompt and generation speed.
 #[derive(Clone, Debug, clap::Args)]
@@ -41,9 +47,10 @@ pub struct BenchArgs {
         default_value = "32"
     )]
     pub ntg: Vec<u32>,
-    /// Sequences decoded together (also -npl); default: 1, 2, 4, ... up to the bundle's
-    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
-    pub npl: Vec<u32>,
+    /// Sequences decoded together (also -npl), as numbers and ranges like 1-32; default: 1, 2, 4, ... up to the
+    /// bundle's, every number for a picture
+    #[arg(long, value_name = "N|N-M,...", value_delimiter = ',')]
+    pub npl: Vec<Batches>,
     /// Tokens already in each sequence before the measurement
     #[arg(
         short,
@@ -59,6 +66,10 @@ pub struct BenchArgs {
     /// Form of the output
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     pub output: Format,
+    /// Show where the time of a decode step goes instead, in kernels and outside of them: requests through the whole
+    /// engine, with greedy and with default sampling
+    #[arg(long, conflicts_with = "depth")]
+    pub profile: bool,
 }
 
 /// Form of the results.
@@ -70,6 +81,8 @@ pub enum Format {
     Json,
     /// Comma-separated values with a header line
     Csv,
+    /// A picture of the decode speed over the batch, as SVG
+    Svg,
 }
 
 /// One measured configuration; times in seconds, medians.
@@ -86,6 +99,21 @@ struct Measurement {
     decode_bytes: f64,
 }
 
+impl Measurement {
+    /// Generated tokens per second, all sequences together.
+    fn speed(&self) -> f64 {
+        per(
+            f64::from(self.batch) * f64::from(self.generated),
+            self.decode,
+        )
+    }
+}
+
+/// `amount` per second; 0 where nothing was timed.
+fn per(amount: f64, seconds: f64) -> f64 {
+    if seconds > 0.0 { amount / seconds } else { 0.0 }
+}
+
 impl BenchArgs {
     /// Runs the command.
     ///
@@ -93,6 +121,14 @@ impl BenchArgs {
     /// Usage: nothing to measure fits the bundle's limits. Otherwise what opening and running report.
     pub fn execute(self) -> Result<(), Error> {
         let bundle = Arc::new(Bundle::open(&self.bundle)?);
+        if self.profile {
+            return self.profile(&bundle);
+        }
+        if self.output == Format::Svg && (self.npp.len(), self.ntg.len()) != (1, 1) {
+            return Err(Error::Usage(
+                "a picture shows one prompt length and one generated length; give one -npp and one -ntg".into(),
+            ));
+        }
         let mut executor = Executor::new(Arc::clone(&bundle), ExecutorOptions::default())?;
         let plan = &bundle.manifest().plans[executor.plan()];
         let cases = self.cases(executor.limits())?;
@@ -129,21 +165,49 @@ impl BenchArgs {
             });
         }
         bar.finish_and_clear();
+        let cliffs = cliffs::find(&results);
+        cliffs.iter().flatten().for_each(|c| eprintln!("{c}"));
         print(&match self.output {
-            Format::Md => markdown(&results, bandwidth),
-            Format::Json => json(&results, bandwidth),
-            Format::Csv => csv(&results, bandwidth),
+            Format::Md => report::markdown(&results, bandwidth),
+            Format::Json => report::json(&results, &cliffs, bandwidth),
+            Format::Csv => report::csv(&results, bandwidth),
+            Format::Svg => {
+                let file = self.bundle.file_stem().unwrap_or_default();
+                svg::draw(&svg::Picture {
+                    file: &file.to_string_lossy(),
+                    model: &bundle.manifest().model,
+                    plan,
+                    max_batch: executor.limits().max_batch,
+                    results: &results,
+                    cliffs: &cliffs,
+                    bandwidth,
+                })
+            }
         })
+    }
+
+    fn profile(&self, bundle: &Arc<Bundle>) -> Result<(), Error> {
+        if self.output == Format::Svg {
+            let why = "a profile is a table; choose -o md, json or csv";
+            return Err(Error::Usage(why.into()));
+        }
+        let cases = self.cases(bundle.manifest().limits)?;
+        let bar = progress(2 * cases.len() as u64 * u64::from(self.repetitions), "runs");
+        let profiles = profile::profile(bundle, &cases, self.repetitions, || bar.inc(1))?;
+        bar.finish_and_clear();
+        print(&profile::show(&profiles, self.output))
     }
 
     /// (prompt, generated, batch) of every run that fits the bundle; says on stderr which do not.
     fn cases(&self, limits: Limits) -> Result<Vec<(u32, u32, u32)>, Error> {
-        let mut batches = self.npl.clone();
-        if batches.is_empty() {
-            batches = std::iter::successors(Some(1), |&b| Some(b * 2))
+        let batches = match (&self.npl[..], self.output) {
+            ([], Format::Svg) => vec![Batches::from(1..=limits.max_batch)],
+            ([], _) => std::iter::successors(Some(1u32), |b| b.checked_mul(2))
                 .take_while(|&b| b <= limits.max_batch)
-                .collect();
-        }
+                .map(|b| Batches::from(b..=b))
+                .collect(),
+            (given, _) => given.to_vec(),
+        };
         let mut cases = Vec::new();
         for (&prompt, &generated) in self
             .npp
@@ -151,15 +215,17 @@ impl BenchArgs {
             .flat_map(|p| self.ntg.iter().map(move |g| (p, g)))
         {
             let context = u64::from(prompt) + u64::from(generated) + u64::from(self.depth);
-            for &batch in &batches {
-                if batch > limits.max_batch || context > u64::from(limits.max_context) {
+            for range in &batches {
+                let fit = range.up_to(limits.max_batch);
+                let fit = fit.filter(|_| context <= u64::from(limits.max_context));
+                if fit.as_ref() != Some(range) {
                     eprintln!(
-                        "skipped: {batch} sequences of {context} tokens; the bundle holds {} of {}",
+                        "skipped: {range} sequences of {context} tokens; the bundle holds {} of {}",
                         limits.max_batch, limits.max_context
                     );
-                } else {
-                    cases.push((prompt, generated, batch));
                 }
+                let fit = fit.into_iter().flat_map(|fit| fit.iter());
+                cases.extend(fit.map(|batch| (prompt, generated, batch)));
             }
         }
         if cases.is_empty() {
@@ -260,108 +326,4 @@ fn median(mut values: Vec<f64>) -> f64 {
         n if n % 2 == 1 => values[middle],
         _ => (values[middle - 1] + values[middle]) / 2.0,
     }
-}
-
-/// Column names in JSON and CSV, and the values of one row.
-const COLUMNS: [&str; 14] = [
-    "pp",
-    "tg",
-    "pl",
-    "n_kv",
-    "t_pp",
-    "speed_pp",
-    "t_tg",
-    "speed_tg",
-    "t",
-    "speed",
-    "depth",
-    "bucket",
-    "gb_per_s",
-    "bandwidth_share",
-];
-
-fn values(m: &Measurement, bandwidth: f64) -> [f64; 14] {
-    let per = |amount: f64, time: f64| if time > 0.0 { amount / time } else { 0.0 };
-    let [prompt, generated, batch] = [m.prompt, m.generated, m.batch].map(f64::from);
-    let total = m.prefill + m.decode;
-    let achieved = per(m.decode_bytes, m.decode);
-    [
-        prompt,
-        generated,
-        batch,
-        batch * (prompt + generated + f64::from(m.depth)),
-        m.prefill,
-        per(batch * prompt, m.prefill),
-        m.decode,
-        per(batch * generated, m.decode),
-        total,
-        per(batch * (prompt + generated), total),
-        f64::from(m.depth),
-        f64::from(m.bucket),
-        achieved / 1e9,
-        per(achieved, bandwidth),
-    ]
-}
-
-fn markdown(results: &[Measurement], bandwidth: f64) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header([
-        "PP", "TG", "B", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s", "T s", "S t/s",
-        "bucket", "GB/s", "% of bw",
-    ]);
-    for m in results {
-        let v = values(m, bandwidth);
-        let digits = |i: usize, n: usize| format!("{:.n$}", v[i]);
-        table.add_row([
-            digits(0, 0),
-            digits(1, 0),
-            digits(2, 0),
-            digits(3, 0),
-            digits(4, 3),
-            digits(5, 2),
-            digits(6, 3),
-            digits(7, 2),
-            digits(8, 3),
-            digits(9, 2),
-            digits(11, 0),
-            digits(12, 2),
-            format!("{:.1}", v[13] * 100.0),
-        ]);
-    }
-    for column in table.column_iter_mut() {
-        column.set_cell_alignment(comfy_table::CellAlignment::Right);
-    }
-    format!("{table}\n")
-}
-
-fn json(results: &[Measurement], bandwidth: f64) -> String {
-    let rows: Vec<serde_json::Value> = results
-        .iter()
-        .map(|m| {
-            let object = COLUMNS
-                .iter()
-                .zip(values(m, bandwidth))
-                .map(|(name, value)| {
-                    let whole =
-                        value.fract() == 0.0 && !name.starts_with(['t', 's', 'g']) || *name == "tg";
-                    let number = if whole {
-                        serde_json::json!(value as u64)
-                    } else {
-                        serde_json::json!(value)
-                    };
-                    (name.to_string(), number)
-                });
-            serde_json::Value::Object(object.collect())
-        })
-        .collect();
-    format!("{:#}\n", serde_json::Value::Array(rows))
-}
-
-fn csv(results: &[Measurement], bandwidth: f64) -> String {
-    let mut text = COLUMNS.join(",") + "\n";
-    for m in results {
-        text.push_str(&values(m, bandwidth).map(|v| v.to_string()).join(","));
-        text.push('\n');
-    }
-    text
 }

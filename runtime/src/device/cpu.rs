@@ -4,11 +4,13 @@
 mod barrier;
 mod code;
 mod team;
+#[cfg(target_arch = "x86_64")]
+mod timed;
 
 #[cfg(test)]
 mod tests;
 
-use super::{Device, StepInput};
+use super::{Device, StepInput, Timeline};
 use crate::bundle::Bundle;
 use crate::error::Error;
 use crate::manifest::{Limits, Stage, TargetPlan};
@@ -17,8 +19,11 @@ use code::{Code, Entry};
 use coldpress_kernels::cpu::abi::{PAGE_TOKENS, Step, WorkerContext};
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use team::Team;
+#[cfg(target_arch = "x86_64")]
+use timed::{Moment, Timed};
 
 /// How long workers wait awake for the next program before they sleep: about as long as sampling takes between two
 /// steps, since waking them costs more than a small model's launch.
@@ -29,16 +34,17 @@ pub struct CpuDevice {
     // Field order is drop order: threads first, then what they use.
     team: Team,
     programs: Vec<LoadedProgram>,
-    context: Box<WorkerContext>,
+    /// Per worker.
+    contexts: Vec<WorkerContext>,
     limits: Limits,
     vocab_size: u32,
     kv_pages: u32,
-    logits_offset: usize,
-    logits_stride: usize,
-    logits_rows: usize,
+    logits: Logits,
     arena: MmapRaw,
     _kv: MmapRaw,
-    _symbols: Vec<*const u8>,
+    symbols: Vec<*const u8>,
+    #[cfg(target_arch = "x86_64")]
+    timed: Option<Box<Timed>>,
     _barrier: Arc<Barrier>,
     _code: Code,
     _bundle: Arc<Bundle>,
@@ -52,6 +58,47 @@ struct LoadedProgram {
 
 // SAFETY: the raw pointers lead into memory the device owns, and code runs only inside `run`, which takes `&mut self`.
 unsafe impl Send for CpuDevice {}
+
+/// Where head programs leave logits.
+struct Logits {
+    /// Arena offset of row 0.
+    offset: usize,
+    /// Bytes between rows.
+    stride: usize,
+    /// Rows of the largest head program.
+    rows: usize,
+    /// Logits in a row.
+    vocab: usize,
+}
+
+impl Logits {
+    fn row<'a>(&self, arena: &'a MmapRaw, row: usize) -> &'a [f32] {
+        assert!(row < self.rows, "logits row {row} of {}", self.rows);
+        let offset = self.offset + row * self.stride;
+        // SAFETY: opening the bundle checked that the logits of the largest head program are inside the arena and
+        // aligned; the arena is initialised (zeros at least), and only a program writes it, for which the device is
+        // borrowed mutably while nobody holds a row.
+        unsafe {
+            let start = arena.as_ptr().add(offset).cast::<f32>();
+            std::slice::from_raw_parts(start, self.vocab)
+        }
+    }
+}
+
+/// A program's entries and the workers' contexts, for all workers at once.
+struct Parts<'a>(&'a [Entry], &'a [WorkerContext]);
+
+// SAFETY: workers only read entries and contexts, and the code divides the memory that the contexts point to.
+unsafe impl Sync for Parts<'_> {}
+
+impl Parts<'_> {
+    /// # Safety
+    /// The code may be called with the contexts, by all workers at the same time.
+    unsafe fn run(&self, worker: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0[worker](&raw const self.1[worker]) };
+    }
+}
 
 impl CpuDevice {
     /// Loads plan `plan` of `bundle`: maps code, allocates arena and KV pool, starts threads.
@@ -75,28 +122,34 @@ impl CpuDevice {
         let arena = allocate("activation arena", plan.arena_bytes)?;
         let kv = allocate("KV pool", plan.kv.bytes)?;
         let barrier = Arc::new(Barrier::new(plan.workers));
-        let context = Box::new(WorkerContext {
+        let context = || WorkerContext {
             arena: arena.as_mut_ptr(),
             weights,
             kv: kv.as_mut_ptr(),
             step: std::ptr::null(),
             symbols: symbols.as_ptr(),
             barrier: Arc::as_ptr(&barrier).cast(),
-        });
+        };
+        let contexts = (0..plan.workers).map(|_| context()).collect();
         let head = programs.iter().filter(|p| p.stage == Stage::Head);
         Ok(Self {
             team: Team::new(plan.workers, spin)?,
-            logits_rows: head.map(|p| p.rows).max().unwrap_or(0),
+            logits: Logits {
+                offset: plan.logits_offset as usize,
+                stride: plan.logits_stride as usize,
+                rows: head.map(|p| p.rows).max().unwrap_or(0),
+                vocab: manifest.model.vocab_size as usize,
+            },
             programs,
-            context,
+            contexts,
             limits: manifest.limits,
             vocab_size: manifest.model.vocab_size,
             kv_pages: plan.kv.pages,
-            logits_offset: plan.logits_offset as usize,
-            logits_stride: plan.logits_stride as usize,
             arena,
             _kv: kv,
-            _symbols: symbols,
+            symbols,
+            #[cfg(target_arch = "x86_64")]
+            timed: None,
             _barrier: barrier,
             _code: code,
             _bundle: bundle.clone(),
@@ -158,27 +211,63 @@ impl Device for CpuDevice {
             page_table: step.kv.page_table().as_ptr(),
             pages_per_slot: step.kv.pages_per_slot() as usize,
         };
-        self.context.step = &abi;
-        // SAFETY: one entry per worker of the barrier; the code was compiled for the memory in `context` (a bundle is
-        // trusted like an executable), `step` was checked, and `abi` outlives the run.
-        unsafe { self.team.run(&loaded.entries, &raw const *self.context) };
-        self.context.step = std::ptr::null();
+        for context in &mut self.contexts {
+            context.step = &abi;
+        }
+        let parts = Parts(&loaded.entries, &self.contexts);
+        // SAFETY: there is one entry and one context per worker of the barrier; the code was compiled for the memory in
+        // the contexts (a bundle is trusted like an executable), `step` was checked, and `abi` outlives the run.
+        let part = |worker: usize| unsafe { parts.run(worker) };
+        #[cfg(target_arch = "x86_64")]
+        if let Some(timed) = &mut self.timed {
+            let (started, around) = (Moment::now(), &**timed);
+            self.team
+                .run(&|worker| around.around(worker, || part(worker)));
+            timed.finish(program, started);
+            return Ok(());
+        }
+        self.team.run(&part);
         Ok(())
     }
 
     fn logits(&self, row: usize) -> &[f32] {
-        assert!(
-            row < self.logits_rows,
-            "logits row {row} of {}",
-            self.logits_rows
-        );
-        let offset = self.logits_offset + row * self.logits_stride;
-        // SAFETY: opening the bundle checked that the logits of the largest head program are inside the arena and
-        // aligned; the arena is initialised (zeros at least) and nobody writes it while `self` is borrowed.
-        unsafe {
-            let start = self.arena.as_ptr().add(offset).cast::<f32>();
-            std::slice::from_raw_parts(start, self.vocab_size as usize)
+        self.logits.row(&self.arena, row)
+    }
+
+    fn visit_logits(&mut self, rows: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+        let place = &self.logits;
+        assert!(rows <= place.rows, "{rows} logits rows of {}", place.rows);
+        if rows < 2 {
+            return (0..rows).for_each(|row| visit(row, place.row(&self.arena, row)));
         }
+        let (next, arena) = (AtomicUsize::new(0), &self.arena);
+        self.team.run(&|_| {
+            loop {
+                let row = next.fetch_add(1, Ordering::Relaxed);
+                if row >= rows {
+                    return;
+                }
+                visit(row, place.row(arena, row));
+            }
+        });
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn set_timing(&mut self, on: bool) -> Result<(), Error> {
+        self.timed = match on {
+            true => Some(Box::new(Timed::new(&self.symbols, self.contexts.len())?)),
+            false => None,
+        };
+        for (worker, context) in self.contexts.iter_mut().enumerate() {
+            let timed = self.timed.as_ref();
+            context.symbols = timed.map_or(self.symbols.as_ptr(), |t| t.table(worker));
+        }
+        Ok(())
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn take_timelines(&mut self) -> Vec<Timeline> {
+        self.timed.as_mut().map(|t| t.take()).unwrap_or_default()
     }
 }
 

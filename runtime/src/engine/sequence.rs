@@ -96,14 +96,23 @@ impl Sequence {
         }
     }
 
-    /// Chooses the next token from the logits of its last row; `Some` ends the request.
-    pub(super) fn sample(
+    /// Whether its last row has logits in a step that takes `rows` of it.
+    pub(super) fn has_logits(&self, rows: usize) -> bool {
+        rows > 0 && self.cached + rows >= self.prompt.len() && self.wants_first_token()
+    }
+
+    /// Chooses the next token from the logits of its last row.
+    pub(super) fn choose(&mut self, logits: &[f32]) -> u32 {
+        self.sampler.sample(logits)
+    }
+
+    /// Continues with `token`; `Some` ends the request.
+    pub(super) fn take(
         &mut self,
-        logits: &[f32],
+        token: u32,
         tokenizer: Option<&Tokenizer>,
         events: &mut Vec<Event>,
     ) -> Option<FinishReason> {
-        let token = self.sampler.sample(logits);
         self.sampler.accept(token);
         if !self.ignore_eos && tokenizer.is_some_and(|t| t.is_end(token)) {
             return Some(FinishReason::EndOfText);

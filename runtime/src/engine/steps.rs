@@ -22,6 +22,11 @@ pub trait Steps: Send {
     fn step(&mut self, rows: &[Row]) -> Result<(), Error>;
     /// Logits of the i-th row of the last step that wanted them: `[vocab_size]`.
     fn logits(&self, i: usize) -> &[f32];
+    /// Calls `visit(i, logits)` once for each of the first `count` logits rows of the last step, on any thread and in any
+    /// order.
+    fn visit_logits(&mut self, count: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+        (0..count).for_each(|i| visit(i, self.logits(i)));
+    }
 }
 
 impl Steps for Executor {
@@ -47,6 +52,10 @@ impl Steps for Executor {
 
     fn logits(&self, i: usize) -> &[f32] {
         Executor::logits(self, i)
+    }
+
+    fn visit_logits(&mut self, count: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+        Executor::visit_logits(self, count, visit);
     }
 }
 

@@ -2,9 +2,7 @@
 //! that follow each other start within about a microsecond, and then sleep, so that an idle engine uses no CPU.
 
 use super::barrier::{Padded, spin_until};
-use super::code::Entry;
 use crate::error::Error;
-use coldpress_kernels::cpu::abi::WorkerContext;
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -14,13 +12,8 @@ use std::time::{Duration, Instant};
 /// Waiting workers keep their core this long; then they offer it to others between looks.
 const BUSY: Duration = Duration::from_micros(50);
 
-/// What all workers run next.
-#[derive(Clone, Copy)]
-struct Job {
-    /// `[workers]`, or null to stop.
-    entries: *const Entry,
-    context: *const WorkerContext,
-}
+/// What all workers run next, given their number; `None` to stop.
+type Job = Option<*const (dyn Fn(usize) + Sync)>;
 
 struct Shared {
     /// Advances with every job. The caller writes `job` before and nobody reads it until the advance is seen.
@@ -38,7 +31,7 @@ struct Shared {
 // SAFETY: `job` is written by the caller only while no job runs (`running` is 0, acquired) and read by workers only after
 // they acquired the generation that published it; everything else is atomic or immutable.
 unsafe impl Sync for Shared {}
-// SAFETY: as above; the pointers in `job` are only followed during a job, whose caller keeps them alive.
+// SAFETY: as above; the pointer in `job` is only followed during a job, whose caller keeps it alive.
 unsafe impl Send for Shared {}
 
 /// The workers of one device.
@@ -53,10 +46,7 @@ impl Team {
         let shared = Arc::new(Shared {
             generation: Padded(AtomicU32::new(0)),
             running: Padded(AtomicU32::new(0)),
-            job: Padded(UnsafeCell::new(Job {
-                entries: std::ptr::null(),
-                context: std::ptr::null(),
-            })),
+            job: Padded(UnsafeCell::new(None)),
             asleep: (1..workers)
                 .map(|_| Padded(AtomicBool::new(false)))
                 .collect(),
@@ -83,26 +73,24 @@ impl Team {
         Ok(team)
     }
 
-    /// Runs `entries[w]` on every worker w and returns when all are done.
-    ///
-    /// # Safety
-    /// There is one entry per worker; each may be called with `context`, all at the same time.
-    pub(super) unsafe fn run(&mut self, entries: &[Entry], context: *const WorkerContext) {
-        debug_assert_eq!(entries.len(), self.handles.len() + 1);
+    /// Runs `work(w)` on every worker w, the caller being worker 0, and returns when all are done.
+    pub(super) fn run(&mut self, work: &(dyn Fn(usize) + Sync)) {
         let others = self.handles.len();
         if others > 0 {
             self.shared
                 .running
                 .0
                 .store(others as u32, Ordering::Relaxed);
-            self.publish(Job {
-                entries: entries.as_ptr(),
-                context,
-            });
+            // SAFETY: only the lifetime changes; this function does not return, nor unwind (`call`), while a worker runs.
+            let work = unsafe {
+                std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(
+                    work,
+                )
+            };
+            self.publish(Some(work));
             self.shared.wake_children(0);
         }
-        // SAFETY: the caller's promise.
-        unsafe { call(entries[0], context) };
+        call(work, 0);
         spin_until(|| self.shared.running.0.load(Ordering::Acquire) == 0);
     }
 
@@ -115,10 +103,7 @@ impl Team {
 
 impl Drop for Team {
     fn drop(&mut self) {
-        self.publish(Job {
-            entries: std::ptr::null(),
-            context: std::ptr::null(),
-        });
+        self.publish(None);
         for handle in self.handles.drain(..) {
             handle.thread().unpark();
             // Workers do not panic: a panic in a program aborts the process.
@@ -133,14 +118,12 @@ impl Shared {
         loop {
             seen = self.await_generation(worker, seen);
             // SAFETY: the generation was acquired; see the `Sync` invariant.
-            let job = unsafe { *self.job.0.get() };
-            if job.entries.is_null() {
+            let Some(work) = (unsafe { *self.job.0.get() }) else {
                 return;
-            }
+            };
             self.wake_children(worker);
-            // SAFETY: `Team::run` was promised one entry per worker, callable with this context until it returns,
-            // which it does not before `running` is 0.
-            unsafe { call(*job.entries.add(worker), job.context) };
+            // SAFETY: `Team::run` keeps the closure alive until it returns, which it does not before `running` is 0.
+            call(unsafe { &*work }, worker);
             self.running.0.fetch_sub(1, Ordering::Release);
         }
     }
@@ -192,67 +175,48 @@ impl Shared {
     }
 }
 
-/// # Safety
-/// `entry` may be called with `context`.
-unsafe fn call(entry: Entry, context: *const WorkerContext) {
+fn call(work: &(dyn Fn(usize) + Sync), worker: usize) {
     struct AbortOnUnwind;
     impl Drop for AbortOnUnwind {
         fn drop(&mut self) {
             std::process::abort();
         }
     }
-    // Nothing unwinds out of `extern "C"`; should that ever change, the other workers must not wait forever.
+    // A worker that unwound would leave the others waiting forever, and what they use would go away under them.
     let guard = AbortOnUnwind;
-    // SAFETY: the caller's promise.
-    unsafe { entry(context) };
+    work(worker);
     std::mem::forget(guard);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::cpu::barrier::{Barrier, barrier_symbol};
-
-    /// The arena holds a counter per worker.
-    unsafe extern "C" fn add<const WORKER: usize>(context: *const WorkerContext) {
-        // SAFETY: the test's arena outlives the run, and every worker has a counter of its own.
-        unsafe {
-            let counters = (*context).arena.cast::<u64>();
-            *counters.add(WORKER) += 1;
-            barrier_symbol((*context).barrier);
-            let first = *counters;
-            barrier_symbol((*context).barrier);
-            assert_eq!(*counters.add(WORKER), first);
-        }
-    }
-
-    const ENTRIES: [Entry; 4] = [add::<0>, add::<1>, add::<2>, add::<3>];
+    use crate::device::cpu::barrier::Barrier;
+    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn every_worker_runs_every_job_awake_or_asleep() {
         for (spin, jobs) in [(Duration::ZERO, 300), (Duration::from_micros(50), 1000)] {
             for workers in 1..=4 {
-                let mut counters = [0u64; 4];
+                let counters = [const { AtomicU64::new(0) }; 4];
                 let barrier = Barrier::new(workers);
-                let context = WorkerContext {
-                    arena: counters.as_mut_ptr().cast(),
-                    weights: std::ptr::null(),
-                    kv: std::ptr::null_mut(),
-                    step: std::ptr::null(),
-                    symbols: std::ptr::null(),
-                    barrier: (&raw const barrier).cast(),
-                };
                 let mut team = Team::new(workers, spin).expect("threads start");
                 for job in 0..jobs {
                     if job % 100 == 99 {
                         // Long enough for all to fall asleep.
                         std::thread::sleep(Duration::from_millis(1));
                     }
-                    // SAFETY: one entry per worker, counters and barrier live as long as the team.
-                    unsafe { team.run(&ENTRIES[..workers as usize], &context) };
+                    team.run(&|worker| {
+                        counters[worker].fetch_add(1, Ordering::Relaxed);
+                        barrier.wait();
+                        let first = counters[0].load(Ordering::Relaxed);
+                        barrier.wait();
+                        assert_eq!(counters[worker].load(Ordering::Relaxed), first);
+                    });
                 }
                 drop(team);
-                assert!(counters[..workers as usize].iter().all(|&c| c == jobs));
+                let done = |c: &AtomicU64| c.load(Ordering::Relaxed) == jobs;
+                assert!(counters[..workers as usize].iter().all(done));
             }
         }
     }

@@ -134,3 +134,64 @@ fn code_is_never_writable_and_executable() {
     let line = line.expect("mapped");
     assert!(line.contains(" r-xp "), "{line}");
 }
+
+#[test]
+fn logits_are_visited_once_each_by_any_worker() {
+    let mut device = load(|_| ()).expect("loads");
+    let kv = KvCache::new(&sample::manifest().plans[0].kv, 3);
+    let logit_rows = &[1, 0][..];
+    let step = StepInput {
+        tokens: &[3, 5],
+        positions: &[0, 1],
+        slots: &[0, 0],
+        logit_rows,
+        kv: &kv,
+    };
+    device.run(4, &step).expect("runs");
+    for rows in 0..=2 {
+        let seen = std::sync::Mutex::new(Vec::new());
+        device.visit_logits(rows, &|row, logits| {
+            seen.lock().expect("no panic").push((row, logits[0]));
+        });
+        let mut seen = seen.into_inner().expect("no panic");
+        seen.sort_by_key(|s| s.0);
+        assert_eq!(seen, [(0, 5.0), (1, 3.0)][..rows]);
+    }
+}
+
+#[test]
+fn times_are_kept_while_asked_for() {
+    let mut device = load(|_| ()).expect("loads");
+    let kv = KvCache::new(&sample::manifest().plans[0].kv, 3);
+    let step = StepInput {
+        tokens: &[3],
+        positions: &[0],
+        slots: &[0],
+        logit_rows: &[],
+        kv: &kv,
+    };
+    let run = |device: &mut CpuDevice| {
+        for program in [0, 1, 0] {
+            device.run(program, &step).expect("runs");
+        }
+        device.take_timelines()
+    };
+    assert!(run(&mut device).is_empty());
+    for _ in 0..3 {
+        device.set_timing(true).expect("x86-64 has a clock");
+        let timelines = run(&mut device);
+        let programs: Vec<usize> = timelines.iter().map(|t| t.program).collect();
+        assert_eq!(programs, [0, 1, 0]);
+        for timeline in timelines {
+            assert_eq!((timeline.workers.len(), timeline.lost), (2, 0));
+            for worker in &timeline.workers {
+                // The sample's trunk programs call symbol 0, the barrier, and nothing else.
+                let symbols: Vec<u32> = worker.calls.iter().map(|c| c.0).collect();
+                assert_eq!(symbols, [0]);
+                assert!(worker.calls[0].1 <= worker.ran && timeline.seconds > 0.0);
+            }
+        }
+        device.set_timing(false).expect("stops");
+        assert!(run(&mut device).is_empty());
+    }
+}
