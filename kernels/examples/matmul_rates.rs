@@ -15,7 +15,7 @@ use coldpress_kernels::matmul::{Isa, VARIANTS, VariantId, activation_row_bytes};
 use coldpress_kernels::quant::FORMATS;
 
 const K: usize = 1024;
-const ROWS: usize = 16;
+const ROWS: usize = 32;
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -72,7 +72,7 @@ fn measure(id: VariantId, k: usize, weights: &[u8], ghz: f64) {
     let mut run = |weights: &[u8], tiles: usize| {
         let width = tiles * TILE_N * 4;
         let start = Instant::now();
-        // SAFETY: the weights hold the tiles; x and y hold 16 rows, the largest stamp.
+        // SAFETY: the weights hold the tiles; x and y hold the rows of the largest stamp.
         unsafe {
             matmul(
                 weights.as_ptr(),

@@ -7,6 +7,25 @@ use crate::cpu::abi::TILE_N;
 use crate::cpu::tile::{planes, scale_codes_bytes, scale_halves_bytes};
 use crate::quant::{FORMATS, Scale, Store};
 
+/// 32 k of 16 outputs of an integer layout, unpacked.
+#[derive(Clone, Copy)]
+pub(super) struct Group {
+    /// Levels: byte 4 c + j of vector i is k = 4 i + j of output c.
+    pub(super) q: [__m512i; 8],
+    /// Scales of the two halves; the same where 32 k share one.
+    pub(super) scale: [__m512; 2],
+    /// Mins of the two halves, likewise.
+    pub(super) min: [__m512; 2],
+}
+
+impl Group {
+    /// Weights of zero.
+    pub(super) const ZERO: Group = {
+        // SAFETY: vectors of zeros.
+        unsafe { std::mem::zeroed() }
+    };
+}
+
 /// 16 float weights.
 ///
 /// # Safety
