@@ -34,11 +34,17 @@ pub struct Row {
 pub struct ExecutorOptions {
     /// How long idle workers wait awake for the next step before they sleep.
     pub spin: Duration,
+    /// Whether all memory is taken from the system when loading. Otherwise a page of the cache is when it is first used,
+    /// which starts sooner, and makes that step slower.
+    pub touch_memory: bool,
 }
 
 impl Default for ExecutorOptions {
     fn default() -> Self {
-        Self { spin: DEFAULT_SPIN }
+        Self {
+            spin: DEFAULT_SPIN,
+            touch_memory: false,
+        }
     }
 }
 
@@ -104,7 +110,7 @@ impl Executor {
             .iter()
             .position(|p| std::ptr::eq(p, picked))
             .unwrap_or(0);
-        let device = CpuDevice::new(bundle.clone(), plan, options.spin)?;
+        let device = CpuDevice::new(bundle.clone(), plan, options.spin, options.touch_memory)?;
         Self::with_plan(bundle.manifest(), plan, Box::new(device))
     }
 

@@ -114,6 +114,14 @@ fn per(amount: f64, seconds: f64) -> f64 {
     if seconds > 0.0 { amount / seconds } else { 0.0 }
 }
 
+/// A step is measured, not the system finding memory for it.
+fn options() -> ExecutorOptions {
+    ExecutorOptions {
+        touch_memory: true,
+        ..ExecutorOptions::default()
+    }
+}
+
 impl BenchArgs {
     /// Runs the command.
     ///
@@ -129,7 +137,7 @@ impl BenchArgs {
                 "a picture shows one prompt length and one generated length; give one -npp and one -ntg".into(),
             ));
         }
-        let mut executor = Executor::new(Arc::clone(&bundle), ExecutorOptions::default())?;
+        let mut executor = Executor::new(Arc::clone(&bundle), options())?;
         let plan = &bundle.manifest().plans[executor.plan()];
         let cases = self.cases(executor.limits())?;
         let bandwidth = bandwidth::read_bandwidth(plan.workers as usize);

@@ -101,12 +101,18 @@ impl Parts<'_> {
 }
 
 impl CpuDevice {
-    /// Loads plan `plan` of `bundle`: maps code, allocates arena and KV pool, starts threads.
+    /// Loads plan `plan` of `bundle`: maps code, allocates arena and KV pool (and with `touch` takes them from the system at
+    /// once), starts threads that wait awake for `spin`.
     ///
     /// # Errors
     /// [`Error::Memory`] if an allocation fails, [`Error::Mismatch`] if the code calls micro-kernels this runtime lacks
     /// (all are listed), [`Error::Device`] if there is no such plan or the system refuses code or threads.
-    pub fn new(bundle: Arc<Bundle>, plan: usize, spin: Duration) -> Result<Self, Error> {
+    pub fn new(
+        bundle: Arc<Bundle>,
+        plan: usize,
+        spin: Duration,
+        touch: bool,
+    ) -> Result<Self, Error> {
         let manifest = bundle.manifest();
         let Some(plan) = manifest.plans.get(plan) else {
             return Err(Error::Device(format!("the bundle has no plan {plan}")));
@@ -119,8 +125,8 @@ impl CpuDevice {
         let code = Code::new(section("code", plan.code_section)?)?;
         let programs = load_programs(plan, &code)?;
         let symbols = resolve(plan)?;
-        let arena = allocate("activation arena", plan.arena_bytes)?;
-        let kv = allocate("KV pool", plan.kv.bytes)?;
+        let arena = allocate("activation arena", plan.arena_bytes, touch)?;
+        let kv = allocate("KV pool", plan.kv.bytes, touch)?;
         let barrier = Arc::new(Barrier::new(plan.workers));
         let context = || WorkerContext {
             arena: arena.as_mut_ptr(),
@@ -312,8 +318,8 @@ fn resolve(plan: &TargetPlan) -> Result<Vec<*const u8>, Error> {
     )]))
 }
 
-/// Zeroed memory, page-aligned.
-fn allocate(what: &str, bytes: u64) -> Result<MmapRaw, Error> {
+/// Zeroed memory, page-aligned; with `touch`, all of it present.
+fn allocate(what: &str, bytes: u64, touch: bool) -> Result<MmapRaw, Error> {
     let failed =
         |why: String| Error::Memory(format!("allocating {bytes} bytes for the {what}: {why}"));
     let length = usize::try_from(bytes).map_err(|e| failed(e.to_string()))?;
@@ -323,6 +329,11 @@ fn allocate(what: &str, bytes: u64) -> Result<MmapRaw, Error> {
         .map_err(|e| failed(e.to_string()))?;
     // Fewer, larger pages where the system has them; without, it is only slower.
     #[cfg(target_os = "linux")]
-    let _ = map.advise(memmap2::Advice::HugePage);
+    {
+        let _ = map.advise(memmap2::Advice::HugePage);
+        if touch {
+            let _ = map.advise(memmap2::Advice::PopulateWrite);
+        }
+    }
     Ok(map.into())
 }

@@ -19,7 +19,7 @@ pub const SYMBOLS: &[Named] = matmul_symbols!("avx512", int_matmul [1 2 3 4 5 6 
 
 /// Bytes between the weights being used and those being prefetched: a read of memory takes about as long as the
 /// arithmetic on this much (measured: without it one row streams at 60 % of the bandwidth).
-const PREFETCH: usize = 8192;
+const PREFETCH: usize = 16384;
 
 /// Runs the body once per row with a constant row number, so that accumulators indexed by it stay in registers.
 macro_rules! each_row {
@@ -62,11 +62,11 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     // SAFETY: by the caller; both see tiles below `tiles` only.
     unsafe {
         for t in (0..tiles - tiles % 2).step_by(2) {
-            abreast::<L, N, 2>(w.add(t * bytes), x, x_stride, k, &out.from_tile(t));
+            abreast::<L, N, 2>(w.add(t * bytes), x, x_stride, k, &out.at_tile(t));
         }
         if tiles % 2 == 1 {
             let t = tiles - 1;
-            abreast::<L, N, 1>(w.add(t * bytes), x, x_stride, k, &out.from_tile(t));
+            abreast::<L, N, 1>(w.add(t * bytes), x, x_stride, k, &out.at_tile(t));
         }
     }
 }
@@ -389,7 +389,7 @@ struct Output {
 
 impl Output {
     /// The same rows from the outputs of tile `t` on.
-    fn from_tile(self, t: usize) -> Output {
+    fn at_tile(self, t: usize) -> Output {
         Output {
             init: match self.init.is_null() {
                 true => self.init,

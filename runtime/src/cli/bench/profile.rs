@@ -80,7 +80,7 @@ pub(super) fn profile(
     repetitions: u32,
     mut progress: impl FnMut(),
 ) -> Result<Vec<Profile>, Error> {
-    let executor = Executor::new(Arc::clone(bundle), ExecutorOptions::default())?;
+    let executor = Executor::new(Arc::clone(bundle), super::options())?;
     let plan = &bundle.manifest().plans[executor.plan()];
     let parts = Parts::new(plan);
     let vocab = executor.vocab_size();

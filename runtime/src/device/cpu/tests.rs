@@ -11,7 +11,7 @@ fn load(change: impl Fn(&mut crate::manifest::Manifest)) -> Result<CpuDevice, Er
     let mut manifest = sample::manifest();
     change(&mut manifest);
     sample::write(&path, &manifest)?;
-    CpuDevice::new(Arc::new(Bundle::open(&path)?), 0, DEFAULT_SPIN)
+    CpuDevice::new(Arc::new(Bundle::open(&path)?), 0, DEFAULT_SPIN, false)
 }
 
 #[test]
