@@ -14,7 +14,7 @@ use crate::bundle::{Bundle, SectionKind};
 use crate::device::Timeline;
 use crate::engine::{Engine, EngineOptions, Event, Request, Steps};
 use crate::error::Error;
-use crate::executor::{Executor, ExecutorOptions, Row};
+use crate::executor::{Executor, Row};
 use crate::manifest::Limits;
 use crate::sampler::Sampling;
 use crate::tokenizer::{Tokenizer, TokenizerSpec};

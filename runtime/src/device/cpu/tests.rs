@@ -114,7 +114,7 @@ fn lists_all_unresolved_symbols_and_reports_memory() {
     let error = error.expect("unresolved");
     assert!(error.to_string().contains("(gone, lost)"), "{error}");
     assert_eq!(error.exit_code(), 4);
-    let error = allocate("KV pool", 1 << 60).expect_err("too large");
+    let error = allocate("KV pool", 1 << 60, false).expect_err("too large");
     assert_eq!(error.exit_code(), 5);
     assert!(error.to_string().contains("KV pool"), "{error}");
 }
