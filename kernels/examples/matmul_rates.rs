@@ -2,8 +2,9 @@
 //! and stamp it prints multiply-adds per cycle with weights in cache and the bandwidth of weights streamed from memory;
 //! with `pack` for the megabytes, how fast GGUF rows are packed.
 //!
-//! `cargo run --release -p coldpress-kernels --example matmul_rates -- [MEGABYTES] [LAYOUT] [ISA] [K]`. Each figure is the
-//! median of many short slices, so that other work on the machine disturbs it little.
+//! `cargo run --release -p coldpress-kernels --example matmul_rates -- [MEGABYTES] [LAYOUT] [ISA] [K]`; the
+//! variable STAMPS=1,8 leaves only those. Each figure is the median of many short slices, so that other work on the machine
+//! disturbs it little.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -84,32 +84,57 @@ const SHORT_SPLITS: usize = 64;
 /// How many times longer splits become, whenever the sequence has become that many times longer.
 const GROWTH: usize = 4;
 
+/// A run of equally long splits: its first position and split, how many there are, and the tokens of each.
+struct Run {
+    begin: usize,
+    first: usize,
+    splits: usize,
+    tokens: usize,
+}
+
+impl Run {
+    /// The run a sequence begins with.
+    const SHORT: Run = Run {
+        begin: 0,
+        first: 0,
+        splits: SHORT_SPLITS,
+        tokens: PIECE_TOKENS,
+    };
+
+    /// First position after the run.
+    const fn end(&self) -> usize {
+        self.begin + self.splits * self.tokens
+    }
+
+    /// The run after this one.
+    const fn next(&self) -> Run {
+        Run {
+            begin: self.end(),
+            first: self.first + self.splits,
+            splits: SHORT_SPLITS - SHORT_SPLITS / GROWTH,
+            tokens: self.tokens * GROWTH,
+        }
+    }
+}
+
 /// Positions of a split: multiples of [`PIECE_TOKENS`]. The first 64 splits have one piece each, the next 48 have four,
 /// the next 48 have 16, so that partials stay few in the longest context.
 pub const fn split_range(split: usize) -> Range<usize> {
-    let (mut first, mut splits, mut tokens) = (0, SHORT_SPLITS, PIECE_TOKENS);
-    let mut begin = 0;
-    while split >= first + splits {
-        begin += splits * tokens;
-        first += splits;
-        splits = SHORT_SPLITS - SHORT_SPLITS / GROWTH;
-        tokens *= GROWTH;
+    let mut run = Run::SHORT;
+    while split >= run.first + run.splits {
+        run = run.next();
     }
-    let begin = begin + (split - first) * tokens;
-    begin..begin + tokens
+    let begin = run.begin + (split - run.first) * run.tokens;
+    begin..begin + run.tokens
 }
 
 /// The split that a position is in.
 pub const fn split_of(pos: usize) -> usize {
-    let (mut first, mut splits, mut tokens) = (0, SHORT_SPLITS, PIECE_TOKENS);
-    let mut begin = 0;
-    while pos >= begin + splits * tokens {
-        begin += splits * tokens;
-        first += splits;
-        splits = SHORT_SPLITS - SHORT_SPLITS / GROWTH;
-        tokens *= GROWTH;
+    let mut run = Run::SHORT;
+    while pos >= run.end() {
+        run = run.next();
     }
-    first + (pos - begin) / tokens
+    run.first + (pos - run.begin) / run.tokens
 }
 
 /// Splits of a sequence of `tokens` tokens.

@@ -62,11 +62,11 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     // SAFETY: by the caller; both see tiles below `tiles` only.
     unsafe {
         for t in (0..tiles - tiles % 2).step_by(2) {
-            abreast::<L, N, 2>(w.add(t * bytes), x, x_stride, k, &out.at_tile(t));
+            abreast::<L, N, 2>(w.add(t * bytes), bytes, x, x_stride, k, &out.at_tile(t));
         }
         if tiles % 2 == 1 {
             let t = tiles - 1;
-            abreast::<L, N, 1>(w.add(t * bytes), x, x_stride, k, &out.at_tile(t));
+            abreast::<L, N, 1>(w.add(t * bytes), bytes, x, x_stride, k, &out.at_tile(t));
         }
     }
 }
@@ -74,11 +74,12 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
 /// N rows against T tiles, side by side. The sums of rows wait in L1, where a row's turn takes them from.
 ///
 /// # Safety
-/// `w` holds T tiles, `x` N int8 rows of length `k`, `out` N rows of 16 T floats.
+/// `w` holds T tiles of `bytes` bytes, `x` N int8 rows of length `k`, `out` N rows of 16 T floats.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")]
 unsafe fn abreast<const L: usize, const N: usize, const T: usize>(
     w: *const u8,
+    bytes: usize,
     x: *const u8,
     x_stride: usize,
     k: usize,
@@ -86,10 +87,9 @@ unsafe fn abreast<const L: usize, const N: usize, const T: usize>(
 ) {
     let meeting = const { Meeting::of(&FORMATS[L].layout) };
     let row = q8_row(k);
-    let bytes = tile_bytes(const { &FORMATS[L].layout }, k).unwrap_or(0);
     let mut sums = [[_mm512_setzero_ps(); T]; N];
     let mut tiles: [_; T] =
-        std::array::from_fn(|t| TileReader::<L>::new(w.wrapping_add(t * bytes), k, T));
+        std::array::from_fn(|t| TileReader::<L>::new(w.wrapping_add(t * bytes), k, bytes, T));
     // SAFETY: reads stay inside the T tiles and the N rows.
     unsafe {
         for g in 0..k / GROUP_K {
@@ -239,12 +239,11 @@ struct TileReader<const L: usize> {
 }
 
 impl<const L: usize> TileReader<L> {
-    /// At the beginning of the tile `w` of reduction length `k`, one of `abreast` tiles that are read together.
+    /// At the beginning of the tile `w` of reduction length `k` and `bytes` bytes, one of `abreast` tiles that are read together.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn new(w: *const u8, k: usize, abreast: usize) -> TileReader<L> {
+    fn new(w: *const u8, k: usize, bytes: usize, abreast: usize) -> TileReader<L> {
         let layout = const { &FORMATS[L].layout };
-        let bytes = tile_bytes(layout, k).unwrap_or(0);
         TileReader {
             unit: w,
             codes: w,
@@ -266,6 +265,7 @@ impl<const L: usize> TileReader<L> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn next(&mut self) -> Group {
+        let layout = const { &FORMATS[L].layout };
         let lines = const {
             let layout = &FORMATS[L].layout;
             let scales = scale_unit_bytes(layout) / (layout.k_multiple() / GROUP_K);
@@ -279,18 +279,6 @@ impl<const L: usize> TileReader<L> {
             _mm_prefetch::<_MM_HINT_T1>(self.ahead.wrapping_add(64 * line).cast());
         }
         self.ahead = self.ahead.wrapping_add(self.stride);
-        // SAFETY: by the caller.
-        unsafe { self.unpack() }
-    }
-
-    /// The next 32 k, unpacked.
-    ///
-    /// # Safety
-    /// The tile has 32 k more.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn unpack(&mut self) -> Group {
-        let layout = const { &FORMATS[L].layout };
         // SAFETY: the unit and the quants are inside the tile.
         unsafe {
             if self.left == 0 {
