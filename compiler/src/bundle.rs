@@ -99,6 +99,7 @@ fn manifest(contents: &Contents<'_>, weights_section: u32, code_section: u32) ->
                     bytes: l.bytes,
                     macs: l.macs,
                     predicted_seconds: l.seconds,
+                    grid: None,
                 })
                 .collect(),
         })
@@ -130,6 +131,7 @@ fn manifest(contents: &Contents<'_>, weights_section: u32, code_section: u32) ->
             kv: plan.kv.clone(),
             programs,
             curve: plan.curve(),
+            gpu: None,
         }],
     }
 }

@@ -2,3 +2,4 @@
 //! knows no graph and no model.
 
 pub mod cpu;
+pub mod cuda;

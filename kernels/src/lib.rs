@@ -24,6 +24,7 @@
 
 pub mod attention;
 pub mod cpu;
+pub mod gpu;
 pub mod matmul;
 pub mod norm;
 pub mod quant;

@@ -2,6 +2,7 @@
 //! Plain data; `bundle` alone turns it into bytes and back. Names of models and formats appear only as text to show.
 
 use coldpress_kernels::cpu::abi::KvType;
+use coldpress_kernels::gpu::abi::StepLayout;
 use serde::{Deserialize, Serialize};
 
 /// Everything about a bundle except its large sections.
@@ -68,6 +69,68 @@ pub struct TargetPlan {
     pub programs: Vec<Program>,
     /// Predicted decode steps, by batch size ascending.
     pub curve: Vec<BatchPrediction>,
+    /// What a GPU needs to run the programs' launches; none in a CPU plan, whose code section says it all.
+    pub gpu: Option<GpuPlan>,
+}
+
+/// The kernels of a GPU plan and the memory they agree on. Their machine code and their source are in sections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuPlan {
+    /// The step block.
+    pub step: StepLayout,
+    /// First bytes of the arena that are zero before the first launch; kernels leave them zero.
+    pub zeroed_bytes: u64,
+    /// Index of the section of kernel sources.
+    pub source_section: u32,
+    /// What launches name.
+    pub kernels: Vec<GpuKernel>,
+}
+
+/// One compiled kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GpuKernel {
+    /// Symbol.
+    pub name: String,
+    /// Where its module (a cubin) is in the code section: offset and bytes.
+    pub code: (u64, u64),
+    /// Where its source is in the section of sources: offset and bytes.
+    pub source: (u64, u64),
+    /// Threads of a thread block.
+    pub threads: u32,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of registers that a thread keeps in memory.
+    pub spill_bytes: u32,
+}
+
+/// Which kernel a launch runs, on what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grid {
+    /// Index into [`GpuPlan::kernels`].
+    pub kernel: u32,
+    /// Thread blocks along x, y, z.
+    pub grid: [u32; 3],
+    /// Dynamic shared memory of a thread block.
+    pub shared_bytes: u32,
+    /// Arguments, 8 bytes each.
+    pub args: Vec<GridArg>,
+    /// Whether it may start while the launch before it still runs: it waits for that launch's results itself.
+    pub overlaps: bool,
+}
+
+/// An argument of a GPU kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GridArg {
+    /// A number, or the bits of an f32; 0 is also the null address.
+    Const(u64),
+    /// Address in the arena.
+    Arena(u64),
+    /// Address in the weights.
+    Weights(u64),
+    /// Address in the KV pool.
+    Kv(u64),
+    /// Address in the step block.
+    Step(u64),
 }
 
 /// What a decode step of some sequences is predicted to take, and where it runs.
@@ -161,6 +224,8 @@ pub struct Launch {
     pub macs: u64,
     /// Predicted time, seconds.
     pub predicted_seconds: f64,
+    /// What a GPU runs; none on the CPU.
+    pub grid: Option<Grid>,
 }
 
 /// A prompt and the logits this compiler expects for it, so that a bundle can be checked on the machine it runs on.

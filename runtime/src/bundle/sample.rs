@@ -146,6 +146,7 @@ pub(crate) fn manifest() -> Manifest {
             head_rows: 1,
             predicted_seconds: 2e-6,
         }],
+        gpu: None,
     };
     Manifest {
         model: ModelCard {

@@ -45,6 +45,7 @@ fn plan() -> TargetPlan {
                 predicted_seconds,
             })
             .to_vec(),
+        gpu: None,
     }
 }
 

@@ -180,6 +180,7 @@ mod tests {
             bytes: u64::from(kernel.starts_with("matmul")),
             macs: 0,
             predicted_seconds: 0.0,
+            grid: None,
         }
     }
 
