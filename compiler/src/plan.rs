@@ -17,9 +17,10 @@ pub mod verify;
 
 use crate::error::Error;
 use crate::graph::{Activation, Value, WeightId};
-use crate::target::TargetProfile;
+use crate::target::Target;
 use coldpress_kernels::attention::Shape;
-use coldpress_runtime::manifest::{KvPlan, Limits, Stage};
+use coldpress_kernels::gpu::{Geometry, Kernel};
+use coldpress_runtime::manifest::{GridArg, KvPlan, Limits, Stage};
 use std::ops::Range;
 
 pub use build::{Options, build};
@@ -28,7 +29,7 @@ pub use build::{Options, build};
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Machine it is for.
-    pub target: TargetProfile,
+    pub target: Target,
     /// Instruction streams per program.
     pub workers: usize,
     /// Maxima.
@@ -37,6 +38,8 @@ pub struct Plan {
     pub weights: Vec<Placement>,
     /// Bytes of the weights section.
     pub weight_bytes: u64,
+    /// First bytes of the arena that belong to no value.
+    pub reserved_bytes: usize,
     /// Bytes of the activation arena.
     pub arena_bytes: usize,
     /// The rows that every trunk program leaves and every head program reads.
@@ -126,6 +129,8 @@ pub enum Work {
     Matmul(Matmul),
     /// A part of attention, called by every worker; they divide the step's live work among themselves.
     Attention(Attention),
+    /// Thread blocks of a GPU kernel.
+    Grid(Grid),
     /// A loop emitted inline over `rows` rows of `width` elements (rows are divided among workers).
     Elementwise {
         /// What to compute per element.
@@ -139,6 +144,19 @@ pub enum Work {
         /// Rows.
         rows: usize,
     },
+}
+
+/// A GPU kernel and what it runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// What is rendered and compiled.
+    pub kernel: Kernel,
+    /// Thread blocks.
+    pub geometry: Geometry,
+    /// Arguments in order.
+    pub args: Vec<GridArg>,
+    /// Whether it waits for the launch before it itself, and may so start early.
+    pub overlaps: bool,
 }
 
 /// An element-wise function that codegen emits inline.

@@ -1,11 +1,90 @@
 //! Target profiles: what a machine has and how fast it is, as numbers the planner reads. Presets, parsing of `--target`,
 //! and detection of this machine. Only `plan` and `codegen` may look at a profile; passes never do.
 
+pub mod cuda;
+
 use crate::error::Error;
 use coldpress_kernels::matmul::{Isa, Timing};
 use coldpress_kernels::quant::PackedLayout;
+use cuda::CudaProfile;
 
 /// A machine to compile for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// Micro-kernels and machine code.
+    Cpu(TargetProfile),
+    /// Compiled CUDA kernels.
+    Cuda(&'static CudaProfile),
+}
+
+/// The order of a packed weight matrix: tiles of 16 outputs, all of k, in one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TileOrder {
+    /// `coldpress_kernels::cpu::tile`.
+    Cpu,
+    /// `coldpress_kernels::gpu::tile`.
+    Gpu,
+}
+
+impl Target {
+    /// What `--target` accepts and `inspect` prints.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Target::Cpu(profile) => profile.name,
+            Target::Cuda(profile) => profile.name,
+        }
+    }
+
+    /// What the bundle asks of a machine: its kind, and what it must be able to do.
+    pub fn requires(&self) -> (String, Vec<String>) {
+        match self {
+            Target::Cpu(profile) => (profile.arch.to_string(), profile.features()),
+            Target::Cuda(profile) => ("cuda".into(), vec![profile.arch.to_string()]),
+        }
+    }
+
+    /// How its kernels read weight matrices.
+    pub fn order(&self) -> TileOrder {
+        match self {
+            Target::Cpu(_) => TileOrder::Cpu,
+            Target::Cuda(_) => TileOrder::Gpu,
+        }
+    }
+
+    /// The CPU, if it is one.
+    pub fn cpu(&self) -> Option<&TargetProfile> {
+        match self {
+            Target::Cpu(profile) => Some(profile),
+            Target::Cuda(_) => None,
+        }
+    }
+
+    /// The target `name` stands for.
+    ///
+    /// # Errors
+    /// `Unsupported` with the names that exist.
+    pub fn parse(name: &str) -> Result<Target, Error> {
+        match cuda::preset(name) {
+            Some(profile) => Ok(Target::Cuda(profile)),
+            None => TargetProfile::parse(name).map(Target::Cpu),
+        }
+    }
+}
+
+impl Target {
+    /// The best preset this machine can run.
+    pub fn native() -> Target {
+        Target::Cpu(TargetProfile::native())
+    }
+}
+
+impl From<TargetProfile> for Target {
+    fn from(profile: TargetProfile) -> Target {
+        Target::Cpu(profile)
+    }
+}
+
+/// A CPU to compile for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TargetProfile {
     /// `cpu:avx512`; what `--target` accepts and `inspect` prints.

@@ -1,4 +1,64 @@
-//! Grid launches to CUDA: `render` writes a kernel's source from its template. Which kernels there are, and what a launch
-//! of one looks like, is decided before.
+//! Grid launches to CUDA: `render` writes a kernel's source from its template, `nvrtc` compiles it. Which kernels there
+//! are, and what a launch of one looks like, is decided before.
 
 pub mod render;
+
+use crate::error::Error;
+use crate::plan::{Launch, Plan, Work};
+use crate::target::cuda::CudaProfile;
+use coldpress_kernels::gpu::Kernel;
+use coldpress_runtime::manifest::GpuKernel;
+use std::collections::BTreeMap;
+
+/// The compiled kernels of a plan.
+#[derive(Debug)]
+pub struct CudaCode {
+    /// Cubins one after the other, each 64-byte aligned.
+    pub bytes: Vec<u8>,
+    /// What only kernels themselves say, one after the other: their sources without the intrinsics all of them share.
+    pub sources: Vec<u8>,
+    /// By name, ascending.
+    pub kernels: Vec<GpuKernel>,
+}
+
+impl CudaCode {
+    /// Index of the kernel `name`, which some launch of the plan runs.
+    pub fn index(&self, name: &str) -> u32 {
+        let found = self.kernels.binary_search_by(|k| k.name.as_str().cmp(name));
+        found.unwrap_or_default() as u32
+    }
+
+    /// Where the source of a launch's kernel is: (start, end).
+    pub fn source_of(&self, launch: &Launch) -> (u64, u64) {
+        let Work::Grid(grid) = &launch.work else {
+            return (0, 0);
+        };
+        let (offset, bytes) = self.kernels[self.index(&grid.kernel.name) as usize].source;
+        (offset, offset + bytes)
+    }
+}
+
+/// The distinct kernels that a plan's launches run, by name.
+pub fn kernels(plan: &Plan) -> BTreeMap<&str, &Kernel> {
+    let launches = plan.programs.iter().flat_map(|p| &p.launches);
+    launches
+        .filter_map(|l| match &l.work {
+            Work::Grid(grid) => Some((grid.kernel.name.as_str(), &grid.kernel)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Renders and compiles every kernel of `plan`. `progress` is called after each.
+///
+/// # Errors
+/// `Toolchain` if NVRTC is not found, `Internal` naming the kernel that does not render or compile.
+pub fn generate(
+    plan: &Plan,
+    target: &CudaProfile,
+    mut progress: impl FnMut(),
+) -> Result<CudaCode, Error> {
+    let _ = (plan, target);
+    progress();
+    todo!()
+}

@@ -6,7 +6,7 @@ use crate::graph::OpGraph;
 use crate::pass;
 use crate::pass::tests::open;
 use crate::plan::{Options, Plan, build};
-use crate::target::{PRESETS, TargetProfile};
+use crate::target::{PRESETS, Target};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::tensor_type::TensorType;
 
@@ -112,7 +112,7 @@ fn the_smallest_shapes_plan() {
                     kv_type,
                     ..options(workers, 3)
                 };
-                build(&graph, &TargetProfile::native(), o).expect("plans");
+                build(&graph, &Target::native(), o).expect("plans");
             }
         }
     }
@@ -141,8 +141,8 @@ fn lowest(plan: &Plan) -> (f64, u32) {
 /// How far predicted tokens/s may fall below a smaller batch's. Nothing may where every row count has a stamp of its own:
 /// up to 32 rows with AVX-512. Beyond the widest stamp that pays, a batch is cut in two, and unpacks every weight twice;
 /// above 64 sequences there are up to three rows of padding. Portable kernels have no stamps of 2 and 3 rows.
-fn tolerated(target: &TargetProfile, max_batch: usize) -> f64 {
-    match (target.name, max_batch) {
+fn tolerated(target: &Target, max_batch: usize) -> f64 {
+    match (target.name(), max_batch) {
         ("cpu:avx512", ..=32) => 1.0 - 1e-9,
         ("cpu:avx512", _) => 0.93,
         ("cpu:avx2", _) => 0.94,
@@ -155,7 +155,7 @@ fn no_batch_size_is_a_cliff() {
     for ty in [TensorType::Q8_0, TensorType::Q4_K] {
         let graph = qwen3(&QWEN3, ty);
         for target in PRESETS {
-            let target = TargetProfile::parse(target.name).expect("a preset");
+            let target = Target::parse(target.name).expect("a preset");
             for workers in [1, 2, 8] {
                 for max_batch in [8, 32, 33, 64, 100, 200] {
                     let plan = build(&graph, &target, options(workers, max_batch)).expect("plans");
@@ -163,7 +163,7 @@ fn no_batch_size_is_a_cliff() {
                     assert!(
                         least >= tolerated(&target, max_batch),
                         "{ty} {} {workers} workers, batch {batch} of {max_batch}: {least} of a smaller one's",
-                        target.name
+                        target.name()
                     );
                 }
             }
