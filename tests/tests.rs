@@ -14,6 +14,8 @@ mod invariance;
 mod layering;
 /// Whole models against exact logits and against the interpreter.
 mod logits;
+/// CUDA source to cubins, on every architecture.
+mod nvrtc;
 /// Commands that show things: inspect, explain, verify, targets, emit, reproducibility.
 mod showing;
 /// The model in examples/tiny: what it was trained to do.

@@ -1,6 +1,8 @@
-//! Grid launches to CUDA: `render` writes a kernel's source from its template, `nvrtc` compiles it. Which kernels there
-//! are, and what a launch of one looks like, is decided before.
+//! Grid launches to CUDA: `render` writes a kernel's source from its template, `nvrtc` compiles it for an architecture.
+//! Which kernels there are, and what a launch of one looks like, is decided before.
 
+mod elf;
+pub mod nvrtc;
 pub mod render;
 
 use crate::error::Error;
@@ -8,6 +10,7 @@ use crate::plan::{Launch, Plan, Work};
 use crate::target::cuda::CudaProfile;
 use coldpress_kernels::gpu::Kernel;
 use coldpress_runtime::manifest::GpuKernel;
+use nvrtc::Nvrtc;
 use std::collections::BTreeMap;
 
 /// The compiled kernels of a plan.
@@ -56,9 +59,38 @@ pub fn kernels(plan: &Plan) -> BTreeMap<&str, &Kernel> {
 pub fn generate(
     plan: &Plan,
     target: &CudaProfile,
-    mut progress: impl FnMut(),
+    progress: impl FnMut(),
 ) -> Result<CudaCode, Error> {
-    let _ = (plan, target);
-    progress();
-    todo!()
+    let kernels = kernels(plan);
+    let rendered: Result<Vec<(String, String)>, Error> = kernels
+        .values()
+        .map(|kernel| Ok((kernel.name.clone(), render::source(kernel)?)))
+        .collect();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let cubins = Nvrtc::find()?.compile_all(&rendered?, target.arch, threads, progress)?;
+    let mut code = CudaCode {
+        bytes: Vec::new(),
+        sources: Vec::new(),
+        kernels: Vec::with_capacity(kernels.len()),
+    };
+    for (kernel, cubin) in kernels.values().zip(cubins) {
+        let source = render::body(kernel)?;
+        code.kernels.push(GpuKernel {
+            name: kernel.name.clone(),
+            code: append(&mut code.bytes, &cubin.bytes),
+            source: append(&mut code.sources, source.as_bytes()),
+            threads: kernel.threads,
+            registers: cubin.registers,
+            spill_bytes: cubin.spill_bytes,
+        });
+    }
+    Ok(code)
+}
+
+/// Puts `bytes` at the next multiple of 64: (offset, bytes).
+fn append(section: &mut Vec<u8>, bytes: &[u8]) -> (u64, u64) {
+    section.resize(section.len().next_multiple_of(64), b'\n');
+    let place = (section.len() as u64, bytes.len() as u64);
+    section.extend_from_slice(bytes);
+    place
 }
