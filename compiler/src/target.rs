@@ -134,6 +134,17 @@ pub const PRESETS: &[TargetProfile] = &[
         measured: Vec::new(),
     },
     TargetProfile {
+        name: "cpu:avxvnni",
+        arch: "x86_64",
+        isas: &[Isa::AvxVnni, Isa::Avx2, Isa::Scalar],
+        core_bandwidth: 15e9,
+        total_bandwidth: 30e9,
+        hz: 3e9,
+        l2_bytes: 1 << 20,
+        about: "x86-64 with AVX2 and AVX-VNNI (Alder Lake and later)",
+        measured: Vec::new(),
+    },
+    TargetProfile {
         name: "cpu:avx2",
         arch: "x86_64",
         isas: &[Isa::Avx2, Isa::Scalar],
