@@ -1,9 +1,13 @@
 //! What runs programs. A device owns the memory a plan asks for and executes one program at a time; which program, with
-//! which rows, is `executor`'s decision. `cpu` jumps into machine code; a GPU would replay a launch list.
+//! which rows, is `executor`'s decision. `cpu` jumps into machine code; `gpu` plays a launch list on an `accelerator`.
 
+pub mod accelerator;
 pub mod cpu;
+pub mod gpu;
+mod limits;
 
 pub use cpu::CpuDevice;
+pub use gpu::GpuDevice;
 
 use crate::error::Error;
 use crate::kv_cache::KvCache;
@@ -49,24 +53,46 @@ pub struct WorkerTimeline {
 
 /// Something that runs the programs of one plan.
 pub trait Device: Send {
-    /// Runs program `program` of the plan over `step` and returns when it is done.
+    /// Runs program `program` of the plan over `step`. It may return before the program is done; programs are done in the
+    /// order they were run, and [`Device::finish`] waits for them.
     ///
     /// # Errors
     /// [`Error::Device`] if the input is outside what the program was compiled for, or the device fails.
     fn run(&mut self, program: usize, step: &StepInput<'_>) -> Result<(), Error>;
 
+    /// Returns when all programs are done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if one of them failed.
+    fn finish(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Row `row` of the logits that the last head program left: `[vocab_size]`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot give them.
     ///
     /// # Panics
     /// If the plan has no such row.
-    fn logits(&self, row: usize) -> &[f32];
+    fn logits(&mut self, row: usize) -> Result<&[f32], Error>;
 
     /// Calls `visit(row, logits)` once for each of the first `rows` logits rows, on any worker, in any order.
     ///
+    /// # Errors
+    /// As [`Device::logits`]; some rows may have been visited then.
+    ///
     /// # Panics
     /// If the plan has no such rows.
-    fn visit_logits(&mut self, rows: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
-        (0..rows).for_each(|row| visit(row, self.logits(row)));
+    fn visit_logits(
+        &mut self,
+        rows: usize,
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<(), Error> {
+        for row in 0..rows {
+            visit(row, self.logits(row)?);
+        }
+        Ok(())
     }
 
     /// Starts or stops keeping the times of what runs.

@@ -221,15 +221,15 @@ impl Engine {
     /// Runs one step for all requests in the batch and tells what happened, in the order the requests were submitted.
     ///
     /// # Errors
-    /// The device failed. No request has moved; stepping again repeats the step.
+    /// The device failed. No request has moved; unless the device is lost, stepping again repeats the step.
     pub fn step(&mut self) -> Result<Vec<Event>, Error> {
         self.admit();
         let taken = self.plan_rows();
         if !self.rows.is_empty() {
             self.executor.step(&self.rows)?;
         }
+        let mut tokens = self.sample(&taken)?.into_iter();
         let mut events = std::mem::take(&mut self.pending);
-        let mut tokens = self.sample(&taken).into_iter();
         let mut running = Vec::with_capacity(self.active.len());
         for (mut sequence, rows) in std::mem::take(&mut self.active).into_iter().zip(taken) {
             let mut finished = None;
@@ -253,7 +253,7 @@ impl Engine {
 
     /// The next token of each sequence whose last row has logits, in order. Samplers are independent of each other, so
     /// they run on whatever threads the executor has.
-    fn sample(&mut self, taken: &[usize]) -> Vec<u32> {
+    fn sample(&mut self, taken: &[usize]) -> Result<Vec<u32>, Error> {
         let sampled = self.active.iter_mut().zip(taken);
         let sampled = sampled.filter(|(sequence, rows)| sequence.has_logits(**rows));
         // Each lock is taken once, by the one who visits its row.
@@ -262,9 +262,9 @@ impl Engine {
         self.executor.visit_logits(sampled.len(), &|row, logits| {
             let mut sampled = sampled[row].lock().unwrap_or_else(PoisonError::into_inner);
             sampled.1 = sampled.0.choose(logits);
-        });
+        })?;
         let token = |s: Mutex<(_, u32)>| s.into_inner().unwrap_or_else(PoisonError::into_inner).1;
-        sampled.into_iter().map(token).collect()
+        Ok(sampled.into_iter().map(token).collect())
     }
 
     fn admit(&mut self) {

@@ -63,9 +63,9 @@ pub struct StepStats {
     pub head_program: Option<usize>,
     /// Head programs run; more than one if more logits were wanted than the largest computes.
     pub head_runs: u32,
-    /// Seconds in the trunk program.
+    /// Seconds until the trunk program was done or, where the device works on its own, given to it.
     pub trunk_seconds: f64,
-    /// Seconds in head programs.
+    /// Seconds from then until the device had done everything.
     pub head_seconds: f64,
 }
 
@@ -226,33 +226,43 @@ impl Executor {
 
     /// Logits of the i-th row of the last step that wanted them: `[vocab_size]`.
     ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot give them.
+    ///
     /// # Panics
     /// If the last step had no such row.
-    pub fn logits(&self, i: usize) -> &[f32] {
+    pub fn logits(&mut self, i: usize) -> Result<&[f32], Error> {
         let count = self.stats.logits_rows as usize;
         assert!(i < count, "logits row {i} of {count}");
         if self.gathered.is_empty() {
             return self.device.logits(i);
         }
         let width = self.vocab_size as usize;
-        &self.gathered[i * width..][..width]
+        Ok(&self.gathered[i * width..][..width])
     }
 
     /// Calls `visit(i, logits)` once for each of the first `count` logits rows of the last step, on all workers, in any
     /// order. A panic in it aborts the process.
     ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot give them; some rows may have been visited then.
+    ///
     /// # Panics
     /// If the last step had fewer such rows.
-    pub fn visit_logits(&mut self, count: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+    pub fn visit_logits(
+        &mut self,
+        count: usize,
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<(), Error> {
         let rows = self.stats.logits_rows as usize;
         assert!(count <= rows, "{count} logits rows of {rows}");
         if self.gathered.is_empty() {
-            self.device.visit_logits(count, visit);
-            return;
+            return self.device.visit_logits(count, visit);
         }
         let rows = self.gathered.chunks_exact(self.vocab_size as usize);
         let rows = rows.take(count).enumerate();
         rows.for_each(|(i, logits)| visit(i, logits));
+        Ok(())
     }
 
     /// Starts or stops keeping the times of every kernel call; a step then takes a little longer.
@@ -365,10 +375,11 @@ impl Executor {
             self.stats.head_runs += 1;
             if several {
                 for row in 0..logit_rows.len() {
-                    self.gathered.extend_from_slice(self.device.logits(row));
+                    self.gathered.extend_from_slice(self.device.logits(row)?);
                 }
             }
         }
+        self.device.finish()?;
         self.stats.logits_rows = self.logit_rows.len() as u32;
         self.stats.head_seconds = start.elapsed().as_secs_f64();
         Ok(())

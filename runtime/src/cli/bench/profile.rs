@@ -258,14 +258,18 @@ impl Steps for Probe {
         )
     }
 
-    fn logits(&self, i: usize) -> &[f32] {
+    fn logits(&mut self, i: usize) -> Result<&[f32], Error> {
         self.executor.logits(i)
     }
 
-    fn visit_logits(&mut self, count: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+    fn visit_logits(
+        &mut self,
+        count: usize,
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<(), Error> {
         self.timed(
             |executor| executor.visit_logits(count, visit),
             |times, seconds, _| times.sampling = seconds,
-        );
+        )
     }
 }

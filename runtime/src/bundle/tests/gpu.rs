@@ -1,0 +1,77 @@
+//! GPU plans: what is let in, and what a hostile one is refused for.
+
+use super::*;
+use crate::manifest::{GpuPlan, Grid, GridArg};
+
+#[test]
+fn gpu_plans_out_of_bounds() {
+    type Change = fn(&mut Manifest);
+    fn gpu(m: &mut Manifest) -> &mut GpuPlan {
+        m.plans[0].gpu.as_mut().expect("a GPU plan")
+    }
+    fn grid(m: &mut Manifest) -> &mut Grid {
+        let launch = &mut m.plans[0].programs[3].launches[1];
+        launch.grid.as_mut().expect("a grid")
+    }
+    let changes: &[(&str, Change)] = &[
+        ("architecture", |m| m.plans[0].gpu = None),
+        ("architecture", |m| {
+            m.plans[0].requires.arch = "x86_64".into()
+        }),
+        ("step block", |m| gpu(m).step.max_rows = 3),
+        ("step block", |m| gpu(m).step.max_rows = u32::MAX),
+        ("step block", |m| gpu(m).step.slots = u32::MAX),
+        ("step block", |m| gpu(m).step.pages_per_slot = 3),
+        ("zeroed", |m| gpu(m).zeroed_bytes = 4097),
+        ("source section 1", |m| gpu(m).source_section = 1),
+        ("source section 9", |m| gpu(m).source_section = 9),
+        ("worker", |m| m.plans[0].symbols.push("barrier".into())),
+        ("worker", |m| m.plans[0].workers = 2),
+        ("entry", |m| m.plans[0].programs[0].entries.push(0)),
+        ("kernels is 0", |m| gpu(m).kernels.clear()),
+        ("symbol", |m| gpu(m).kernels[0].name = "a\0b".into()),
+        ("symbol", |m| gpu(m).kernels[0].name.clear()),
+        ("of code", |m| gpu(m).kernels[1].code = (0, 0)),
+        ("of code", |m| gpu(m).kernels[1].code = (u64::MAX, 2)),
+        ("of code", |m| gpu(m).kernels[1].code = (70, 90)),
+        ("of source", |m| gpu(m).kernels[1].source = (11, 2)),
+        ("threads", |m| gpu(m).kernels[2].threads = 0),
+        ("threads", |m| gpu(m).kernels[2].threads = 1025),
+        ("launches", |m| m.plans[0].programs[1].launches.clear()),
+        ("no kernel", |m| {
+            m.plans[0].programs[1].launches[0].grid = None;
+        }),
+        ("kernel is 3", |m| grid(m).kernel = 3),
+        ("along y", |m| grid(m).grid = [1, 65536, 1]),
+        ("along x", |m| grid(m).grid = [0, 1, 1]),
+        ("shared", |m| grid(m).shared_bytes = u32::MAX),
+        ("arguments", |m| grid(m).args = vec![GridArg::Const(0); 513]),
+        ("argument 0", |m| grid(m).args[0] = GridArg::Step(u64::MAX)),
+        ("argument 1", |m| grid(m).args[1] = GridArg::Arena(4096)),
+        ("argument 2", |m| grid(m).args[2] = GridArg::Kv(1 << 44)),
+        ("argument 4", |m| grid(m).args[4] = GridArg::Weights(100)),
+        ("memory", |m| {
+            m.plans[0].requires.memory_bytes = 4096 + 1536 + 99
+        }),
+    ];
+    let directory = directory();
+    let path = directory.path().join("hostile.press");
+    sample::write(&path, &sample::gpu_manifest()).expect("writes");
+    Bundle::open(&path).expect("opens");
+    for (index, (what, change)) in changes.iter().enumerate() {
+        let mut manifest = sample::gpu_manifest();
+        change(&mut manifest);
+        sample::write(&path, &manifest).expect("writes");
+        match Bundle::open(&path) {
+            Ok(_) => panic!("{index} {what}: opened"),
+            Err(e) if e.to_string().contains(what) => {}
+            Err(e) => panic!("{index} {what}: {e}"),
+        }
+    }
+    let mut manifest = sample::manifest();
+    manifest.plans[0].programs[0].launches =
+        sample::gpu_manifest().plans[0].programs[0].launches.clone();
+    sample::write(&path, &manifest).expect("writes");
+    let error = Bundle::open(&path).expect_err("launches in a CPU plan");
+    assert!(error.to_string().contains("without a GPU"), "{error}");
+}
