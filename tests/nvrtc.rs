@@ -1,6 +1,7 @@
 //! CUDA source to cubins, for every architecture there is a template for. Needs NVRTC: taken from this machine, or installed
 //! once below the build folder. Without both the tests say they were skipped, and fail in CI.
 
+use coldpress_compiler::codegen::cuda::cache::Cache;
 use coldpress_compiler::codegen::cuda::nvrtc::{INSTALL, Nvrtc};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -187,4 +188,27 @@ fn a_library_opens_by_its_path() {
         let found = Nvrtc::open(nvrtc.path()).expect("opens again");
         assert_eq!(found.version(), nvrtc.version());
     }
+}
+
+#[test]
+fn the_cache_gives_what_the_compiler_gave() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let folder = tempfile::tempdir().expect("folder");
+    let cache = Cache::new(folder.path().join("cubins"));
+    let kernels = [("copy", COPY), ("spill", SPILL)].map(|(n, s)| (n.to_string(), s.to_string()));
+    let compile = || cache.compile_all(nvrtc, &kernels, "sm_89", 2, || ());
+    let first = compile().expect("compiles");
+    assert_eq!(
+        fs::read_dir(folder.path().join("cubins"))
+            .expect("folder")
+            .count(),
+        2
+    );
+    assert!(first == compile().expect("reads"));
+    assert!(
+        first
+            == nvrtc
+                .compile_all(&kernels, "sm_89", 1, || ())
+                .expect("compiles")
+    );
 }

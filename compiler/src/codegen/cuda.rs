@@ -1,6 +1,7 @@
-//! Grid launches to CUDA: `render` writes a kernel's source from its template, `nvrtc` compiles it for an architecture.
-//! Which kernels there are, and what a launch of one looks like, is decided before.
+//! Grid launches to CUDA: `render` writes a kernel's source from its template, `nvrtc` compiles it for an architecture and
+//! `cache` keeps the result. Which kernels there are, and what a launch of one looks like, is decided before.
 
+pub mod cache;
 mod elf;
 pub mod nvrtc;
 pub mod render;
