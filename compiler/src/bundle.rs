@@ -145,7 +145,7 @@ fn target_plan(plan: &Plan, code: &Code, sections: &Sections) -> TargetPlan {
             memory_bytes += plan.weight_bytes + step.bytes();
             let gpu = GpuPlan {
                 step,
-                zeroed_bytes: plan.reserved_bytes as u64,
+                zeroed_bytes: plan.zeroed_bytes as u64,
                 source_section: sections.source,
                 kernels: code.kernels.clone(),
             };

@@ -40,6 +40,8 @@ pub struct Plan {
     pub weight_bytes: u64,
     /// First bytes of the arena that belong to no value.
     pub reserved_bytes: usize,
+    /// Of these, the first that are zero between launches.
+    pub zeroed_bytes: usize,
     /// Bytes of the activation arena.
     pub arena_bytes: usize,
     /// The rows that every trunk program leaves and every head program reads.
@@ -254,6 +256,21 @@ pub struct Scratch {
     pub cells: usize,
     /// Bytes of a cell: a partial result of each query that shares a pass over the cache.
     pub cell: usize,
+}
+
+impl Scratch {
+    /// One piece of `bytes` bytes, a multiple of 64.
+    pub fn piece(bytes: usize) -> Scratch {
+        Scratch {
+            buffer: Buffer {
+                offset: 0,
+                stride: bytes,
+            },
+            slots: 1,
+            cells: 1,
+            cell: bytes,
+        }
+    }
 }
 
 /// A matmul launch.

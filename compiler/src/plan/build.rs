@@ -1,6 +1,7 @@
 //! Assembles a plan: weights, KV pool, stages, then every bucket of every stage, and has `verify` check the result.
 
 use super::lower::cpu::Cpu;
+use super::lower::cuda::Cuda;
 use super::lower::{Backend, Context};
 use super::memory::{ALIGN, place};
 use super::select::Selector;
@@ -12,6 +13,7 @@ use crate::error::Error;
 use crate::graph::{Op, OpGraph, Rows, Value, WeightId};
 use crate::target::Target;
 use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS, TILE_N};
+use coldpress_kernels::gpu::abi::StepLayout;
 use coldpress_runtime::manifest::{KvLayerPlan, KvPlan, Limits, Stage};
 use petgraph::stable_graph::NodeIndex;
 
@@ -55,7 +57,15 @@ pub fn build(graph: &OpGraph, target: &Target, options: Options) -> Result<Plan,
             };
             assemble(graph, target, options, &backend)
         }
-        Target::Cuda(_) => todo!(),
+        Target::Cuda(profile) => {
+            let step = StepLayout {
+                max_rows: narrow(buckets::max_rows(options.max_batch))?,
+                slots: narrow(options.max_batch)?,
+                pages_per_slot: narrow(options.max_context.div_ceil(PAGE_TOKENS))?,
+            };
+            let (graph, backend) = Cuda::new(graph, profile, options, step)?;
+            assemble(&graph, target, options, &backend)
+        }
     }
 }
 
@@ -140,6 +150,7 @@ fn assemble(
         weights: placements,
         weight_bytes,
         reserved_bytes: backend.reserved(),
+        zeroed_bytes: backend.zeroed(),
         arena_bytes,
         hidden,
         logits,

@@ -15,6 +15,9 @@ pub trait Backend {
     /// Bytes at the start of the arena that belong to no value.
     fn reserved(&self) -> usize;
 
+    /// Of these, the first that are zero between launches.
+    fn zeroed(&self) -> usize;
+
     /// Packed bytes of a weight matrix; `None` where they exceed any machine.
     fn matrix_bytes(&self, weight: &Weight) -> Result<Option<u64>, Error>;
 

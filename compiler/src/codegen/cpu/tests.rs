@@ -32,6 +32,7 @@ fn plan(target: TargetProfile, workers: usize, work: Work) -> Plan {
     Plan {
         target: target.into(),
         reserved_bytes: 0,
+        zeroed_bytes: 0,
         workers,
         limits: Limits {
             max_batch: 1,

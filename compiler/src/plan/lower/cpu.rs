@@ -33,6 +33,10 @@ impl Backend for Cpu<'_> {
         0
     }
 
+    fn zeroed(&self) -> usize {
+        0
+    }
+
     fn matrix_bytes(&self, weight: &Weight) -> Result<Option<u64>, Error> {
         let tile = tile_bytes(&packed_layout(weight)?, weight)?;
         Ok((weight.n.div_ceil(TILE_N) as u64).checked_mul(tile as u64))
