@@ -1,7 +1,15 @@
 //! What can be stamped for GPUs: how a kernel is named and rendered, what it agrees on with the runtime, the order of packed
 //! weights, and the matmul catalogue. Text only: sources are templates, code generation and execution are elsewhere.
 
+#[macro_use]
+mod arguments;
+
 pub mod abi;
+pub mod attention;
+pub mod embed;
+pub mod logits;
+pub mod rope;
+pub mod rows;
 pub mod tile;
 
 /// A kernel to render from a template. Equal kernels have equal names, and the name says all constants that matter.

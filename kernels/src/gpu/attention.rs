@@ -1,0 +1,362 @@
+//! Attention on GPUs: what each warp is to do in a step ([`plan`], once per program and window), the partial results of
+//! every split ([`attention`]), and their merging into rows of any activation form ([`combine`]).
+//!
+//! ```text
+//! tile    up to QUERIES queries that read the same K and V: rows of one slot that follow each other, times the query heads
+//!         of one KV head (in batches of QUERIES where there are more)
+//! split   positions s * split .. (s + 1) * split of a slot
+//! item    a tile and either one split or all of them; a warp does one at a time
+//! cell    the partial results of one row, all its heads: largest score, sum of exponentials, weighted sum of V
+//! ```
+//!
+//! A split's partial result depends on the query and the split alone, and partial results are merged in the order of
+//! splits, by the warp that has all of them or by [`combine`]. So bits depend neither on the rows of a tile nor on which
+//! tiles [`plan`] cuts up, which it decides by the work of the step and the cells there are. K and V of f16 and q8_0 caches
+//! meet tensor cores as f16, as do queries and weights; an f32 cache is computed in f32 throughout.
+
+use std::fmt;
+
+use super::abi::ActForm;
+use super::rows::columns;
+use super::{Constant, Geometry, Kernel};
+use crate::attention::Shape;
+use crate::cpu::abi::{KvType, PAGE_TOKENS};
+
+/// Queries that share one read of K and V: rows of a tensor core tile.
+pub const QUERIES: usize = 16;
+/// Longest head.
+pub const MAX_HEAD_DIM: usize = 256;
+/// Shared memory that every GPU grants a thread block without asking.
+const SHARED_BYTES: usize = 48 * 1024;
+
+arguments! {
+    /// Arguments of [`plan`]. Template: `attention_plan`.
+    pub struct PlanArgs {
+        /// Address of u32 positions of the rows.
+        positions,
+        /// Address of u32 slots of the rows.
+        slots,
+        /// Address of the live rows and live logits rows, two u32.
+        live,
+        /// Address of [`plan_bytes`], aligned to 16.
+        plan,
+        /// Rows that `plan` has room for.
+        max_rows,
+        /// Cells there are, at least `max_rows`.
+        cells,
+        /// Rows of a tile ([`rows_per_tile`]).
+        tile_rows,
+        /// Items of one tile and split: KV heads times batches of query heads ([`parts`]).
+        parts,
+        /// Warps of [`attention`] in the grid ([`warps`]).
+        warps,
+        /// Tokens of a split, a multiple of 32.
+        split,
+        /// Positions a row sees, itself included; 0 = all.
+        window,
+    }
+}
+
+arguments! {
+    /// Arguments of [`attention`]. Template: `attention` (f16 and q8_0 caches) or `attention_f32`.
+    pub struct AttentionArgs {
+        /// Address of f32 rows of query heads.
+        q,
+        /// Address of the layer's pages.
+        kv,
+        /// What [`plan`] left.
+        plan,
+        /// Address of [`scratch_bytes`], aligned to 16.
+        scratch,
+        /// Address of u32 positions of the rows.
+        positions,
+        /// Address of u32 slots of the rows.
+        slots,
+        /// Address of u32 pages of the slots.
+        page_table,
+        /// Rows that `plan` has room for.
+        max_rows,
+        /// KV heads.
+        kv_heads,
+        /// Bytes between rows of `q`.
+        q_stride,
+        /// Pages of a slot in `page_table`.
+        pages_per_slot,
+        /// Tokens of a split, as in `plan`.
+        split,
+        /// Positions a row sees, itself included; 0 = all.
+        window,
+        /// Factor of q k (f32).
+        scale,
+        /// Scores saturate at this magnitude; 0.0 = they do not (f32).
+        softcap,
+    }
+}
+
+arguments! {
+    /// Arguments of [`combine`], for the live rows. Template: `attention_combine`.
+    pub struct CombineArgs {
+        /// What [`plan`] left.
+        plan,
+        /// What [`attention`] left.
+        scratch,
+        /// Address of the live rows and live logits rows, two u32.
+        live,
+        /// Address of rows in the kernel's form, `[heads][head_dim]` each.
+        out,
+        /// Query heads.
+        heads,
+        /// Bytes between rows of `out`.
+        out_stride,
+    }
+}
+
+/// Why an attention shape has no kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// `heads` is no multiple of `kv_heads`, or there are none.
+    Heads {
+        /// Query heads.
+        heads: usize,
+        /// KV heads.
+        kv_heads: usize,
+    },
+    /// head_dim is no multiple of 4, 0, or above [`MAX_HEAD_DIM`].
+    HeadDim(usize),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Heads { heads, kv_heads } => {
+                write!(
+                    f,
+                    "{heads} query heads do not divide among {kv_heads} KV heads"
+                )
+            }
+            Reason::HeadDim(head_dim) => write!(
+                f,
+                "head_dim {head_dim} is not a multiple of 4 in 4..={MAX_HEAD_DIM}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Reason {}
+
+/// Whether there are kernels for this shape.
+pub fn legal(shape: &Shape) -> Result<(), Reason> {
+    let &Shape {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = shape;
+    if kv_heads == 0 || heads == 0 || !heads.is_multiple_of(kv_heads) {
+        return Err(Reason::Heads { heads, kv_heads });
+    }
+    if !(1..=MAX_HEAD_DIM).contains(&head_dim) || !head_dim.is_multiple_of(4) {
+        return Err(Reason::HeadDim(head_dim));
+    }
+    Ok(())
+}
+
+/// Rows of one slot that share a tile, of a model with `group` query heads per KV head.
+pub const fn rows_per_tile(group: usize) -> usize {
+    match QUERIES / group {
+        0 => 1,
+        rows => rows,
+    }
+}
+
+/// Items of one tile and split.
+pub const fn parts(kv_heads: usize, group: usize) -> usize {
+    kv_heads * group.div_ceil(QUERIES)
+}
+
+/// A split long enough that partial results are few against K and V, and short enough that a single sequence of
+/// `max_context` tokens keeps the GPU's `processors` busy: 64 to 512 tokens.
+pub fn split(shape: &Shape, max_context: usize, processors: usize) -> usize {
+    let items = parts(shape.kv_heads, shape.group());
+    let wanted = max_context * items / (processors * 8).max(1);
+    wanted.next_power_of_two().clamp(64, 512)
+}
+
+/// Cells for a step of `rows` rows in which every row is of a slot of its own and `max_context` tokens long: with so many,
+/// [`plan`] can always cut up decode rows. It needs no more than `rows`.
+pub fn cells(rows: usize, max_context: usize, split: usize) -> usize {
+    rows * max_context.div_ceil(split).max(1)
+}
+
+/// Bytes that [`plan`] writes: the number of items, each row's cells, and the items.
+pub const fn plan_bytes(max_rows: usize, cells: usize) -> usize {
+    16 + (max_rows * 8).next_multiple_of(16) + cells * 16
+}
+
+/// Bytes of `cells` cells.
+pub const fn scratch_bytes(heads: usize, head_dim: usize, cells: usize) -> usize {
+    cells * heads * partial_floats(head_dim) * 4
+}
+
+/// Floats of the partial result of one query: the padded weighted sum, the largest score, the sum of exponentials.
+const fn partial_floats(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(32) + 4
+}
+
+/// The division of a step's attention. One thread block.
+pub fn plan() -> Kernel {
+    Kernel {
+        name: "attention_plan".into(),
+        template: "attention_plan",
+        constants: vec![],
+        threads: 256,
+    }
+}
+
+/// Thread blocks of [`plan`].
+pub fn plan_geometry() -> Geometry {
+    Geometry {
+        grid: [1, 1, 1],
+        shared_bytes: 128,
+    }
+}
+
+/// Name of a cache type in template constants.
+pub(super) const fn kv_word(kv: KvType) -> &'static str {
+    match kv {
+        KvType::F32 => "F32",
+        KvType::F16 => "F16",
+        KvType::Q8_0 => "Q8",
+    }
+}
+
+/// Shared memory of one warp: its queries, the sums of all splits so far, and for f32 the weights of a page.
+const fn warp_bytes(kv: KvType, head_dim: usize) -> usize {
+    let head = head_dim.next_multiple_of(32);
+    let sums = QUERIES * head * 4;
+    match kv {
+        KvType::F32 => 2 * sums + QUERIES * PAGE_TOKENS * 4 + QUERIES * 8,
+        KvType::F16 | KvType::Q8_0 => sums + sums / 2,
+    }
+}
+
+/// Warps of a thread block.
+const fn block_warps(kv: KvType, head_dim: usize) -> usize {
+    let warps = SHARED_BYTES / warp_bytes(kv, head_dim);
+    if warps < 4 { warps } else { 4 }
+}
+
+/// Attention of `group` query heads per KV head.
+pub fn attention(kv: KvType, head_dim: usize, group: usize) -> Kernel {
+    Kernel {
+        name: format!("attention_{}_d{head_dim}_g{group}", kv.name()),
+        template: match kv {
+            KvType::F32 => "attention_f32",
+            KvType::F16 | KvType::Q8_0 => "attention",
+        },
+        constants: vec![
+            ("kv", Constant::Word(kv_word(kv).into())),
+            ("head_dim", Constant::Int(head_dim as i64)),
+            ("group", Constant::Int(group as i64)),
+        ],
+        threads: 32 * block_warps(kv, head_dim) as u32,
+    }
+}
+
+/// Thread blocks of [`attention`] on a GPU with `processors` multiprocessors: about 16 warps for each, whatever the step.
+pub fn geometry(kv: KvType, head_dim: usize, processors: usize) -> Geometry {
+    let warps = block_warps(kv, head_dim);
+    Geometry {
+        grid: [(processors * 16usize.div_ceil(warps)) as u32, 1, 1],
+        shared_bytes: (warps * warp_bytes(kv, head_dim)) as u32,
+    }
+}
+
+/// Warps of a grid of [`geometry`].
+pub fn warps(kv: KvType, head_dim: usize, geometry: &Geometry) -> usize {
+    geometry.grid[0] as usize * block_warps(kv, head_dim)
+}
+
+/// Bytes that [`attention`] and [`combine`] move for one row at `pos` in a step without company: K and V, the query, and
+/// the cells written and read.
+pub fn bytes(shape: &Shape, kv: KvType, pos: usize, split: usize) -> u64 {
+    let splits = pos / split - shape.first(pos) / split + 1;
+    let cells = 2 * scratch_bytes(shape.heads, shape.head_dim, splits);
+    shape.bytes(kv, pos) + cells as u64
+}
+
+/// Merging of partial results into rows of `form`.
+pub fn combine(form: ActForm, head_dim: usize) -> Kernel {
+    Kernel {
+        name: format!("attention_combine_{}_d{head_dim}", form.name()),
+        template: "attention_combine",
+        constants: vec![
+            ("form", Constant::Word(form.name().into())),
+            ("head_dim", Constant::Int(head_dim as i64)),
+        ],
+        threads: 128,
+    }
+}
+
+/// Thread blocks of [`combine`].
+pub fn combine_geometry(heads: usize, head_dim: usize, rows: usize) -> Geometry {
+    let width = (heads * head_dim).next_multiple_of(super::abi::TILE_K);
+    Geometry {
+        grid: [columns(width), rows as u32, 1],
+        shared_bytes: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
+        Shape {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 1.0,
+            window: 0,
+            softcap: 0.0,
+        }
+    }
+
+    #[test]
+    fn shapes_are_checked() {
+        assert_eq!(legal(&shape(32, 8, 80)), Ok(()));
+        assert_eq!(legal(&shape(32, 8, 82)), Err(Reason::HeadDim(82)));
+        assert_eq!(legal(&shape(32, 8, 288)), Err(Reason::HeadDim(288)));
+        let heads = Reason::Heads {
+            heads: 9,
+            kv_heads: 2,
+        };
+        assert_eq!(legal(&shape(9, 2, 64)), Err(heads));
+    }
+
+    #[test]
+    fn no_block_asks_for_more_shared_memory_than_every_gpu_grants() {
+        for kv in [KvType::F32, KvType::F16, KvType::Q8_0] {
+            for head_dim in (4..=MAX_HEAD_DIM).step_by(4) {
+                let geometry = geometry(kv, head_dim, 132);
+                let kernel = attention(kv, head_dim, 4);
+                assert!(
+                    geometry.shared_bytes as usize <= SHARED_BYTES,
+                    "{}",
+                    kernel.name
+                );
+                let warps = warps(kv, head_dim, &geometry);
+                assert_eq!(warps, (geometry.grid[0] * kernel.threads / 32) as usize);
+            }
+        }
+    }
+
+    #[test]
+    fn splits_grow_with_context_and_heads() {
+        let shape = shape(32, 8, 128);
+        let splits = [512, 4096, 131_072].map(|context| split(&shape, context, 132));
+        assert_eq!(splits, [64, 64, 512]);
+        assert_eq!((rows_per_tile(4), rows_per_tile(24)), (4, 1));
+        assert_eq!(parts(2, 24), 4);
+    }
+}
