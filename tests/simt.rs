@@ -45,6 +45,13 @@ pub struct Buffer {
     pub bytes: usize,
 }
 
+impl Buffer {
+    /// Whether both are the same memory.
+    pub fn same(&self, other: &Buffer) -> bool {
+        self.index == other.index
+    }
+}
+
 /// An argument of a launch.
 #[derive(Clone, Copy, Debug)]
 pub enum SimtArg {

@@ -7,6 +7,7 @@ pub mod cuda;
 use crate::error::Error;
 use crate::plan::Plan;
 use crate::target::Target;
+use std::path::Path;
 
 /// The code of a plan.
 #[derive(Debug)]
@@ -17,14 +18,19 @@ pub enum Code {
     Cuda(cuda::CudaCode),
 }
 
-/// Generates the code of `plan`. `progress` is called after each program, or each kernel.
+/// Generates the code of `plan`. Compiled kernels are kept in the folder `cache`, if there is one. `progress` is called
+/// after each program, or each kernel.
 ///
 /// # Errors
 /// `Toolchain` where a compiler that the target needs is missing, `Internal` for code that does not compile.
-pub fn generate(plan: &Plan, progress: impl FnMut()) -> Result<Code, Error> {
+pub fn generate(
+    plan: &Plan,
+    cache: Option<&Path>,
+    progress: impl FnMut(),
+) -> Result<Code, Error> {
     match &plan.target {
         Target::Cpu(profile) => cpu::generate(plan, profile, progress).map(Code::Cpu),
-        Target::Cuda(profile) => cuda::generate(plan, profile, progress).map(Code::Cuda),
+        Target::Cuda(profile) => cuda::generate(plan, profile, cache, progress).map(Code::Cuda),
     }
 }
 

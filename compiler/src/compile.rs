@@ -35,6 +35,8 @@ pub struct Options {
     pub deny_cliffs: bool,
     /// Where to write graph, plan and code as text.
     pub emit: Option<PathBuf>,
+    /// Where compiled GPU kernels are kept for the next compile; none are without.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 /// Sequences compiled for when nothing else is asked for.
@@ -55,6 +57,7 @@ impl Options {
             fit: None,
             deny_cliffs: false,
             emit: None,
+            kernel_cache: None,
         }
     }
 
@@ -157,7 +160,7 @@ fn write(
         let golden = scope.spawn(|| golden::prompts(gguf, model, context, options.kv_type));
         let codes: Result<Vec<Code>, Error> = plans
             .iter()
-            .map(|plan| codegen::generate(plan, || progress.advance(1)))
+            .map(|plan| codegen::generate(plan, options.kernel_cache.as_deref(), || progress.advance(1)))
             .collect();
         progress.phase("golden prompts", 1);
         let golden = golden

@@ -115,7 +115,7 @@ impl Notes {
                         None => {
                             let mut buckets = Vec::new();
                             for &(_, r) in rows.iter().filter(|r| r.0 == stage) {
-                                buckets.push((r as u32, catalogue.candidates(w, r)?));
+                                buckets.push((r as u32, catalogue.candidates(w, place.offset, r)?));
                             }
                             let index = notes.choices.len() as u32;
                             notes.choices.push(Choice { buckets });
@@ -180,23 +180,47 @@ fn stage_of(plan: &Plan, offset: u64) -> Option<Stage> {
 /// Whoever chose the variants of a plan, to be asked again.
 enum Catalogue<'a> {
     Cpu(Selector<'a>),
-    Cuda(cuda::Selector),
+    Cuda(cuda::Selector, &'a Plan),
 }
 
 impl<'a> Catalogue<'a> {
     fn new(plan: &'a Plan) -> Catalogue<'a> {
         match &plan.target {
             Target::Cpu(profile) => Catalogue::Cpu(Selector::new(profile, plan.workers)),
-            Target::Cuda(profile) => Catalogue::Cuda(cuda::Selector::new(profile, plan.limits)),
+            Target::Cuda(profile) => {
+                let selector = cuda::Selector::new(profile, plan.limits.max_batch as usize);
+                Catalogue::Cuda(selector, plan)
+            }
         }
     }
 
-    fn candidates(&self, weight: &Weight, rows: usize) -> Result<Vec<CandidateNote>, Error> {
+    /// Candidates for `weight`, whose tiles are at `offset`.
+    fn candidates(
+        &self,
+        weight: &Weight,
+        offset: u64,
+        rows: usize,
+    ) -> Result<Vec<CandidateNote>, Error> {
         match self {
             Catalogue::Cpu(selector) => candidates(selector, weight, rows),
-            Catalogue::Cuda(selector) => selector.notes(weight, rows),
+            Catalogue::Cuda(selector, plan) => {
+                let used = |symbol: &str| runs(plan, offset, rows, symbol);
+                selector.notes(weight, rows, &used)
+            }
         }
     }
+}
+
+/// Whether the plan's program of `rows` rows multiplies the tiles at `offset` with a kernel whose name begins so.
+fn runs(plan: &Plan, offset: u64, rows: usize, symbol: &str) -> bool {
+    let programs = plan.programs.iter().filter(|p| p.rows == rows);
+    programs.flat_map(|p| &p.launches).any(|l| match &l.work {
+        Work::Grid(grid) => {
+            grid.kernel.name.starts_with(symbol)
+                && grid.args.contains(&GridArg::Weights(offset))
+        }
+        _ => false,
+    })
 }
 
 fn candidates(

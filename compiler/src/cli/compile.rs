@@ -30,6 +30,9 @@ pub struct CompileFlags {
     /// Times measured by `coldpress tune` [default: tune.json in the user's cache folder, if there].
     #[arg(long, value_name = "FILE", conflicts_with = "no_tune_cache")]
     pub tune_cache: Option<PathBuf>,
+    /// Compile every GPU kernel again, and keep none.
+    #[arg(long)]
+    pub no_kernel_cache: bool,
     /// Use the built-in table of kernel speeds only.
     #[arg(long)]
     pub no_tune_cache: bool,
@@ -69,6 +72,7 @@ impl CompileFlags {
             max_context: self.ctx_size,
             kv_type,
             threads: self.threads,
+            kernel_cache: (!self.no_kernel_cache).then(|| super::cache_home().join("kernels")),
             ..Options::new(TargetProfile::native())
         };
         let targets = self.target.iter().map(|name| Target::parse(name));
@@ -274,6 +278,7 @@ mod tests {
             threads,
             tune_cache: None,
             no_tune_cache: true,
+            no_kernel_cache: true,
         };
         assert!(
             flags(Some(MAX_CONTEXT), Some(MAX_WORKERS))

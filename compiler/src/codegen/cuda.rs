@@ -11,8 +11,10 @@ use crate::plan::{Launch, Plan, Work};
 use crate::target::cuda::CudaProfile;
 use coldpress_kernels::gpu::Kernel;
 use coldpress_runtime::manifest::GpuKernel;
+use cache::Cache;
 use nvrtc::Nvrtc;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The compiled kernels of a plan.
 #[derive(Debug)]
@@ -53,13 +55,14 @@ pub fn kernels(plan: &Plan) -> BTreeMap<&str, &Kernel> {
         .collect()
 }
 
-/// Renders and compiles every kernel of `plan`. `progress` is called after each.
+/// Renders and compiles every kernel of `plan`, or takes it from the folder `cache`. `progress` is called after each.
 ///
 /// # Errors
 /// `Toolchain` if NVRTC is not found, `Internal` naming the kernel that does not render or compile.
 pub fn generate(
     plan: &Plan,
     target: &CudaProfile,
+    cache: Option<&Path>,
     progress: impl FnMut(),
 ) -> Result<CudaCode, Error> {
     let kernels = kernels(plan);
@@ -68,7 +71,14 @@ pub fn generate(
         .map(|kernel| Ok((kernel.name.clone(), render::source(kernel)?)))
         .collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let cubins = Nvrtc::find()?.compile_all(&rendered?, target.arch, threads, progress)?;
+    let (nvrtc, rendered) = (Nvrtc::find()?, rendered?);
+    let cubins = match cache {
+        Some(folder) => {
+            let cache = Cache::new(folder.to_path_buf());
+            cache.compile_all(&nvrtc, &rendered, target.arch, threads, progress)?
+        }
+        None => nvrtc.compile_all(&rendered, target.arch, threads, progress)?,
+    };
     let mut code = CudaCode {
         bytes: Vec::new(),
         sources: Vec::new(),

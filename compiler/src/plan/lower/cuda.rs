@@ -96,7 +96,7 @@ impl Backend for Cuda {
     fn scratch(&self, graph: &OpGraph, node: NodeIndex, rows: usize) -> Option<Scratch> {
         let bytes = match &graph.nodes[node].op {
             Op::Attention { .. } => self.attentions.scratch_bytes(graph, node, rows),
-            Op::MatMul { parts, .. } => self.choices.scratch_bytes(graph, parts, rows),
+            Op::MatMul { parts, .. } => self.choices.scratch_bytes(graph, node, parts, rows),
             _ => 0,
         };
         (bytes > 0).then(|| Scratch::piece(bytes))

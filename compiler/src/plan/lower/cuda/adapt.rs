@@ -75,6 +75,14 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     }
 }
 
+/// The node that completes the work of `node`, if one does.
+pub(super) fn completed_by(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
+    let out = *graph.outputs(node).first()?;
+    let consumers = graph.consumers(out);
+    let (second, _) = consumers.first()?;
+    (joins(graph, *second) == Some(node)).then_some(*second)
+}
+
 /// Whether a value never reaches memory: its group computes it on the way.
 pub(super) fn passes_through(graph: &OpGraph, value: Value) -> bool {
     let consumers = graph.consumers(value);
