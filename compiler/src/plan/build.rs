@@ -141,7 +141,11 @@ fn assemble(
     }
     let plan = Plan {
         target: target.clone(),
-        workers: options.workers,
+        workers: match target {
+            Target::Cpu(_) => options.workers,
+            // Thread blocks divide every launch among themselves.
+            Target::Cuda(_) => 1,
+        },
         limits: Limits {
             max_batch: narrow(options.max_batch)?,
             max_context: narrow(options.max_context)?,

@@ -254,7 +254,7 @@ impl Lowering<'_> {
         let rot_dim = what.table.map_or(0, |_| rot_dim);
         rope::legal(head_dim, rot_dim).map_err(|why| refused(label, why))?;
         let weight = |norm: Option<HeadNorm>| match norm {
-            Some(n) => Ok(GridArg::Weights(
+            Some(n) => Ok::<_, Error>(GridArg::Weights(
                 self.placement(n.weight, Form::Vector)?.offset,
             )),
             None => Ok(NULL),
