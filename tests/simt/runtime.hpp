@@ -100,10 +100,13 @@ const Entry* find_kernel(const char* name);
 // ---- Between the runtime's files.
 
 extern Thread* self;
+extern const Launch* current;
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 u32 chance(u32 below);
 // Whether an asynchronous operation happens at once or as late as it may.
 bool at_once();
+// Some thread got further: nobody only spins.
+void progress();
 void wake(Thread* thread);
 // Runs others until somebody wakes this thread.
 void wait(const char* what, u32 line);
