@@ -16,6 +16,8 @@ mod layering;
 mod logits;
 /// CUDA source to cubins, on every architecture.
 mod nvrtc;
+/// What is counted in machine code, against kernels whose instructions are known.
+mod sass;
 /// Commands that show things: inspect, explain, verify, targets, emit, reproducibility.
 mod showing;
 /// The model in examples/tiny: what it was trained to do.
