@@ -18,6 +18,8 @@ mod layering;
 mod logits;
 /// CUDA source to cubins, on every architecture.
 mod nvrtc;
+/// What is counted in machine code, against kernels whose instructions are known.
+mod sass;
 /// Commands that show things: inspect, explain, verify, targets, emit, reproducibility.
 mod showing;
 /// GPU kernels on the CPU: the device that runs them, and its own tests.
