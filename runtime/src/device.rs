@@ -3,6 +3,7 @@
 
 pub mod accelerator;
 pub mod cpu;
+pub mod cuda;
 pub mod gpu;
 mod limits;
 
