@@ -2,6 +2,8 @@
 //! weights, and the matmul catalogue. Text only: sources are templates, code generation and execution are elsewhere.
 
 pub mod abi;
+pub mod matmul;
+pub mod rates;
 pub mod tile;
 
 /// A kernel to render from a template. Equal kernels have equal names, and the name says all constants that matter.
