@@ -3,6 +3,8 @@
 
 /// Whole models compiled for GPUs, executed by the shim.
 mod cuda_models;
+/// Generated GPU matmuls on the CPU, against exact sums, and every stamp of a class against the others.
+mod cuda_matmul;
 /// Damaged and absurd models through the front end, in thousands: refused, never a panic or a wild allocation.
 mod fuzz;
 /// Shared ground: fixtures, temporary folders, random models, running the commands.

@@ -90,6 +90,8 @@ DEVICE T shuffle_xor(T v, u32 mask) { return __shfl_xor_sync(~0u, v, static_cast
 template <typename T>
 DEVICE T shuffle_down(T v, u32 d) { return __shfl_down_sync(~0u, v, d); }
 DEVICE u32 ballot(bool p) { return __ballot_sync(~0u, p); }
+// The same value, which the compiler does not know and so keeps in a register instead of computing it again. All lanes.
+DEVICE u32 keep(u32 v) { return __shfl_sync(~0u, v, static_cast<int>(lane())); }
 
 // ---- Memory.
 

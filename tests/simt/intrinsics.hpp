@@ -167,6 +167,7 @@ DEVICE u32 ballot(bool p, SIMT_LINE) {
     const u32 in = p;
     return *simt::warp_collective(simt::Op::Ballot, &in, 1, line);
 }
+DEVICE u32 keep(u32 v) { return v; }
 
 DEVICE U4 load_stream(const U4* p) {
     simt::aligned("load_stream", p, 16);

@@ -8,8 +8,23 @@ use tera::{Context, Delimiters, Tera};
 /// What names the hardware: goes before every kernel. The tests have another file of the same names for the CPU.
 pub const INTRINSICS: &str = include_str!("../../../../templates/cuda/intrinsics.cu");
 
+/// A file of templates/cuda by its name.
+macro_rules! template {
+    ($file:literal) => {
+        (
+            $file,
+            include_str!(concat!("../../../../templates/cuda/", $file)),
+        )
+    };
+}
+
 /// Every template and every part that templates include, by file name.
-const TEMPLATES: &[(&str, &str)] = &[];
+const TEMPLATES: &[(&str, &str)] = &[
+    template!("matmul_epilogue.cuh"),
+    template!("matmul_mma.cu.tera"),
+    template!("matmul_stream.cuh"),
+    template!("matmul_weights.cuh"),
+];
 
 /// Source of `kernel` for a GPU: the intrinsics, then the kernel.
 ///
