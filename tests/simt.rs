@@ -323,7 +323,7 @@ const COMMON: [&str; 6] = [
     "-Wno-unknown-pragmas",
 ];
 /// The runtime's own copies are checked by the sanitizer's memcpy; its arithmetic need not be.
-const RUNTIME_FLAGS: [&str; 2] = ["-O2", "-fno-builtin-memcpy"];
+const RUNTIME_FLAGS: [&str; 2] = ["-O3", "-fno-builtin-memcpy"];
 const KERNEL_FLAGS: [&str; 5] = [
     "-O1",
     "-fsanitize=address,alignment,bounds,shift-exponent",

@@ -165,26 +165,27 @@ const u32* warp_collective(Op op, const u32* in, u32 words, u32 line) {
     Thread* me = self;
     Warp& warp = *me->warp;
     const char* name = OPS[u32(op)];
-    for (u32 i = 0; i < words; i++) me->in[i] = in[i];
+    const u32 lane = me->thread & 31;
+    for (u32 i = 0; i < words; i++) warp.in[lane][i] = in[i];
     if (warp.exited) fail("%s at line %u: %u lanes of its warp have exited", name, line, warp.exited);
     if (!warp.arrived) {
         warp.op = op;
         warp.line = line;
-        warp.first_lane = me->thread & 31;
+        warp.first_lane = lane;
     } else if (warp.op != op || warp.line != line) {
         fail("%s at line %u while lane %u of its warp waits in %s at line %u", name, line, warp.first_lane, OPS[u32(warp.op)],
              warp.line);
     }
     if (++warp.arrived < 32) {
         wait(name, line);
-        return me->out;
+        return warp.out[lane];
     }
     warp.arrived = 0;
     progress();
     compute(warp);
     for (u32 i = 0; i < 32; i++)
         if (&warp.threads[i] != me) wake(&warp.threads[i]);
-    return me->out;
+    return warp.out[lane];
 }
 
 void named_barrier(u32 id, u32 threads, bool waits, u32 line) {
