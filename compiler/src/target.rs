@@ -1,6 +1,8 @@
 //! Target profiles: what a machine has and how fast it is, as numbers the planner reads. Presets, parsing of `--target`,
 //! and detection of this machine. Only `plan` and `codegen` may look at a profile; passes never do.
 
+pub mod cuda;
+
 use crate::error::Error;
 use coldpress_kernels::matmul::{Isa, Timing};
 use coldpress_kernels::quant::PackedLayout;
