@@ -3,6 +3,9 @@
 
 use coldpress_compiler::codegen::cuda::cache::Cache;
 use coldpress_compiler::codegen::cuda::nvrtc::{INSTALL, Nvrtc};
+use coldpress_compiler::codegen::cuda::resources::{Resources, Use};
+use coldpress_compiler::codegen::cuda::sass::Inspection;
+use coldpress_compiler::target::cuda::PRESETS;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -211,4 +214,34 @@ fn the_cache_gives_what_the_compiler_gave() {
                 .compile_all(&kernels, "sm_89", 1, || ())
                 .expect("compiles")
     );
+}
+
+#[test]
+fn what_a_kernel_takes_is_known_for_every_target() {
+    let Some(nvrtc) = nvrtc() else { return };
+    for target in PRESETS {
+        let (name, arch) = (target.name, target.arch);
+        for (kernel, source, threads, sound) in
+            [("copy", COPY, 128, true), ("spill", SPILL, 1024, false)]
+        {
+            let cubin = nvrtc.compile(kernel, source, arch).expect(name);
+            let found = Inspection::of(&cubin.bytes, kernel, arch).expect(name);
+            let launch = Use {
+                threads,
+                dynamic_shared: 0,
+                weights: threads,
+                weight_bytes: 4.0,
+            };
+            let resources = Resources::of(&cubin, &found, target, launch);
+            assert!(resources.occupancy.blocks > 0, "{name}: {resources}");
+            assert_eq!(resources.faults().is_empty(), sound, "{name}: {resources}");
+            // Copying has no loop, and reads and writes once.
+            assert_eq!(resources.issue.is_none(), sound, "{name}: {resources}");
+            let loads = found.total.loads;
+            assert!(
+                !sound || (loads.w128, loads.all()) == (1, 1),
+                "{name}: {loads:?}"
+            );
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! `coldpress targets`.
 
 use crate::error::Error;
-use crate::target::{PRESETS, TargetProfile};
+use crate::target::{PRESETS, TargetProfile, cuda};
 use clap::Args;
 use coldpress_runtime::bundle::Machine;
 use coldpress_runtime::cli as rt;
@@ -23,6 +23,17 @@ impl TargetsArgs {
                 ""
             };
             let _ = writeln!(text, "{:<12} {}{mark}", preset.name, preset.about);
+        }
+        for gpu in cuda::PRESETS {
+            let _ = writeln!(
+                text,
+                "{:<12} {} ({}, {} SMs, {:.0} GB/s)",
+                gpu.name,
+                gpu.about,
+                gpu.arch,
+                gpu.sms,
+                gpu.bandwidth / 1e9
+            );
         }
         let machine = Machine::detect();
         let _ = writeln!(
