@@ -96,6 +96,15 @@ pub trait Device: Send {
         Ok(())
     }
 
+    /// Bytes per second that programs can read of the device's own memory, measured now; none if it has none, or cannot
+    /// tell.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
+        Ok(None)
+    }
+
     /// Starts or stops keeping the times of what runs.
     ///
     /// # Errors

@@ -6,9 +6,10 @@ mod buckets;
 #[cfg(test)]
 mod tests;
 
-use crate::bundle::{Bundle, Machine};
+use crate::bundle::Bundle;
 use crate::device::cpu::{CpuDevice, DEFAULT_SPIN};
-use crate::device::{Device, StepInput, Timeline};
+use crate::device::cuda::Cuda;
+use crate::device::{Device, GpuDevice, StepInput, Timeline};
 use crate::error::Error;
 use crate::kv_cache::KvCache;
 use crate::manifest::{Limits, Manifest, Stage};
@@ -104,14 +105,24 @@ impl Executor {
     /// [`Error::Mismatch`] and [`Error::Memory`] from [`Bundle::pick_plan`]; whatever loading reports.
     pub fn new(bundle: impl Into<Arc<Bundle>>, options: ExecutorOptions) -> Result<Self, Error> {
         let bundle = bundle.into();
-        let picked = bundle.pick_plan(&Machine::detect())?;
+        let machine = bundle.machine();
+        let picked = bundle.pick_plan(&machine)?;
         let plans = &bundle.manifest().plans;
         let plan = plans
             .iter()
             .position(|p| std::ptr::eq(p, picked))
             .unwrap_or(0);
-        let device = CpuDevice::new(bundle.clone(), plan, options.spin, options.touch_memory)?;
-        Self::with_plan(bundle.manifest(), plan, Box::new(device))
+        let device: Box<dyn Device> = match &picked.gpu {
+            Some(_) => {
+                let ordinal = machine.gpu_for(&picked.requires).unwrap_or(0);
+                Box::new(GpuDevice::new(&bundle, plan, Cuda::open(ordinal)?)?)
+            }
+            None => {
+                let (spin, touch) = (options.spin, options.touch_memory);
+                Box::new(CpuDevice::new(bundle.clone(), plan, spin, touch)?)
+            }
+        };
+        Self::with_plan(bundle.manifest(), plan, device)
     }
 
     /// Runs the first plan of `manifest` on any device, as tests do.
@@ -263,6 +274,14 @@ impl Executor {
         let rows = rows.take(count).enumerate();
         rows.for_each(|(i, logits)| visit(i, logits));
         Ok(())
+    }
+
+    /// Bytes per second that programs can read of the device's own memory; none where that is this machine's memory.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
+        self.device.read_bandwidth()
     }
 
     /// Starts or stops keeping the times of every kernel call; a step then takes a little longer.

@@ -44,6 +44,14 @@ impl TargetsArgs {
             crate::compile::size(machine.memory_bytes)
         );
         let _ = writeln!(text, "features: {}", machine.features.join(" "));
+        match &machine.gpus {
+            Ok(gpus) => gpus.iter().for_each(|gpu| {
+                let _ = writeln!(text, "gpu: {gpu}");
+            }),
+            Err(why) => {
+                let _ = writeln!(text, "gpu: {why}");
+            }
+        }
         Ok(rt::print(&text)?)
     }
 }

@@ -393,6 +393,7 @@ fn plans_are_picked_by_machine() {
         features: Vec::new(),
         memory_bytes: 1 << 30,
         cores: 1,
+        gpus: Err("none".into()),
     };
     let picked = |machine: &Machine| {
         bundle

@@ -100,6 +100,14 @@ pub trait Accelerator: Send {
     /// [`Error::Device`] if the device refuses or a launch fails.
     fn run_timed(&mut self, recorded: &mut Self::Recorded) -> Result<Vec<f64>, Error>;
 
+    /// Bytes per second that kernels can read, measured here and now; none if it cannot be told.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device refuses or fails.
+    fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
+        Ok(None)
+    }
+
     /// Returns when everything before is done.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! With `COLDPRESS_CUDA_SYNC=1` in the environment launches run one at a time and a failing one is named; otherwise the
 //! driver only says that something in a program failed.
 
+mod bandwidth;
 mod driver;
 mod image;
 mod program;
@@ -385,6 +386,17 @@ impl Accelerator for Cuda {
         program.play_timed(self.stream, function)?;
         self.wait("a program with times")?;
         self.programs[recorded.0].times()
+    }
+
+    fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
+        self.enter()?;
+        let (device, stream, (free, _)) = (self.device, self.stream, self.memory());
+        // SAFETY: the context is current.
+        unsafe {
+            bandwidth::measure(device, stream, free, || {
+                self.wait("measuring the bandwidth")
+            })
+        }
     }
 
     fn synchronise(&mut self) -> Result<(), Error> {

@@ -274,6 +274,10 @@ impl<A: Accelerator> Device for GpuDevice<A> {
         Ok(())
     }
 
+    fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
+        self.accelerator.read_bandwidth()
+    }
+
     fn set_timing(&mut self, on: bool) -> Result<(), Error> {
         self.timing = on;
         self.timelines.clear();

@@ -1,6 +1,7 @@
 //! GPU plans: what is let in, and what a hostile one is refused for.
 
 use super::*;
+use crate::device::cuda::GpuInfo;
 use crate::manifest::{GpuPlan, Grid, GridArg};
 
 #[test]
@@ -74,4 +75,48 @@ fn gpu_plans_out_of_bounds() {
     sample::write(&path, &manifest).expect("writes");
     let error = Bundle::open(&path).expect_err("launches in a CPU plan");
     assert!(error.to_string().contains("without a GPU"), "{error}");
+}
+
+#[test]
+fn a_gpu_is_preferred_and_its_absence_is_one_reason() {
+    let directory = directory();
+    let path = directory.path().join("m.press");
+    let mut manifest = sample::manifest();
+    manifest.plans.push(sample::gpu_manifest().plans.remove(0));
+    sample::write(&path, &manifest).expect("writes");
+    let bundle = Bundle::open(&path).expect("opens");
+    let gpu = GpuInfo {
+        name: "NVIDIA H200".into(),
+        capability: (9, 0),
+        memory_bytes: 141 << 30,
+        sms: 132,
+        cuda: 13000,
+        driver: None,
+    };
+    let mut machine = Machine {
+        gpus: Ok(vec![gpu]),
+        arch: std::env::consts::ARCH.into(),
+        features: Vec::new(),
+        memory_bytes: 1 << 30,
+        cores: 1,
+    };
+    let target = |machine: &Machine| {
+        let plan = bundle.pick_plan(machine);
+        plan.map(|plan| plan.requires.target.clone())
+            .map_err(|e| e.exit_code())
+    };
+    assert_eq!(target(&machine), Ok("h200".into()));
+    machine.gpus = Err("no NVIDIA driver".into());
+    assert_eq!(target(&machine), Ok("cpu:scalar".into()));
+    machine.arch = "other".into();
+    assert_eq!(target(&machine), Err(4));
+    let lines = bundle.mismatches(&machine);
+    assert!(
+        lines.iter().any(|line| line.contains("no NVIDIA driver")),
+        "{lines:?}"
+    );
+    // Bundles without a GPU plan do not start the driver.
+    sample::write(&path, &sample::manifest()).expect("writes");
+    let cpu = Bundle::open(&path).expect("opens").machine();
+    assert_eq!(cpu.gpus, Err("nobody looked for one".into()));
 }

@@ -49,6 +49,8 @@ pub(super) struct Part {
     pub(super) seconds: f64,
     /// Of the workers that spent the least and the most.
     pub(super) range: (f64, f64),
+    /// Bytes of weights and activations per step; 0 where that is not known of single calls.
+    pub(super) bytes: f64,
 }
 
 /// What kind of work a part is.

@@ -8,7 +8,7 @@
 use crate::error::Error;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use std::ffi::{CStr, c_char, c_int};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
 /// Oldest CUDA version of a driver that loads what the compiler makes: major * 1000 + minor * 10.
 pub const OLDEST_CUDA: u32 = 13000;
@@ -36,6 +36,21 @@ impl GpuInfo {
     /// `13.0`.
     pub fn cuda_version(&self) -> String {
         format!("{}.{}", self.cuda / 1000, self.cuda % 1000 / 10)
+    }
+}
+
+impl fmt::Display for GpuInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.capability;
+        write!(
+            f,
+            "{}: compute capability {major}.{minor}, {} multiprocessors, {:.1} GiB, driver {} (CUDA {})",
+            self.name,
+            self.sms,
+            self.memory_bytes as f64 / (1u64 << 30) as f64,
+            self.driver.as_deref().unwrap_or("of unknown version"),
+            self.cuda_version()
+        )
     }
 }
 
