@@ -225,7 +225,10 @@ fn fixtures_meet_their_bars_and_rows_do_not_depend_on_company() {
         let width = found.len() / f.tokens.len();
         let single = logits(&mut executor, &f.tokens[..5], 1);
         if !same_bits(&single, &found[..5 * width]) {
-            failures.push(format!("{}: one row alone is not the row of a prompt", f.name));
+            failures.push(format!(
+                "{}: one row alone is not the row of a prompt",
+                f.name
+            ));
         }
         let sequences = [&f.tokens[..3], &f.tokens[..1], &f.tokens[..5]];
         for (tokens, row) in sequences.iter().zip(together(&mut executor, &sequences)) {

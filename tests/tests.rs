@@ -1,10 +1,10 @@
 //! One integration binary; modules mirror the rooms they test. Whatever needs a device or the fixtures says so when it
 //! skips, and `CI=true` turns a missing fixture into a failure.
 
-/// Whole models compiled for GPUs, executed by the shim.
-mod cuda_models;
 /// Generated GPU matmuls on the CPU, against exact sums, and every stamp of a class against the others.
 mod cuda_matmul;
+/// Whole models compiled for GPUs, executed by the shim.
+mod cuda_models;
 /// Damaged and absurd models through the front end, in thousands: refused, never a panic or a wild allocation.
 mod fuzz;
 /// Shared ground: fixtures, temporary folders, random models, running the commands.

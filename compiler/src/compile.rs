@@ -42,6 +42,9 @@ pub struct Options {
 /// Sequences compiled for when nothing else is asked for.
 pub const DEFAULT_BATCH: usize = 8;
 
+/// Times a plan is made again with what is known of its kernels.
+const MOST_ROUNDS: usize = 6;
+
 /// Context compiled for when none is asked for, in tokens (less if the model was trained for less).
 pub const DEFAULT_CONTEXT: usize = 4096;
 
@@ -135,15 +138,15 @@ pub fn compile(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
-    let prepared = prepare(path, options)?;
+    let mut prepared = prepare(path, options)?;
     check_output(out, &prepared.gguf)?;
-    write(&prepared, path, out, options, progress)?;
+    write(&mut prepared, path, out, options, progress)?;
     Ok(prepared)
 }
 
 /// Generates code and writes the bundle of what was prepared.
 fn write(
-    prepared: &Prepared,
+    prepared: &mut Prepared,
     path: &Path,
     out: &Path,
     options: &Options,
@@ -152,15 +155,15 @@ fn write(
     let Prepared { gguf, model, plans } = prepared;
     let spec = tokenizer::from_gguf(gguf)?;
 
-    let units: usize = plans.iter().map(codegen::units).sum();
-    progress.phase("generating code", units as u64);
+    let programs: usize = plans.iter().map(|p| p.programs.len()).sum();
+    progress.phase("generating code", programs as u64);
     let contexts = plans.iter().map(|p| p.limits.max_context);
     let context = contexts.min().unwrap_or(0);
     let (codes, golden) = std::thread::scope(|scope| {
         let golden = scope.spawn(|| golden::prompts(gguf, model, context, options.kv_type));
         let codes: Result<Vec<Code>, Error> = plans
-            .iter()
-            .map(|plan| codegen::generate(plan, options.kernel_cache.as_deref(), || progress.advance(1)))
+            .iter_mut()
+            .map(|plan| generate(model, plan, options, progress))
             .collect();
         progress.phase("golden prompts", 1);
         let golden = golden
@@ -196,6 +199,36 @@ fn write(
     bundle::write(out, &contents, |bytes| progress.advance(bytes))
 }
 
+/// Generates the code of `plan`. For a GPU the plan is made again with what the assembler says of its kernels, until it
+/// chooses none that it does not know.
+fn generate(
+    model: &Model,
+    plan: &mut Plan,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Code, Error> {
+    let mut target = match plan.target.clone() {
+        Target::Cpu(target) => {
+            let code = codegen::cpu::generate(plan, &target, || progress.advance(1))?;
+            return Ok(Code::Cpu(code));
+        }
+        Target::Cuda(target) => target,
+    };
+    let cache = options.kernel_cache.as_deref();
+    let mut compiler = codegen::cuda::Compiler::new(target.profile.arch, cache)?;
+    for _ in 0..MOST_ROUNDS {
+        let found = compiler.compile(plan, || ())?;
+        if found.is_empty() {
+            break;
+        }
+        target.compiled.extend(found);
+        *plan = fit(model, &Target::Cuda(target.clone()), options)?;
+    }
+    compiler.compile(plan, || ())?;
+    progress.advance(plan.programs.len() as u64);
+    Ok(Code::Cuda(compiler.code(plan)?))
+}
+
 /// Compiles `path` into one executable: this program, then the bundle. It runs the bundle unless told otherwise.
 pub fn compile_exe(
     path: &Path,
@@ -203,7 +236,7 @@ pub fn compile_exe(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
-    let prepared = prepare(path, options)?;
+    let mut prepared = prepare(path, options)?;
     check_output(out, &prepared.gguf)?;
     let io = |source| Error::Io {
         doing: format!("writing {}", out.display()),
@@ -214,7 +247,7 @@ pub fn compile_exe(
         .tempfile_in(folder_of(out))
         .map_err(io)?
         .into_temp_path();
-    write(&prepared, path, &bundle, options, progress)?;
+    write(&mut prepared, path, &bundle, options, progress)?;
     let launcher = std::env::current_exe().map_err(io)?;
     embedded::write(&launcher, &bundle, out)?;
     Ok(prepared)

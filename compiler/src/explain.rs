@@ -187,8 +187,8 @@ impl<'a> Catalogue<'a> {
     fn new(plan: &'a Plan) -> Catalogue<'a> {
         match &plan.target {
             Target::Cpu(profile) => Catalogue::Cpu(Selector::new(profile, plan.workers)),
-            Target::Cuda(profile) => {
-                let selector = cuda::Selector::new(profile, plan.limits.max_batch as usize);
+            Target::Cuda(target) => {
+                let selector = cuda::Selector::new(target, plan.limits.max_batch as usize);
                 Catalogue::Cuda(selector, plan)
             }
         }
@@ -216,8 +216,7 @@ fn runs(plan: &Plan, offset: u64, rows: usize, symbol: &str) -> bool {
     let programs = plan.programs.iter().filter(|p| p.rows == rows);
     programs.flat_map(|p| &p.launches).any(|l| match &l.work {
         Work::Grid(grid) => {
-            grid.kernel.name.starts_with(symbol)
-                && grid.args.contains(&GridArg::Weights(offset))
+            grid.kernel.name.starts_with(symbol) && grid.args.contains(&GridArg::Weights(offset))
         }
         _ => false,
     })

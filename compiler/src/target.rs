@@ -7,6 +7,7 @@ use crate::error::Error;
 use coldpress_kernels::matmul::{Isa, Timing};
 use coldpress_kernels::quant::PackedLayout;
 use cuda::CudaProfile;
+use std::collections::BTreeMap;
 
 /// A machine to compile for.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,7 +15,25 @@ pub enum Target {
     /// Micro-kernels and machine code.
     Cpu(TargetProfile),
     /// Compiled CUDA kernels.
-    Cuda(&'static CudaProfile),
+    Cuda(CudaTarget),
+}
+
+/// A GPU to compile for, and what is known of the kernels that were compiled for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CudaTarget {
+    /// The card.
+    pub profile: CudaProfile,
+    /// What the assembler said of kernels, by name; estimates stand in for all others.
+    pub compiled: BTreeMap<String, Compiled>,
+}
+
+/// What the assembler said of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of registers that a thread keeps in memory.
+    pub spill_bytes: u32,
 }
 
 /// The order of a packed weight matrix: tiles of 16 outputs, all of k, in one of these.
@@ -31,7 +50,7 @@ impl Target {
     pub fn name(&self) -> &'static str {
         match self {
             Target::Cpu(profile) => profile.name,
-            Target::Cuda(profile) => profile.name,
+            Target::Cuda(target) => target.profile.name,
         }
     }
 
@@ -39,7 +58,7 @@ impl Target {
     pub fn requires(&self) -> (String, Vec<String>) {
         match self {
             Target::Cpu(profile) => (profile.arch.to_string(), profile.features()),
-            Target::Cuda(profile) => ("cuda".into(), vec![profile.arch.to_string()]),
+            Target::Cuda(target) => ("cuda".into(), vec![target.profile.arch.to_string()]),
         }
     }
 
@@ -64,8 +83,11 @@ impl Target {
     /// # Errors
     /// `Unsupported` with the names that exist.
     pub fn parse(name: &str) -> Result<Target, Error> {
-        match cuda::preset(name) {
-            Some(profile) => Ok(Target::Cuda(profile)),
+        match CudaProfile::named(name) {
+            Some(profile) => Ok(Target::Cuda(CudaTarget {
+                profile,
+                compiled: BTreeMap::new(),
+            })),
             None => TargetProfile::parse(name).map(Target::Cpu),
         }
     }

@@ -12,8 +12,6 @@ pub mod matmul;
 pub mod rates;
 pub mod rope;
 pub mod rows;
-pub mod matmul;
-pub mod rates;
 pub mod tile;
 
 /// A kernel to render from a template. Equal kernels have equal names, and the name says all constants that matter.

@@ -195,7 +195,7 @@ fn summary(plan: &Plan) -> String {
     let m = plan.memory();
     let by = match &plan.target {
         Target::Cpu(_) => format!("{} workers", plan.workers),
-        Target::Cuda(profile) => profile.arch.to_string(),
+        Target::Cuda(target) => target.profile.arch.to_string(),
     };
     let mut text = format!(
         "target   {}, {by}, batch {}, context {}\nmemory   weights {} + kv {} ({} per token) + activations {} = {}",

@@ -11,16 +11,16 @@ pub mod sass;
 
 use crate::error::Error;
 use crate::plan::{Launch, Plan, Work};
-use crate::target::cuda::CudaProfile;
+use crate::target::Compiled;
+use cache::Cache;
 use coldpress_kernels::gpu::Kernel;
 use coldpress_runtime::manifest::GpuKernel;
-use cache::Cache;
-use nvrtc::Nvrtc;
+use nvrtc::{Cubin, Nvrtc};
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The compiled kernels of a plan.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct CudaCode {
     /// Cubins one after the other, each 64-byte aligned.
     pub bytes: Vec<u8>,
@@ -58,47 +58,88 @@ pub fn kernels(plan: &Plan) -> BTreeMap<&str, &Kernel> {
         .collect()
 }
 
-/// Renders and compiles every kernel of `plan`, or takes it from the folder `cache`. `progress` is called after each.
-///
-/// # Errors
-/// `Toolchain` if NVRTC is not found, `Internal` naming the kernel that does not render or compile.
-pub fn generate(
-    plan: &Plan,
-    target: &CudaProfile,
-    cache: Option<&Path>,
-    progress: impl FnMut(),
-) -> Result<CudaCode, Error> {
-    let kernels = kernels(plan);
-    let rendered: Result<Vec<(String, String)>, Error> = kernels
-        .values()
-        .map(|kernel| Ok((kernel.name.clone(), render::source(kernel)?)))
-        .collect();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let (nvrtc, rendered) = (Nvrtc::find()?, rendered?);
-    let cubins = match cache {
-        Some(folder) => {
-            let cache = Cache::new(folder.to_path_buf());
-            cache.compile_all(&nvrtc, &rendered, target.arch, threads, progress)?
-        }
-        None => nvrtc.compile_all(&rendered, target.arch, threads, progress)?,
-    };
-    let mut code = CudaCode {
-        bytes: Vec::new(),
-        sources: Vec::new(),
-        kernels: Vec::with_capacity(kernels.len()),
-    };
-    for (kernel, cubin) in kernels.values().zip(cubins) {
-        let source = render::body(kernel)?;
-        code.kernels.push(GpuKernel {
-            name: kernel.name.clone(),
-            code: append(&mut code.bytes, &cubin.bytes),
-            source: append(&mut code.sources, source.as_bytes()),
-            threads: kernel.threads,
-            registers: cubin.registers,
-            spill_bytes: cubin.spill_bytes,
-        });
+/// Compiles kernels for one architecture, and keeps what it has compiled.
+pub struct Compiler {
+    nvrtc: Nvrtc,
+    arch: &'static str,
+    cache: Option<Cache>,
+    cubins: BTreeMap<String, Cubin>,
+}
+
+impl Compiler {
+    /// NVRTC for `arch`; cubins are kept in the folder `cache` for the next compile, if there is one.
+    ///
+    /// # Errors
+    /// `Toolchain` if NVRTC is not found.
+    pub fn new(arch: &'static str, cache: Option<&Path>) -> Result<Compiler, Error> {
+        Ok(Compiler {
+            nvrtc: Nvrtc::find()?,
+            arch,
+            cache: cache.map(|folder| Cache::new(folder.to_path_buf())),
+            cubins: BTreeMap::new(),
+        })
     }
-    Ok(code)
+
+    /// Renders and compiles those kernels of `plan` that were not compiled yet; what the assembler said of each of them.
+    /// `progress` is called after each.
+    ///
+    /// # Errors
+    /// `Internal` naming the kernel that does not render or compile.
+    pub fn compile(
+        &mut self,
+        plan: &Plan,
+        progress: impl FnMut(),
+    ) -> Result<BTreeMap<String, Compiled>, Error> {
+        let mut missing = kernels(plan);
+        missing.retain(|name, _| !self.cubins.contains_key(*name));
+        let rendered: Result<Vec<(String, String)>, Error> = missing
+            .values()
+            .map(|kernel| Ok((kernel.name.clone(), render::source(kernel)?)))
+            .collect();
+        let rendered = rendered?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let cubins = match &self.cache {
+            Some(cache) => {
+                cache.compile_all(&self.nvrtc, &rendered, self.arch, threads, progress)?
+            }
+            None => self
+                .nvrtc
+                .compile_all(&rendered, self.arch, threads, progress)?,
+        };
+        let mut compiled = BTreeMap::new();
+        for ((name, _), cubin) in rendered.into_iter().zip(cubins) {
+            let facts = Compiled {
+                registers: cubin.registers,
+                spill_bytes: cubin.spill_bytes,
+            };
+            compiled.insert(name.clone(), facts);
+            self.cubins.insert(name, cubin);
+        }
+        Ok(compiled)
+    }
+
+    /// The code of `plan`, all of whose kernels have been compiled.
+    ///
+    /// # Errors
+    /// `Internal` naming a kernel that has not been.
+    pub fn code(&self, plan: &Plan) -> Result<CudaCode, Error> {
+        let mut code = CudaCode::default();
+        for (name, kernel) in kernels(plan) {
+            let cubin = self.cubins.get(name);
+            let cubin =
+                cubin.ok_or_else(|| Error::Internal(format!("{name} has not been compiled")))?;
+            let source = render::body(kernel)?;
+            code.kernels.push(GpuKernel {
+                name: kernel.name.clone(),
+                code: append(&mut code.bytes, &cubin.bytes),
+                source: append(&mut code.sources, source.as_bytes()),
+                threads: kernel.threads,
+                registers: cubin.registers,
+                spill_bytes: cubin.spill_bytes,
+            });
+        }
+        Ok(code)
+    }
 }
 
 /// Puts `bytes` at the next multiple of 64: (offset, bytes).

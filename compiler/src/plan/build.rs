@@ -57,13 +57,13 @@ pub fn build(graph: &OpGraph, target: &Target, options: Options) -> Result<Plan,
             };
             assemble(graph, target, options, &backend)
         }
-        Target::Cuda(profile) => {
+        Target::Cuda(cuda) => {
             let step = StepLayout {
                 max_rows: narrow(buckets::max_rows(options.max_batch))?,
                 slots: narrow(options.max_batch)?,
                 pages_per_slot: narrow(options.max_context.div_ceil(PAGE_TOKENS))?,
             };
-            let (graph, backend) = Cuda::new(graph, profile, options, step)?;
+            let (graph, backend) = Cuda::new(graph, cuda, options, step)?;
             assemble(&graph, target, options, &backend)
         }
     }

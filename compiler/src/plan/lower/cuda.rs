@@ -12,6 +12,7 @@ use super::{Backend, Context};
 use crate::error::Error;
 use crate::graph::{DType, Op, OpGraph, Value, Weight};
 use crate::plan::{Access, Grid, Launch, Options, ProgramPlan, Scratch, Split, Work};
+use crate::target::CudaTarget;
 use crate::target::cuda::CudaProfile;
 use attention::Attentions;
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
@@ -25,7 +26,7 @@ pub use select::Selector;
 
 /// A GPU that runs CUDA kernels.
 pub struct Cuda {
-    profile: &'static CudaProfile,
+    profile: CudaProfile,
     options: Options,
     step: StepLayout,
     choices: Choices,
@@ -40,15 +41,21 @@ impl Cuda {
     /// `Unsupported` naming the weight that no kernel multiplies.
     pub fn new(
         graph: &OpGraph,
-        profile: &'static CudaProfile,
+        target: &CudaTarget,
         options: Options,
         step: StepLayout,
     ) -> Result<(OpGraph, Cuda), Error> {
         let graph = adapt::adapt(graph)?;
-        let choices = Choices::new(&graph, profile, options, step)?;
-        let attentions = Attentions::new(&graph, profile, options, step, choices.counter_bytes());
+        let choices = Choices::new(&graph, target, options, step)?;
+        let attentions = Attentions::new(
+            &graph,
+            &target.profile,
+            options,
+            step,
+            choices.counter_bytes(),
+        );
         let backend = Cuda {
-            profile,
+            profile: target.profile,
             options,
             step,
             choices,
@@ -185,7 +192,7 @@ impl Lowering<'_> {
         accesses: Vec<Access>,
         bytes: u64,
     ) -> Launch {
-        let profile = self.gpu.profile;
+        let profile = &self.gpu.profile;
         Launch {
             label: label.to_string(),
             work: Work::Grid(Grid {

@@ -58,10 +58,7 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     let alone = |value: &Value| value.node == first && graph.has_one_consumer(*value);
     let outputs = graph.outputs(first);
     match (&graph.nodes[first].op, &graph.nodes[node].op) {
-        (
-            Op::MatMul { parts, residual },
-            Op::GatedAct(_) | Op::GatedActQuantise(_),
-        ) => {
+        (Op::MatMul { parts, residual }, Op::GatedAct(_) | Op::GatedActQuantise(_)) => {
             let [gate, up] = parts.as_slice() else {
                 return None;
             };

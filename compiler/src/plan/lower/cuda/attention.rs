@@ -310,7 +310,13 @@ impl Lowering<'_> {
         let kernel = rope::append(kv_type, head_dim, style == RopeStyle::Neox);
         let geometry = rope::append_geometry(heads, kv_heads, self.rows, head_dim);
         let bytes = rope::append_bytes(kv_type, heads, kv_heads, head_dim, self.rows);
-        Ok(vec![self.grid(label, (kernel, geometry), args.list(), accesses, bytes)])
+        Ok(vec![self.grid(
+            label,
+            (kernel, geometry),
+            args.list(),
+            accesses,
+            bytes,
+        )])
     }
 
     /// Attention at `node`, its rows left as `out`. The first layer of a kind makes the plan that all of them use.

@@ -99,7 +99,10 @@ impl Lowering<'_> {
     ) -> Result<Launch, Error> {
         let x = self.graph.inputs(node)[0];
         let form = self.gpu.choices.read_form(self.graph, x);
-        let pick = self.gpu.choices.pick(self.graph, parts, shape, form, self.rows)?;
+        let pick = self
+            .gpu
+            .choices
+            .pick(self.graph, parts, shape, form, self.rows)?;
         let query = self.gpu.choices.query(shape, self.rows);
         accesses.push(self.reads(x)?);
         let mut list = vec![NULL; args::COUNT];
@@ -152,4 +155,3 @@ impl Lowering<'_> {
         })
     }
 }
-

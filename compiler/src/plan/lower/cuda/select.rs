@@ -9,9 +9,10 @@ use crate::graph::{Activation, DType, Op, OpGraph, Part, Value, Weight};
 use crate::plan::Options;
 use crate::plan::select::packed_layout;
 use crate::target::cuda::CudaProfile;
+use crate::target::{Compiled, CudaTarget};
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
 use coldpress_kernels::gpu::matmul::{
-    self, Class, Cost, Epilogue, Gate, Query, Reason, VARIANTS, Variant,
+    self, Class, Cost, Epilogue, Gate, Query, Reason, Resources, VARIANTS, Variant,
 };
 use coldpress_kernels::gpu::rates::GpuRates;
 use coldpress_kernels::gpu::tile;
@@ -21,8 +22,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
 /// Row counts that get a program, where the plan's limits reach that far.
-const BUCKETS: [usize; 18] = [
-    1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048,
+const BUCKETS: [usize; 20] = [
+    1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048,
 ];
 /// int8 activations are taken where they are this much faster than f16: they cost accuracy.
 const WORTH: f64 = 0.9;
@@ -35,6 +36,27 @@ pub(super) fn buckets(limits: &[usize]) -> Vec<usize> {
     rows.sort_unstable();
     rows.dedup();
     rows
+}
+
+/// What the cost model reads of a profile.
+fn rates(profile: &CudaProfile) -> GpuRates {
+    GpuRates {
+        arch: profile.sm(),
+        sms: profile.sms,
+        hz: profile.hz,
+        bandwidth: profile.bandwidth,
+        l2_bandwidth: profile.l2_bandwidth,
+        l2_bytes: profile.l2_bytes,
+        issue_per_clk: 128.0,
+        f16_tensor_flops_per_clk_sm: profile.f16_tensor * profile.mma_share,
+        i8_tensor_ops_per_clk_sm: profile.i8_tensor * profile.mma_share,
+        wgmma_flops_per_clk_sm: match profile.arch {
+            "sm_90a" => profile.f16_tensor,
+            _ => 0.0,
+        },
+        smem_per_sm: profile.shared_per_sm,
+        regs_per_sm: profile.registers_per_sm,
+    }
 }
 
 /// Packed bytes of a weight matrix.
@@ -66,17 +88,19 @@ pub(super) struct Pick {
 pub struct Selector {
     rates: GpuRates,
     target: &'static str,
+    compiled: BTreeMap<String, Compiled>,
     /// Decode batches that a class is judged by.
     batches: Vec<usize>,
     classes: RefCell<HashMap<(Shape, ActForm), Option<(Class, f64)>>>,
 }
 
 impl Selector {
-    /// A selector for `profile`, judging by decode batches up to `max_batch`.
-    pub fn new(profile: &CudaProfile, max_batch: usize) -> Selector {
+    /// A selector for `target`, judging by decode batches up to `max_batch`.
+    pub fn new(target: &CudaTarget, max_batch: usize) -> Selector {
         Selector {
-            rates: profile.rates(),
-            target: profile.name,
+            rates: rates(&target.profile),
+            target: target.profile.name,
+            compiled: target.compiled.clone(),
             batches: buckets(&[max_batch]),
             classes: RefCell::default(),
         }
@@ -116,20 +140,38 @@ impl Selector {
     fn cheapest(&self, shape: &Shape, class: Class, rows: usize) -> Option<Pick> {
         let query = self.query(shape, rows);
         let legal: Vec<Pick> = matmul::variants(class, &query)
-            .map(|variant| Pick {
-                variant,
-                class,
-                cost: matmul::cost(variant, class, &query, &self.rates, None),
-                legal: 0,
+            .filter_map(|variant| {
+                let cost = self.cost(variant, class, &query).ok()?;
+                Some(Pick {
+                    variant,
+                    class,
+                    cost,
+                    legal: 0,
+                })
             })
             .collect();
         let count = legal.len();
         let seconds = |p: &Pick| p.cost.seconds;
-        let best = legal.into_iter().min_by(|a, b| seconds(a).total_cmp(&seconds(b)))?;
+        let best = legal
+            .into_iter()
+            .min_by(|a, b| seconds(a).total_cmp(&seconds(b)))?;
         Some(Pick {
             legal: count,
             ..best
         })
+    }
+
+    /// The cost of a legal variant, by what the assembler said of its kernel if it is known; a kernel that spills is none.
+    fn cost(&self, variant: &Variant, class: Class, query: &Query<'_>) -> Result<Cost, String> {
+        let kernel = matmul::kernel(variant, class, &query.layout, query.epilogue);
+        let known = self.compiled.get(&kernel.name);
+        if let Some(spilled) = known.filter(|k| k.spill_bytes > 0) {
+            return Err(format!("spills {} bytes of registers", spilled.spill_bytes));
+        }
+        let resources = known.map(|k| Resources {
+            registers: k.registers,
+        });
+        Ok(matmul::cost(variant, class, query, &self.rates, resources))
     }
 
     /// Every variant for `weight` at `rows` with its cost or the reason it is not legal; `used` says which kernels the plan
@@ -157,8 +199,8 @@ impl Selector {
                     Err(Reason::Class(..)) => continue,
                     Err(reason) => Err(reason.to_string()),
                     Ok(()) => {
-                        let cost = matmul::cost(variant, class, &query, &self.rates, None);
-                        Ok((cost.seconds, cost.to_string()))
+                        let cost = self.cost(variant, class, &query);
+                        cost.map(|cost| (cost.seconds, cost.to_string()))
                     }
                 };
                 let (family, stamp) = (variant.family.name(), variant.stamp);
@@ -189,12 +231,12 @@ pub(super) struct Choices {
 impl Choices {
     pub(super) fn new(
         graph: &OpGraph,
-        profile: &CudaProfile,
+        target: &CudaTarget,
         options: Options,
         step: StepLayout,
     ) -> Result<Choices, Error> {
         let mut choices = Choices {
-            selector: Selector::new(profile, options.max_batch),
+            selector: Selector::new(target, options.max_batch),
             forms: BTreeMap::new(),
             counters: 0,
         };
@@ -237,12 +279,17 @@ impl Choices {
             all.extend(shapes(graph, parts, Epilogue::Store)?);
         }
         let time = |form: ActForm| {
-            let each = all.iter().map(|(shape, _)| Some(self.selector.class(shape, form)?.1));
+            let each = all
+                .iter()
+                .map(|(shape, _)| Some(self.selector.class(shape, form)?.1));
             each.sum::<Option<f64>>()
         };
         // Groups of 32 on both sides leave nothing of the error that a format's own rounding allows.
         let spare = all.iter().all(|(shape, _)| {
-            matches!(shape.layout.scale, Scale::U8F16 | Scale::I8F16 | Scale::U4F16)
+            matches!(
+                shape.layout.scale,
+                Scale::U8F16 | Scale::I8F16 | Scale::U4F16
+            )
         });
         match (time(ActForm::F16), time(ActForm::Q8)) {
             (Some(f16), Some(q8)) if spare && q8 < f16 * WORTH => Ok(ActForm::Q8),
