@@ -226,7 +226,7 @@ fn generate(
     }
     compiler.compile(plan, || ())?;
     progress.advance(plan.programs.len() as u64);
-    Ok(Code::Cuda(compiler.code(plan)?))
+    Ok(Code::Cuda(compiler.code(plan, &target.profile)?))
 }
 
 /// Compiles `path` into one executable: this program, then the bundle. It runs the bundle unless told otherwise.

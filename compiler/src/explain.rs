@@ -26,6 +26,8 @@ pub struct Notes {
     pub choices: Vec<Choice>,
     /// Every program's launches, in plan order.
     pub programs: Vec<ProgramNote>,
+    /// GPU kernels: name, and what each takes of the target.
+    pub kernels: Vec<(String, String)>,
 }
 
 /// One program.
@@ -44,6 +46,10 @@ pub struct ProgramNote {
 pub struct LaunchNote {
     /// Its own label and, of a fused matmul, every weight's.
     pub labels: Vec<String>,
+    /// What runs.
+    pub kernel: String,
+    /// Why; empty where there was no choice.
+    pub reason: String,
     /// Worker 0's instructions, (start, end) in the code section; of a GPU the source, in its section.
     pub code: (u64, u64),
 }
@@ -136,6 +142,12 @@ impl Notes {
                 choice,
             });
         }
+        if let Code::Cuda(code) = code {
+            let kernels = code.resources.iter();
+            notes.kernels = kernels
+                .map(|(name, r)| (name.clone(), r.to_string()))
+                .collect();
+        }
         let programs = plan.programs.iter().enumerate();
         notes.programs = programs
             .map(|(index, program)| ProgramNote {
@@ -159,10 +171,17 @@ impl Notes {
 
 fn launch(launch: &Launch, code: (u64, u64)) -> LaunchNote {
     let mut labels = vec![launch.label.clone()];
-    if let Work::Matmul(matmul) = &launch.work {
-        labels.extend(matmul.parts.iter().map(|p| p.label.clone()));
+    match &launch.work {
+        Work::Matmul(matmul) => labels.extend(matmul.parts.iter().map(|p| p.label.clone())),
+        Work::Grid(grid) => labels.extend(grid.weights.iter().cloned()),
+        _ => {}
     }
-    LaunchNote { labels, code }
+    LaunchNote {
+        labels,
+        kernel: launch.kernel(),
+        reason: launch.reason.clone(),
+        code,
+    }
 }
 
 /// The stage whose matmuls read the tiles at `offset`.
@@ -341,6 +360,27 @@ pub fn explain(
         }
     }
     let reads = |launch: &&LaunchNote| launch.labels.iter().any(|l| l == label);
+    if !notes.kernels.is_empty() {
+        let _ = writeln!(out, "\nkernels:");
+    }
+    for (name, resources) in &notes.kernels {
+        let mut reasons: Vec<(&str, u32)> = Vec::new();
+        for program in &notes.programs {
+            let own = program
+                .launches
+                .iter()
+                .filter(|l| reads(l) && l.kernel == *name);
+            for launch in own {
+                reasons.push((&launch.reason, program.rows));
+            }
+        }
+        if !reasons.is_empty() {
+            let _ = writeln!(out, "  {name}\n    {resources}");
+        }
+        for (reason, rows) in reasons.iter().filter(|r| !r.0.is_empty()) {
+            let _ = writeln!(out, "    {rows} rows: {reason}");
+        }
+    }
     let first = notes
         .programs
         .iter()

@@ -149,7 +149,7 @@ pub enum Work {
 }
 
 /// A GPU kernel and what it runs on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
     /// What is rendered and compiled.
     pub kernel: Kernel,
@@ -159,6 +159,19 @@ pub struct Grid {
     pub args: Vec<GridArg>,
     /// Whether it waits for the launch before it itself, and may so start early.
     pub overlaps: bool,
+    /// Graph labels of the matrices it multiplies.
+    pub weights: Vec<String>,
+    /// What its main loop is there for, if it streams weights.
+    pub main_loop: Option<MainLoop>,
+}
+
+/// What a thread block does in one pass of a kernel's main loop.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MainLoop {
+    /// Weights it multiplies.
+    pub weights: u32,
+    /// Bytes of memory that a weight takes, its share of scales included.
+    pub weight_bytes: f64,
 }
 
 /// An element-wise function that codegen emits inline.

@@ -10,12 +10,15 @@ pub mod resources;
 pub mod sass;
 
 use crate::error::Error;
-use crate::plan::{Launch, Plan, Work};
+use crate::plan::{Grid, Launch, Plan, Work};
 use crate::target::Compiled;
+use crate::target::cuda::CudaProfile;
 use cache::Cache;
 use coldpress_kernels::gpu::Kernel;
 use coldpress_runtime::manifest::GpuKernel;
 use nvrtc::{Cubin, Nvrtc};
+use resources::{Resources, Use};
+use sass::Inspection;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -28,6 +31,8 @@ pub struct CudaCode {
     pub sources: Vec<u8>,
     /// By name, ascending.
     pub kernels: Vec<GpuKernel>,
+    /// What each kernel takes of the target, by name.
+    pub resources: BTreeMap<String, Resources>,
 }
 
 impl CudaCode {
@@ -49,13 +54,17 @@ impl CudaCode {
 
 /// The distinct kernels that a plan's launches run, by name.
 pub fn kernels(plan: &Plan) -> BTreeMap<&str, &Kernel> {
-    let launches = plan.programs.iter().flat_map(|p| &p.launches);
-    launches
-        .filter_map(|l| match &l.work {
-            Work::Grid(grid) => Some((grid.kernel.name.as_str(), &grid.kernel)),
-            _ => None,
-        })
+    grids(plan)
+        .map(|grid| (grid.kernel.name.as_str(), &grid.kernel))
         .collect()
+}
+
+fn grids(plan: &Plan) -> impl Iterator<Item = &Grid> {
+    let launches = plan.programs.iter().flat_map(|p| &p.launches);
+    launches.filter_map(|l| match &l.work {
+        Work::Grid(grid) => Some(grid),
+        _ => None,
+    })
 }
 
 /// Compiles kernels for one architecture, and keeps what it has compiled.
@@ -118,16 +127,51 @@ impl Compiler {
         Ok(compiled)
     }
 
+    /// What each kernel of `plan` takes of `target`, by name.
+    ///
+    /// # Errors
+    /// `Internal` naming a kernel that has not been compiled, or whose code cannot be read.
+    pub fn resources(
+        &self,
+        plan: &Plan,
+        target: &CudaProfile,
+    ) -> Result<BTreeMap<String, Resources>, Error> {
+        let mut all = BTreeMap::new();
+        for grid in grids(plan) {
+            let name = &grid.kernel.name;
+            if all.contains_key(name) {
+                continue;
+            }
+            let cubin = self.cubin(name)?;
+            let inspection = Inspection::of(&cubin.bytes, name, self.arch)?;
+            let launch = Use {
+                threads: grid.kernel.threads,
+                dynamic_shared: grid.geometry.shared_bytes,
+                weights: grid.main_loop.map_or(0, |l| l.weights),
+                weight_bytes: grid.main_loop.map_or(0.0, |l| l.weight_bytes),
+            };
+            let resources = Resources::of(cubin, &inspection, target, launch);
+            all.insert(name.clone(), resources);
+        }
+        Ok(all)
+    }
+
+    fn cubin(&self, name: &str) -> Result<&Cubin, Error> {
+        let cubin = self.cubins.get(name);
+        cubin.ok_or_else(|| Error::Internal(format!("{name} has not been compiled")))
+    }
+
     /// The code of `plan`, all of whose kernels have been compiled.
     ///
     /// # Errors
     /// `Internal` naming a kernel that has not been.
-    pub fn code(&self, plan: &Plan) -> Result<CudaCode, Error> {
-        let mut code = CudaCode::default();
+    pub fn code(&self, plan: &Plan, target: &CudaProfile) -> Result<CudaCode, Error> {
+        let mut code = CudaCode {
+            resources: self.resources(plan, target)?,
+            ..CudaCode::default()
+        };
         for (name, kernel) in kernels(plan) {
-            let cubin = self.cubins.get(name);
-            let cubin =
-                cubin.ok_or_else(|| Error::Internal(format!("{name} has not been compiled")))?;
+            let cubin = self.cubin(name)?;
             let source = render::body(kernel)?;
             code.kernels.push(GpuKernel {
                 name: kernel.name.clone(),

@@ -163,10 +163,12 @@ impl Launch {
                 let [x, y, z] = grid.geometry.grid;
                 let (name, threads) = (&grid.kernel.name, grid.kernel.threads);
                 let shared = grid.geometry.shared_bytes;
-                format!(
-                    "{name}<{x}x{y}x{z}, {threads}, {shared} B>({})",
-                    args.join(", ")
-                )
+                let weights = match grid.weights.is_empty() {
+                    true => String::new(),
+                    false => format!(" {}", grid.weights.join("; ")),
+                };
+                let args = args.join(", ");
+                format!("{name}<{x}x{y}x{z}, {threads}, {shared} B>({args}){weights}")
             }
             Work::Elementwise {
                 op,

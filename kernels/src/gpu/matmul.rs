@@ -24,7 +24,7 @@ use super::tile::{self, TILE_N};
 use crate::quant::{PackedLayout, Store};
 
 pub use cost::{Cost, Resources, cost};
-pub use kernel::{args, counters, geometry, kernel, scratch_bytes};
+pub use kernel::{args, counters, geometry, kernel, scratch_bytes, weights_per_pass};
 
 /// How products are made. Families may differ in the last bits of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

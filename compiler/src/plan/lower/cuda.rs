@@ -200,6 +200,8 @@ impl Lowering<'_> {
                 geometry,
                 args,
                 overlaps: profile.pdl,
+                weights: Vec::new(),
+                main_loop: None,
             }),
             barrier: false,
             accesses,

@@ -155,6 +155,17 @@ pub fn kernel(
     }
 }
 
+/// Weights that a thread block multiplies in one pass of its main loop: a step of every warp.
+pub fn weights_per_pass(
+    variant: &Variant,
+    class: Class,
+    layout: &PackedLayout,
+    epilogue: Epilogue,
+) -> u32 {
+    let k = step_units(layout) * tile::unit_k(layout) as u32;
+    class.warps * variant.tiles * epilogue.abreast() * TILE_N as u32 * k
+}
+
 /// Thread blocks along the outputs of all parts.
 fn blocks(variant: &Variant, query: &Query) -> u32 {
     let width = variant.tiles as usize * TILE_N;

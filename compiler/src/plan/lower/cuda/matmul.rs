@@ -6,7 +6,7 @@ use super::{Lowering, NULL, number};
 use crate::error::Error;
 use crate::graph::{Activation, Part, Value};
 use crate::plan::memory::scratch_value;
-use crate::plan::{Access, Form, Launch, Space, Split};
+use crate::plan::{Access, Form, Launch, MainLoop, Space, Split, Work};
 use coldpress_kernels::gpu::matmul::{self, Epilogue, args};
 use coldpress_kernels::gpu::tile;
 use coldpress_runtime::manifest::GridArg;
@@ -145,12 +145,36 @@ impl Lowering<'_> {
         }
         let kernel = matmul::kernel(pick.variant, pick.class, &shape.layout, shape.epilogue);
         let geometry = matmul::geometry(pick.variant, pick.class, &query);
-        let launch = self.grid(label, (kernel, geometry), list, accesses, 0);
+        let mut launch = self.grid(label, (kernel, geometry), list, accesses, 0);
+        if let Work::Grid(grid) = &mut launch.work {
+            let per_unit = (tile::unit_k(&shape.layout) * tile::TILE_N) as f64;
+            let name = |part: &Part| self.graph.weight(part.weight).name.as_str();
+            let labels = parts.iter().map(|p| name(p).trim_end_matches(".weight"));
+            grid.weights = labels.map(str::to_string).collect();
+            grid.main_loop = Some(MainLoop {
+                weights: matmul::weights_per_pass(
+                    pick.variant,
+                    pick.class,
+                    &shape.layout,
+                    shape.epilogue,
+                ),
+                weight_bytes: tile::unit_bytes(&shape.layout) as f64 / per_unit,
+            });
+        }
+        let seconds = launch.seconds + pick.cost.seconds;
+        let wall = bytes as f64 / self.gpu.profile.bandwidth / seconds;
+        let reason = format!(
+            "{}; {:.0} % of the memory wall; {}, cheapest of {}",
+            pick.cost,
+            wall * 100.0,
+            pick.class,
+            pick.legal
+        );
         Ok(Launch {
-            reason: format!("{}; {}, cheapest of {}", pick.cost, pick.class, pick.legal),
+            reason,
             bytes,
             macs,
-            seconds: launch.seconds + pick.cost.seconds,
+            seconds,
             ..launch
         })
     }
