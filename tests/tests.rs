@@ -16,6 +16,8 @@ mod layering;
 mod logits;
 /// Commands that show things: inspect, explain, verify, targets, emit, reproducibility.
 mod showing;
+/// GPU kernels on the CPU: the device that runs them, and its own tests.
+mod simt;
 /// The model in examples/tiny: what it was trained to do.
 mod tiny;
 /// Token ids against the vectors of real vocabularies.

@@ -1,0 +1,220 @@
+// What the lanes of a warp compute together, from the operands of all of them: the definitions in intrinsics.cu, element
+// by element. Sums of halves are exact to one rounding; tensor cores may differ in the last bits.
+#include "runtime.hpp"
+
+#include <cmath>
+#include <cstring>
+
+namespace simt {
+
+static f32 low_half(u32 word) { return half_to_float(u16(word)); }
+static f32 high_half(u32 word) { return half_to_float(u16(word >> 16)); }
+
+// c[2h + j] of lane 4g + t: row g + 8h, column 2t + j.
+template <typename T, typename Store>
+static void scatter(const T (&c)[16][8], Store store) {
+    for (u32 lane = 0; lane < 32; lane++)
+        for (u32 i = 0; i < 4; i++) store(lane, i, c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2]);
+}
+
+// a is in in[0..4] (k32) or in[0..2] (k16), b in in[4], in[5].
+static void mma_int(Warp& warp, u32 k, bool a_unsigned) {
+    i16 a[16][32], b[8][32];
+    for (u32 lane = 0; lane < 32; lane++) {
+        const u32* in = warp.threads[lane].in;
+        const u32 g = lane / 4, t = lane % 4;
+        for (u32 p = 0; p < k / 16; p++)
+            for (u32 i = 0; i < 4; i++) {
+                const u32 column = 16 * p + 4 * t + i;
+                for (u32 h = 0; h < 2; h++) {
+                    const u32 byte = in[2 * p + h] >> 8 * i;
+                    a[g + 8 * h][column] = a_unsigned ? u8(byte) : i8(byte);
+                }
+                b[g][column] = i8(in[4 + p] >> 8 * i);
+            }
+    }
+    i32 c[16][8];
+    for (u32 m = 0; m < 16; m++)
+        for (u32 n = 0; n < 8; n++) {
+            i32 sum = 0;
+            for (u32 i = 0; i < k; i++) sum += a[m][i] * b[n][i];
+            c[m][n] = sum;
+        }
+    scatter(c, [&](u32 lane, u32 i, i32 v) { warp.threads[lane].out[i] = u32(v); });
+}
+
+// a in in[0..4], b in in[4], in[5], c in in[6..10].
+static void mma_half(Warp& warp) {
+    f32 a[16][16], b[8][16], c[16][8];
+    for (u32 lane = 0; lane < 32; lane++) {
+        const u32* in = warp.threads[lane].in;
+        const u32 g = lane / 4, t = lane % 4;
+        for (u32 p = 0; p < 2; p++) {
+            const u32 k = 8 * p + 2 * t;
+            for (u32 h = 0; h < 2; h++) {
+                a[g + 8 * h][k] = low_half(in[2 * p + h]);
+                a[g + 8 * h][k + 1] = high_half(in[2 * p + h]);
+            }
+            b[g][k] = low_half(in[4 + p]);
+            b[g][k + 1] = high_half(in[4 + p]);
+        }
+        for (u32 i = 0; i < 4; i++) c[g + i / 2 * 8][t * 2 + i % 2] = from_word<f32>(in[6 + i]);
+    }
+    for (u32 m = 0; m < 16; m++)
+        for (u32 n = 0; n < 8; n++) {
+            double sum = c[m][n];
+            for (u32 k = 0; k < 16; k++) sum += double(a[m][k]) * b[n][k];
+            c[m][n] = f32(sum);
+        }
+    scatter(c, [&](u32 lane, u32 i, f32 v) { warp.threads[lane].out[i] = to_word(v); });
+}
+
+// in[0], in[1]: address of row lane % 8 of matrix lane / 8.
+static void ldmatrix(Warp& warp, bool transposed) {
+    for (u32 j = 0; j < 4; j++) {
+        u16 matrix[8][8];
+        for (u32 row = 0; row < 8; row++) {
+            const u32* in = warp.threads[8 * j + row].in;
+            memcpy(matrix[row], reinterpret_cast<const void*>(u64(in[1]) << 32 | in[0]), 16);
+        }
+        for (u32 lane = 0; lane < 32; lane++) {
+            const u32 g = lane / 4, t = lane % 4;
+            const u16 first = transposed ? matrix[2 * t][g] : matrix[g][2 * t];
+            const u16 second = transposed ? matrix[2 * t + 1][g] : matrix[g][2 * t + 1];
+            warp.threads[lane].out[j] = first | u32(second) << 16;
+        }
+    }
+}
+
+static void shuffle(Warp& warp) {
+    for (u32 lane = 0; lane < 32; lane++) warp.threads[lane].out[0] = warp.threads[warp.threads[lane].in[1]].in[0];
+}
+
+static void ballot(Warp& warp) {
+    u32 bits = 0;
+    for (u32 lane = 0; lane < 32; lane++) bits |= warp.threads[lane].in[0] << lane;
+    for (u32 lane = 0; lane < 32; lane++) warp.threads[lane].out[0] = bits;
+}
+
+// ---- wgmma: issued by a warp for its 16 of the 64 rows, done between then and the wait.
+
+static void run_wgmma(Warp& warp, const Wgmma& w) {
+    const u64 start = (w.descriptor & 0x3fff) << 4, chunk = (w.descriptor >> 16 & 0x3fff) << 4,
+              rows = (w.descriptor >> 32 & 0x3fff) << 4;
+    if (w.descriptor >> 49) fail("wgmma_f16: a descriptor with swizzle or base offset");
+    const u8* b = warp.threads[0].shared + start;
+    f32 a[16][16];
+    for (u32 lane = 0; lane < 32; lane++)
+        for (u32 i = 0; i < 4; i++) {
+            const u32 row = lane / 4 + i % 2 * 8, k = i / 2 * 8 + lane % 4 * 2;
+            a[row][k] = low_half(w.a[lane][i]);
+            a[row][k + 1] = high_half(w.a[lane][i]);
+        }
+    for (u32 n8 = 0; n8 < w.n; n8 += 8) {
+        f32 columns[8][16];
+        for (u32 n = 0; n < 8; n++)
+            for (u32 k = 0; k < 16; k += 8) {
+                u16 halves[8];
+                memcpy(halves, b + k / 8 * chunk + n8 / 8 * rows + n * 16, 16);
+                for (u32 i = 0; i < 8; i++) columns[n][k + i] = half_to_float(halves[i]);
+            }
+        for (u32 lane = 0; lane < 32; lane++)
+            for (u32 i = 0; i < 4; i++) {
+                const u32 row = lane / 4 + i / 2 * 8, n = lane % 4 * 2 + i % 2;
+                f32& c = w.acc[lane][n8 / 2 + i];
+                double sum = c;
+                for (u32 k = 0; k < 16; k++) sum += double(a[row][k]) * columns[n][k];
+                c = f32(sum);
+            }
+    }
+}
+
+void finish_wgmmas(Warp& warp, u32 groups_left) {
+    size_t done = 0;
+    while (done < warp.wgmmas.size() && warp.wgmmas[done].group + groups_left < warp.wgmma_group)
+        run_wgmma(warp, warp.wgmmas[done++]);
+    warp.wgmmas.erase(warp.wgmmas.begin(), warp.wgmmas.begin() + long(done));
+}
+
+// in[0..4] is a, in[4], in[5] the descriptor, in[6] n.
+static void issue_wgmma(Warp& warp) {
+    if (!warp.wgmma_fenced) fail("wgmma_f16 at line %u without wgmma_fence before it", warp.line);
+    const u32 threads = warp.threads[0].threads;
+    if (warp.index / 4 * 4 + 4 > threads / 32) fail("wgmma_f16 at line %u: no four warps from a multiple of four", warp.line);
+    const u32* first = warp.threads[0].in;
+    Wgmma w;
+    w.n = first[6];
+    w.group = warp.wgmma_group;
+    w.descriptor = u64(first[5]) << 32 | first[4];
+    for (u32 lane = 0; lane < 32; lane++) {
+        const u32* in = warp.threads[lane].in;
+        if (in[4] != first[4] || in[5] != first[5] || in[6] != first[6])
+            fail("wgmma_f16 at line %u: lanes differ in descriptor", warp.line);
+        memcpy(w.a[lane], in, 16);
+        w.acc[lane] = warp.threads[lane].acc;
+    }
+    warp.wgmma_count++;
+    // One after the other: an earlier one that is to be late keeps this one back.
+    if (warp.wgmmas.empty() && at_once())
+        run_wgmma(warp, w);
+    else
+        warp.wgmmas.push_back(w);
+}
+
+void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line) {
+    const u32 in[7] = {a[0], a[1], a[2], a[3], u32(descriptor), u32(descriptor >> 32), n};
+    self->acc = acc;
+    warp_collective(Op::WgmmaF16, in, 7, line);
+}
+
+void compute(Warp& warp) {
+    switch (warp.op) {
+        case Op::SyncWarp: break;
+        case Op::Shuffle:
+        case Op::ShuffleXor:
+        case Op::ShuffleDown: shuffle(warp); break;
+        case Op::Ballot: ballot(warp); break;
+        case Op::MmaS8K32: mma_int(warp, 32, false); break;
+        case Op::MmaU8S8K32: mma_int(warp, 32, true); break;
+        case Op::MmaS8K16: mma_int(warp, 16, false); break;
+        case Op::MmaU8S8K16: mma_int(warp, 16, true); break;
+        case Op::MmaF16: mma_half(warp); break;
+        case Op::Ldmatrix: ldmatrix(warp, false); break;
+        case Op::LdmatrixTransposed: ldmatrix(warp, true); break;
+        case Op::WgmmaFence: warp.wgmma_fenced = true; break;
+        case Op::WgmmaF16: issue_wgmma(warp); break;
+        case Op::WgmmaCommit: warp.wgmma_group++; break;
+        case Op::WgmmaWait:
+            finish_wgmmas(warp, warp.threads[0].in[0]);
+            warp.wgmma_fenced = false;
+            break;
+    }
+}
+
+// ---- Halves.
+
+// The f32 that rounds to the same half as `v`, or as what lies between `v` and zero if `inexact`: cut off, with the last
+// bit set when anything was.
+static f32 odd(double v, bool inexact) {
+    f32 f = f32(v);
+    if (std::fabs(double(f)) > std::fabs(v)) f = from_word<f32>(to_word(f) - 1);
+    if (inexact || double(f) != v) f = from_word<f32>(to_word(f) | 1);
+    return f;
+}
+
+u16 half_op(char op, u16 a, u16 b, u16 c) {
+    const double x = half_to_float(a), y = half_to_float(b), z = half_to_float(c);
+    // Sums and products of two halves are exact in f64.
+    if (op != 'f') {
+        const double v = op == '+' ? x + y : op == '-' ? x - y : x * y;
+        return float_to_half(std::isfinite(v) && v != 0 ? odd(v, false) : f32(v));
+    }
+    const double product = x * y;
+    double sum = product + z;
+    if (!std::isfinite(sum) || sum == 0) return float_to_half(f32(sum));
+    const double back = sum - product, lost = (product - (sum - back)) + (z - back);
+    if (lost != 0 && (lost < 0) == (sum > 0)) sum = std::nextafter(sum, 0.0);
+    return float_to_half(odd(sum, lost != 0));
+}
+
+}  // namespace simt

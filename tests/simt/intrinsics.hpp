@@ -1,0 +1,375 @@
+// The names of templates/cuda/intrinsics.cu for kernels that run on the CPU: what can be answered in place is here, what
+// waits for other threads or moves data later is in runtime.cpp. No standard library: every kernel compiles this.
+#pragma once
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef short i16;
+typedef unsigned int u32;
+typedef int i32;
+typedef unsigned long long u64;
+typedef long long i64;
+typedef float f32;
+
+struct f16 { u16 bits; };
+struct alignas(8) U2 { u32 x, y; };
+struct alignas(16) U4 { u32 x, y, z, w; };
+struct alignas(8) F2 { f32 x, y; };
+struct alignas(16) F4 { f32 x, y, z, w; };
+
+template <typename T>
+struct alignas(8) Arg {
+    T value;
+    u32 unused;
+    operator T() const { return value; }
+};
+template <>
+struct alignas(8) Arg<u64> {
+    u64 value;
+    operator u64() const { return value; }
+};
+
+#define DEVICE inline
+#define CONSTANT static constexpr
+#define __device__
+#define __forceinline__ inline
+#define KERNEL(NAME, THREADS, PARAMS)                                                                \
+    static void NAME(const PARAMS& p);                                                               \
+    static const simt::Entry NAME##_entry(#NAME, THREADS, sizeof(PARAMS),                            \
+                                          [](const void* p) { NAME(*static_cast<const PARAMS*>(p)); }); \
+    static void NAME(const PARAMS& p)
+
+#ifndef SIMT_ARCH
+#define SIMT_ARCH 900
+#endif
+constexpr int SM_ARCH = SIMT_ARCH;
+constexpr bool HAS_WGMMA = SM_ARCH == 900;
+template <int>
+constexpr bool WGMMA = HAS_WGMMA;
+
+namespace simt {
+
+// A kernel of this executable, listed before main runs.
+struct Entry {
+    const char* name;
+    u32 threads, params_bytes;
+    void (*run)(const void* params);
+    const Entry* next;
+    Entry(const char* name, u32 threads, u32 params_bytes, void (*run)(const void*));
+};
+
+struct Place {
+    u32 thread;
+    u32 threads;
+    const u32* block;  // x, y, z
+    const u32* grid;
+    u8* shared;
+};
+// Of the thread that runs.
+extern const Place* here;
+
+enum class Op : u32 {
+    SyncWarp, Shuffle, ShuffleXor, ShuffleDown, Ballot, MmaS8K32, MmaU8S8K32, MmaS8K16, MmaU8S8K16, MmaF16, Ldmatrix,
+    LdmatrixTransposed, WgmmaFence, WgmmaF16, WgmmaCommit, WgmmaWait
+};
+// Waits until all lanes of the warp are here with `words` words each; returns the lane's 4 words of the result.
+const u32* warp_collective(Op op, const u32* in, u32 words, u32 line);
+void named_barrier(u32 id, u32 threads, bool waits, u32 line);
+// Lets other threads run if chance says so.
+void pause();
+void copy_async(void* to, const void* from);
+void copy_commit();
+void copy_wait(u32 groups);
+void mbarrier_init(u64* barrier, u32 count);
+void mbarrier_arrive(u64* barrier, u32 bytes);
+void mbarrier_wait(u64* barrier, u32 parity, u32 line);
+void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier);
+void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line);
+[[noreturn]] void misaligned(const char* what, const void* p);
+// '+', '-', '*', or 'f' for a * b + c; rounded once.
+u16 half_op(char op, u16 a, u16 b, u16 c);
+
+inline void aligned(const char* what, const void* p, u64 bytes) {
+    if (reinterpret_cast<u64>(p) % bytes) misaligned(what, p);
+}
+template <typename T>
+u32 to_word(T v) {
+    static_assert(sizeof(T) == 4, "32-bit values");
+    u32 w;
+    __builtin_memcpy(&w, &v, 4);
+    return w;
+}
+template <typename T>
+T from_word(u32 w) {
+    T v;
+    __builtin_memcpy(&v, &w, 4);
+    return v;
+}
+template <typename T>
+T shuffle(Op op, T v, u32 by, u32 line) {
+    const u32 in[2] = {to_word(v), by};
+    return from_word<T>(*warp_collective(op, in, 2, line));
+}
+inline f32 half_to_float(u16 h) {
+    const u32 magnitude = u32(h & 0x7fff) << 13;
+    const bool finite = (h & 0x7c00) != 0x7c00;
+    // The product is exact, for subnormal halves too.
+    const u32 v = finite ? to_word(from_word<f32>(magnitude) * 0x1p112f) : magnitude | 0x7f800000;
+    return from_word<f32>(v | u32(h & 0x8000) << 16);
+}
+inline u16 float_to_half(f32 v) {
+    const u32 sign = to_word(v) >> 16 & 0x8000, x = to_word(v) & 0x7fffffff;
+    if (x > 0x7f800000) return 0x7fff;
+    if (x >= 0x477ff000) return u16(sign | 0x7c00);
+    // Subnormal: the last bit of 0.5 + x is a subnormal half's last bit, so the sum rounds as wanted.
+    if (x < 0x38800000) return u16(sign | (to_word(from_word<f32>(x) + 0.5f) - 0x3f000000));
+    return u16(sign | (x + 0xfff + (x >> 13 & 1) - 0x38000000) >> 13);
+}
+inline u32 half2(char op, u32 a, u32 b, u32 c) {
+    return half_op(op, u16(a), u16(b), u16(c)) | u32(half_op(op, u16(a >> 16), u16(b >> 16), u16(c >> 16))) << 16;
+}
+
+}  // namespace simt
+
+// Where a kernel calls, for messages.
+#define SIMT_LINE u32 line = __builtin_LINE()
+
+DEVICE u32 thread_x() { return simt::here->thread; }
+DEVICE u32 lane() { return simt::here->thread & 31; }
+DEVICE u32 warp() { return simt::here->thread >> 5; }
+DEVICE u32 block_x() { return simt::here->block[0]; }
+DEVICE u32 block_y() { return simt::here->block[1]; }
+DEVICE u32 block_z() { return simt::here->block[2]; }
+DEVICE u32 grid_x() { return simt::here->grid[0]; }
+DEVICE u32 grid_y() { return simt::here->grid[1]; }
+DEVICE u32 grid_z() { return simt::here->grid[2]; }
+DEVICE u32 block_threads() { return simt::here->threads; }
+
+template <typename T>
+DEVICE T* shared() { return reinterpret_cast<T*>(simt::here->shared); }
+DEVICE u32 shared_address(const void* p) { return u32(static_cast<const u8*>(p) - simt::here->shared); }
+
+DEVICE void sync_block(SIMT_LINE) { simt::named_barrier(0, block_threads(), true, line); }
+DEVICE void sync_warp(SIMT_LINE) { simt::warp_collective(simt::Op::SyncWarp, nullptr, 0, line); }
+DEVICE void sync_named(u32 id, u32 threads, SIMT_LINE) { simt::named_barrier(id, threads, true, line); }
+DEVICE void arrive_named(u32 id, u32 threads, SIMT_LINE) { simt::named_barrier(id, threads, false, line); }
+
+template <typename T>
+DEVICE T shuffle(T v, u32 from, SIMT_LINE) { return simt::shuffle(simt::Op::Shuffle, v, from & 31, line); }
+template <typename T>
+DEVICE T shuffle_xor(T v, u32 mask, SIMT_LINE) { return simt::shuffle(simt::Op::ShuffleXor, v, (lane() ^ mask) & 31, line); }
+template <typename T>
+DEVICE T shuffle_down(T v, u32 d, SIMT_LINE) {
+    return simt::shuffle(simt::Op::ShuffleDown, v, lane() + d < 32 ? lane() + d : lane(), line);
+}
+DEVICE u32 ballot(bool p, SIMT_LINE) {
+    const u32 in = p;
+    return *simt::warp_collective(simt::Op::Ballot, &in, 1, line);
+}
+
+DEVICE U4 load_stream(const U4* p) {
+    simt::aligned("load_stream", p, 16);
+    return *p;
+}
+DEVICE U2 load_stream(const U2* p) {
+    simt::aligned("load_stream", p, 8);
+    return *p;
+}
+DEVICE u32 load_stream(const u32* p) {
+    simt::aligned("load_stream", p, 4);
+    return *p;
+}
+DEVICE void prefetch_l2(const void*) {}
+DEVICE u32 load_volatile(const u32* p) {
+    simt::pause();
+    return *static_cast<const volatile u32*>(p);
+}
+DEVICE void fence_device() { simt::pause(); }
+DEVICE u32 atomic_add(u32* p, u32 v) {
+    simt::pause();
+    const u32 old = *p;
+    *p = old + v;
+    return old;
+}
+
+DEVICE void copy_async_16(void* to, const void* from) {
+    simt::aligned("copy_async_16", to, 16);
+    simt::aligned("copy_async_16", from, 16);
+    if constexpr (SM_ARCH >= 800)
+        simt::copy_async(to, from);
+    else
+        *static_cast<U4*>(to) = *static_cast<const U4*>(from);
+}
+DEVICE void copy_async_commit() { simt::copy_commit(); }
+template <u32 N>
+DEVICE void copy_async_wait() { simt::copy_wait(N); }
+
+template <int A = SM_ARCH>
+DEVICE void barrier_init(u64* barrier, u32 count) {
+    static_assert(A >= 900, "barrier_init needs sm_90");
+    simt::mbarrier_init(barrier, count);
+}
+template <int A = SM_ARCH>
+DEVICE void barrier_expect(u64* barrier, u32 bytes) {
+    static_assert(A >= 900, "barrier_expect needs sm_90");
+    simt::mbarrier_arrive(barrier, bytes);
+}
+template <int A = SM_ARCH>
+DEVICE void barrier_arrive(u64* barrier) {
+    static_assert(A >= 900, "barrier_arrive needs sm_90");
+    simt::mbarrier_arrive(barrier, 0);
+}
+template <int A = SM_ARCH>
+DEVICE void barrier_wait(u64* barrier, u32 parity, SIMT_LINE) {
+    static_assert(A >= 900, "barrier_wait needs sm_90");
+    simt::mbarrier_wait(barrier, parity, line);
+}
+template <int A = SM_ARCH>
+DEVICE void copy_bulk(void* to, const void* from, u32 bytes, u64* barrier) {
+    static_assert(A >= 900, "copy_bulk needs sm_90");
+    simt::aligned("copy_bulk", to, 16);
+    simt::aligned("copy_bulk", from, 16);
+    simt::aligned("copy_bulk's length", reinterpret_cast<const void*>(u64(bytes)), 16);
+    simt::bulk_copy(to, from, bytes, barrier);
+}
+template <int A = SM_ARCH>
+DEVICE void fence_async() {
+    static_assert(A >= 900, "fence_async needs sm_90");
+}
+
+// Launches run one after the other here.
+DEVICE void dependency_wait() {}
+DEVICE void dependency_launch() {}
+
+DEVICE i32 dp4a(i32 a, i32 b, i32 c) {
+    for (u32 i = 0; i < 32; i += 8) c = i32(u32(c) + u32(i32(i8(a >> i)) * i32(i8(b >> i))));
+    return c;
+}
+DEVICE i32 dp4a_us(u32 a, i32 b, i32 c) {
+    for (u32 i = 0; i < 32; i += 8) c = i32(u32(c) + u32(i32(u8(a >> i)) * i32(i8(b >> i))));
+    return c;
+}
+
+namespace simt {
+inline void mma_int(Op op, i32 (&c)[4], const u32* a, u32 words, u32 b0, u32 b1, u32 line) {
+    const u32 in[6] = {a[0], a[1], words > 2 ? a[2] : 0, words > 2 ? a[3] : 0, b0, b1};
+    const u32* sum = warp_collective(op, in, 6, line);
+    for (u32 i = 0; i < 4; i++) c[i] = i32(u32(c[i]) + sum[i]);
+}
+}  // namespace simt
+DEVICE void mma_s8_k32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) {
+    simt::mma_int(simt::Op::MmaS8K32, c, a, 4, b[0], b[1], line);
+}
+DEVICE void mma_u8s8_k32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) {
+    simt::mma_int(simt::Op::MmaU8S8K32, c, a, 4, b[0], b[1], line);
+}
+DEVICE void mma_s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) {
+    simt::mma_int(simt::Op::MmaS8K16, c, a, 2, b, 0, line);
+}
+DEVICE void mma_u8s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) {
+    simt::mma_int(simt::Op::MmaU8S8K16, c, a, 2, b, 0, line);
+}
+DEVICE void mma_f16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) {
+    u32 in[10] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    for (u32 i = 0; i < 4; i++) in[6 + i] = simt::to_word(c[i]);
+    const u32* sum = simt::warp_collective(simt::Op::MmaF16, in, 10, line);
+    for (u32 i = 0; i < 4; i++) c[i] = simt::from_word<f32>(sum[i]);
+}
+
+namespace simt {
+inline void ldmatrix(Op op, u32 (&r)[4], const void* row, u32 line) {
+    aligned("ldmatrix", row, 16);
+    u32 in[4];
+    __builtin_memcpy(in, row, 16);
+    // The words are read when the last lane is here; this read only checks the address.
+    const u64 address = reinterpret_cast<u64>(row);
+    in[0] = u32(address), in[1] = u32(address >> 32);
+    const u32* out = warp_collective(op, in, 2, line);
+    for (u32 i = 0; i < 4; i++) r[i] = out[i];
+}
+}  // namespace simt
+DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, SIMT_LINE) { simt::ldmatrix(simt::Op::Ldmatrix, r, row, line); }
+DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, SIMT_LINE) {
+    simt::ldmatrix(simt::Op::LdmatrixTransposed, r, row, line);
+}
+
+template <u32 N>
+DEVICE constexpr u32 wgmma_offset(u32 n, u32 k) { return (k / 8 * N + n) * 16 + k % 8 * 2; }
+template <u32 N>
+DEVICE u64 wgmma_descriptor(const void* b) {
+    simt::aligned("wgmma_descriptor", b, 16);
+    return (u64(shared_address(b)) >> 4 & 0x3fff) | u64(N) << 16 | u64(8) << 32;
+}
+template <u32 M>
+DEVICE void wgmma_fence(f32 (&)[M], SIMT_LINE) {
+    static_assert(WGMMA<M>, "wgmma needs sm_90a");
+    simt::warp_collective(simt::Op::WgmmaFence, nullptr, 0, line);
+}
+template <int A = SM_ARCH>
+DEVICE void wgmma_commit(SIMT_LINE) {
+    static_assert(WGMMA<A>, "wgmma needs sm_90a");
+    simt::warp_collective(simt::Op::WgmmaCommit, nullptr, 0, line);
+}
+template <u32 N, u32 M>
+DEVICE void wgmma_wait(f32 (&)[M], SIMT_LINE) {
+    static_assert(WGMMA<M>, "wgmma needs sm_90a");
+    const u32 in = N;
+    simt::warp_collective(simt::Op::WgmmaWait, &in, 1, line);
+}
+template <u32 N>
+DEVICE void wgmma_f16(f32 (&acc)[N / 2], const u32 (&a)[4], u64 descriptor, SIMT_LINE) {
+    static_assert(WGMMA<N>, "wgmma needs sm_90a");
+    static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128, "wgmma_f16: N is 8, 16, 32, 64 or 128");
+    simt::wgmma(acc, N, a, descriptor, line);
+}
+
+DEVICE f32 to_f32(f16 v) { return simt::half_to_float(v.bits); }
+DEVICE f16 to_f16(f32 v) { return f16{simt::float_to_half(v)}; }
+DEVICE u32 pack_f16(f32 lo, f32 hi) { return to_f16(lo).bits | u32(to_f16(hi).bits) << 16; }
+DEVICE f32 unpack_lo(u32 v) { return simt::half_to_float(u16(v)); }
+DEVICE f32 unpack_hi(u32 v) { return simt::half_to_float(u16(v >> 16)); }
+DEVICE u32 hfma2(u32 a, u32 b, u32 c) { return simt::half2('f', a, b, c); }
+DEVICE u32 hadd2(u32 a, u32 b) { return simt::half2('+', a, b, 0); }
+DEVICE u32 hsub2(u32 a, u32 b) { return simt::half2('-', a, b, 0); }
+DEVICE u32 hmul2(u32 a, u32 b) { return simt::half2('*', a, b, 0); }
+
+DEVICE u32 prmt(u32 a, u32 b, u32 selector) {
+    const u64 bytes = u64(b) << 32 | a;
+    u32 d = 0;
+    for (u32 i = 0; i < 4; i++) {
+        const u32 nibble = selector >> 4 * i & 15;
+        const u8 byte = u8(bytes >> 8 * (nibble & 7));
+        d |= u32(nibble & 8 ? (byte & 128 ? 255 : 0) : byte) << 8 * i;
+    }
+    return d;
+}
+DEVICE u32 lop3_and_or(u32 a, u32 mask, u32 bits) { return (a & mask) | bits; }
+DEVICE f32 bits_f32(u32 v) { return simt::from_word<f32>(v); }
+DEVICE u32 f32_bits(f32 v) { return simt::to_word(v); }
+
+DEVICE f32 fma_(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
+DEVICE f32 exp_(f32 x) { return __builtin_expf(x); }
+DEVICE f32 log_(f32 x) { return __builtin_logf(x); }
+DEVICE f32 sqrt_(f32 x) { return __builtin_sqrtf(x); }
+DEVICE f32 rsqrt_(f32 x) { return 1.0f / __builtin_sqrtf(x); }
+DEVICE f32 tanh_(f32 x) { return __builtin_tanhf(x); }
+DEVICE void sin_cos(f32 x, f32& sin, f32& cos) {
+    sin = __builtin_sinf(x);
+    cos = __builtin_cosf(x);
+}
+DEVICE f32 max_(f32 a, f32 b) { return __builtin_fmaxf(a, b); }
+DEVICE f32 min_(f32 a, f32 b) { return __builtin_fminf(a, b); }
+DEVICE f32 abs_(f32 x) { return __builtin_fabsf(x); }
+DEVICE i32 max_(i32 a, i32 b) { return a > b ? a : b; }
+DEVICE i32 min_(i32 a, i32 b) { return a < b ? a : b; }
+DEVICE i32 abs_(i32 x) { return x < 0 ? -x : x; }
+DEVICE u32 max_(u32 a, u32 b) { return a > b ? a : b; }
+DEVICE u32 min_(u32 a, u32 b) { return a < b ? a : b; }
+// As the instruction: saturates, and NaN gives 0.
+DEVICE i32 round_to_int(f32 x) {
+    if (x != x) return 0;
+    if (x >= 2147483648.0f) return 2147483647;
+    if (x <= -2147483648.0f) return -2147483647 - 1;
+    return i32(__builtin_rintf(x));
+}

@@ -1,0 +1,117 @@
+// What runs kernels: threads as fibers in warps in blocks, in an order drawn from the launch's seed. Private to the
+// runtime; kernels see intrinsics.hpp, the process that starts it sees launch().
+#pragma once
+#include "fiber.hpp"
+#include "intrinsics.hpp"
+
+#include <vector>
+
+namespace simt {
+
+struct Block;
+struct Warp;
+
+// 16 bytes that copy_async has yet to move, in a group of its thread.
+struct AsyncCopy {
+    void* to;
+    const void* from;
+    u32 group;
+};
+
+struct Thread : Place {
+    Fiber fiber;
+    Warp* warp = nullptr;
+    // Operands and result of the collective it is in; accumulators of wgmma.
+    u32 in[12];
+    u32 out[4];
+    f32* acc;
+    // What it waits for, and the line of the kernel.
+    const char* waits;
+    u32 line;
+    bool done;
+    u64* mbarrier;
+    u32 parity;
+    std::vector<AsyncCopy> copies;
+    u32 copy_group;
+};
+
+// A warp's part of one wgmma_f16: operands as they were when it was issued, except b, which is read at the end.
+struct Wgmma {
+    u32 n, group;
+    u64 descriptor;
+    u32 a[32][4];
+    f32* acc[32];
+};
+
+struct Warp {
+    Block* block = nullptr;
+    Thread* threads = nullptr;
+    u32 index = 0;
+    // Lanes that can run; place among the warps that have some.
+    u32 ready;
+    size_t place;
+    // The collective some lanes wait in.
+    u32 arrived;
+    Op op;
+    u32 line;
+    u32 first_lane;
+    u32 exited;
+    std::vector<Wgmma> wgmmas;
+    u32 wgmma_group, wgmma_count;
+    bool wgmma_fenced;
+};
+
+struct NamedBarrier {
+    u32 threads = 0, arrived = 0;
+    std::vector<Thread*> waiting;
+};
+
+struct BulkCopy {
+    void* to;
+    const void* from;
+    u32 bytes;
+    u64* barrier;
+};
+
+struct Block {
+    u32 index[3];
+    u8* shared = nullptr;
+    u32 live;
+    bool resident = false;
+    std::vector<Thread> threads;
+    std::vector<Warp> warps;
+    NamedBarrier named[16];
+    std::vector<Thread*> at_mbarrier;
+    std::vector<BulkCopy> bulk;
+};
+
+struct Launch {
+    const Entry* kernel;
+    u32 grid[3];
+    u32 shared_bytes;
+    const void* params;
+    u64 seed;
+};
+
+// Runs every thread block of a launch, or ends the process with a message.
+void launch(const Launch& launch);
+const Entry* find_kernel(const char* name);
+
+// ---- Between the runtime's files.
+
+extern Thread* self;
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+u32 chance(u32 below);
+// Whether an asynchronous operation happens at once or as late as it may.
+bool at_once();
+void wake(Thread* thread);
+// Runs others until somebody wakes this thread.
+void wait(const char* what, u32 line);
+// The result of the warp's collective, from in to out of every lane.
+void compute(Warp& warp);
+void finish_wgmmas(Warp& warp, u32 groups_left);
+void land(Block& block, size_t which);
+// At the end of a block: nothing may be under way.
+void check_ended(Block& block);
+
+}  // namespace simt
