@@ -1,6 +1,8 @@
 //! One integration binary; modules mirror the rooms they test. Whatever needs a device or the fixtures says so when it
 //! skips, and `CI=true` turns a missing fixture into a failure.
 
+/// GPU kernels that are not matmuls, on the CPU, against their references.
+mod cuda_ops;
 /// Damaged and absurd models through the front end, in thousands: refused, never a panic or a wild allocation.
 mod fuzz;
 /// Shared ground: fixtures, temporary folders, random models, running the commands.

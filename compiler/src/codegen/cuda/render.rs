@@ -8,8 +8,37 @@ use tera::{Context, Delimiters, Tera};
 /// What names the hardware: goes before every kernel. The tests have another file of the same names for the CPU.
 pub const INTRINSICS: &str = include_str!("../../../../templates/cuda/intrinsics.cu");
 
+/// A file of templates/cuda by its name.
+macro_rules! template {
+    ($file:literal) => {
+        (
+            $file,
+            include_str!(concat!("../../../../templates/cuda/", $file)),
+        )
+    };
+}
+
 /// Every template and every part that templates include, by file name.
-const TEMPLATES: &[(&str, &str)] = &[];
+const TEMPLATES: &[(&str, &str)] = &[
+    template!("attention.cu.tera"),
+    template!("attention.cuh"),
+    template!("attention_combine.cu.tera"),
+    template!("attention_f32.cu.tera"),
+    template!("attention_items.cuh"),
+    template!("attention_plan.cu.tera"),
+    template!("cache.cuh"),
+    template!("elementwise.cu.tera"),
+    template!("embed.cu.tera"),
+    template!("forms.cuh"),
+    template!("gather_rows.cu.tera"),
+    template!("logits_pieces.cu.tera"),
+    template!("logits_rows.cu.tera"),
+    template!("norm.cu.tera"),
+    template!("rope_append.cu.tera"),
+    template!("rope_table.cu.tera"),
+    template!("select_largest.cuh"),
+    template!("unpack.cuh"),
+];
 
 /// Source of `kernel` for a GPU: the intrinsics, then the kernel.
 ///
