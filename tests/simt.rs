@@ -12,8 +12,12 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Collectives, copies and barriers against formulas; mistakes that must be found.
-mod shim;
+/// What intrinsics compute, against formulas.
+mod arithmetic;
+/// The two files of intrinsics have the same names.
+mod names;
+/// Barriers, copies and blocks in every order, and mistakes that must be found.
+mod schedule;
 
 /// Architecture that kernels see as `SM_ARCH` unless a test asks for another.
 pub const ARCH: u32 = 900;
@@ -29,10 +33,17 @@ pub struct Source {
 
 impl Source {
     /// The rendered source of a kernel.
+    #[allow(dead_code)]
     pub fn of(kernel: &Kernel) -> Source {
+        let body = render::body(kernel).unwrap_or_else(|e| panic!("{e}"));
+        Source::new(&kernel.name, &body)
+    }
+
+    /// A kernel written by hand.
+    pub fn new(name: &str, body: &str) -> Source {
         Source {
-            name: kernel.name.clone(),
-            body: render::body(kernel).unwrap_or_else(|e| panic!("{e}")),
+            name: name.into(),
+            body: body.into(),
         }
     }
 }
@@ -146,15 +157,6 @@ impl Simt {
         self.must(self.receive(bytes))
     }
 
-    /// All of a buffer, as f32.
-    pub fn read_f32(&self, buffer: &Buffer) -> Vec<f32> {
-        let bytes = self.read(buffer, 0, buffer.bytes);
-        let words = bytes.chunks_exact(4);
-        words
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect()
-    }
-
     /// Runs a kernel to its end. Equal seeds give equal schedules; seeds differ in who runs when, in when asynchronous
     /// copies land, and in what shared memory holds at first.
     ///
@@ -237,6 +239,52 @@ impl Drop for Simt {
     }
 }
 
+/// Barriers and waits: calls without which threads may see too little, or too much.
+const SYNCS: [&str; 7] = [
+    "sync_block(",
+    "sync_warp(",
+    "sync_named(",
+    "copy_async_wait<",
+    "copy_async_commit(",
+    "barrier_wait(",
+    "wgmma_wait<",
+];
+
+/// Where the barriers and waits of a kernel's text are: start and end of each call, without comments.
+fn sync_calls(body: &str) -> Vec<(usize, usize)> {
+    let mut calls = vec![];
+    let mut start = 0;
+    for line in body.split_inclusive('\n') {
+        let code = line.split("//").next().expect("one part");
+        for (at, _) in code.char_indices() {
+            let whole_word = !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+            if whole_word && SYNCS.iter().any(|s| code[at..].starts_with(s)) {
+                let end = code[at..]
+                    .find(';')
+                    .expect("a call is a statement of one line");
+                calls.push((start + at, start + at + end));
+            }
+        }
+        start += line.len();
+    }
+    calls
+}
+
+/// The barriers and waits of a kernel's text, as `sync_block() at line 12`.
+pub fn syncs(body: &str) -> Vec<String> {
+    let describe = |(start, end): (usize, usize)| {
+        let line = body[..start].matches('\n').count() + 1;
+        format!("{} at line {line}", &body[start..end])
+    };
+    sync_calls(body).into_iter().map(describe).collect()
+}
+
+/// The text without the i-th of its [`syncs`]: some schedule should make it fail.
+pub fn without_sync(body: &str, i: usize) -> String {
+    let (start, end) = sync_calls(body)[i];
+    format!("{}(void)0{}", &body[..start], &body[end..])
+}
+
 /// The system's C++ compiler; `None` (after saying so) without one, except in CI where that is a failure.
 fn compiler() -> Option<String> {
     let named = std::env::var("CXX").ok();
@@ -258,7 +306,7 @@ fn compiler() -> Option<String> {
 }
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/simt");
-const RUNTIME: [&str; 4] = ["runtime", "collectives", "fiber", "server"];
+const RUNTIME: [&str; 5] = ["runtime", "collectives", "async", "fiber", "server"];
 const COMMON: [&str; 6] = [
     "-std=c++17",
     "-g1",
@@ -268,7 +316,7 @@ const COMMON: [&str; 6] = [
     "-Wno-unknown-pragmas",
 ];
 /// The runtime's own copies are checked by the sanitizer's memcpy; its arithmetic need not be.
-const RUNTIME_FLAGS: [&str; 2] = ["-O2", "-fno-builtin-memcpy"];
+const RUNTIME_FLAGS: [&str; 2] = ["-O3", "-fno-builtin-memcpy"];
 const KERNEL_FLAGS: [&str; 5] = [
     "-O1",
     "-fsanitize=address,alignment,bounds,shift-exponent",

@@ -87,24 +87,19 @@ void mbarrier_wait(u64* barrier, u32 parity, u32 line);
 void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier);
 void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line);
 [[noreturn]] void misaligned(const char* what, const void* p);
-// '+', '-', '*', or 'f' for a * b + c; rounded once.
-u16 half_op(char op, u16 a, u16 b, u16 c);
+// a * b + c, rounded once.
+u16 half_fma(u16 a, u16 b, u16 c);
 
 inline void aligned(const char* what, const void* p, u64 bytes) {
     if (reinterpret_cast<u64>(p) % bytes) misaligned(what, p);
 }
 template <typename T>
 u32 to_word(T v) {
-    static_assert(sizeof(T) == 4, "32-bit values");
-    u32 w;
-    __builtin_memcpy(&w, &v, 4);
-    return w;
+    return __builtin_bit_cast(u32, v);
 }
 template <typename T>
 T from_word(u32 w) {
-    T v;
-    __builtin_memcpy(&v, &w, 4);
-    return v;
+    return __builtin_bit_cast(T, w);
 }
 template <typename T>
 T shuffle(Op op, T v, u32 by, u32 line) {
@@ -112,11 +107,10 @@ T shuffle(Op op, T v, u32 by, u32 line) {
     return from_word<T>(*warp_collective(op, in, 2, line));
 }
 inline f32 half_to_float(u16 h) {
-    const u32 magnitude = u32(h & 0x7fff) << 13;
-    const bool finite = (h & 0x7c00) != 0x7c00;
-    // The product is exact, for subnormal halves too.
-    const u32 v = finite ? to_word(from_word<f32>(magnitude) * 0x1p112f) : magnitude | 0x7f800000;
-    return from_word<f32>(v | u32(h & 0x8000) << 16);
+    const u32 sign = u32(h & 0x8000) << 16, magnitude = u32(h & 0x7fff) << 13, exponent = h & 0x7c00;
+    if (exponent == 0x7c00) return from_word<f32>(sign | magnitude | 0x7f800000);
+    const u32 v = exponent ? magnitude + (112u << 23) : to_word(f32(h & 0x3ff) * 0x1p-24f);
+    return from_word<f32>(sign | v);
 }
 inline u16 float_to_half(f32 v) {
     const u32 sign = to_word(v) >> 16 & 0x8000, x = to_word(v) & 0x7fffffff;
@@ -126,8 +120,11 @@ inline u16 float_to_half(f32 v) {
     if (x < 0x38800000) return u16(sign | (to_word(from_word<f32>(x) + 0.5f) - 0x3f000000));
     return u16(sign | (x + 0xfff + (x >> 13 & 1) - 0x38000000) >> 13);
 }
-inline u32 half2(char op, u32 a, u32 b, u32 c) {
-    return half_op(op, u16(a), u16(b), u16(c)) | u32(half_op(op, u16(a >> 16), u16(b >> 16), u16(c >> 16))) << 16;
+// f(low halves), f(high halves); an f32 sum or product rounds to the half that the exact one rounds to.
+template <typename F>
+u32 half2(u32 a, u32 b, F f) {
+    const u32 low = float_to_half(f(half_to_float(u16(a)), half_to_float(u16(b))));
+    return low | u32(float_to_half(f(half_to_float(u16(a >> 16)), half_to_float(u16(b >> 16))))) << 16;
 }
 
 }  // namespace simt
@@ -329,10 +326,18 @@ DEVICE f16 to_f16(f32 v) { return f16{simt::float_to_half(v)}; }
 DEVICE u32 pack_f16(f32 lo, f32 hi) { return to_f16(lo).bits | u32(to_f16(hi).bits) << 16; }
 DEVICE f32 unpack_lo(u32 v) { return simt::half_to_float(u16(v)); }
 DEVICE f32 unpack_hi(u32 v) { return simt::half_to_float(u16(v >> 16)); }
-DEVICE u32 hfma2(u32 a, u32 b, u32 c) { return simt::half2('f', a, b, c); }
-DEVICE u32 hadd2(u32 a, u32 b) { return simt::half2('+', a, b, 0); }
-DEVICE u32 hsub2(u32 a, u32 b) { return simt::half2('-', a, b, 0); }
-DEVICE u32 hmul2(u32 a, u32 b) { return simt::half2('*', a, b, 0); }
+DEVICE u32 hfma2(u32 a, u32 b, u32 c) {
+    return simt::half_fma(u16(a), u16(b), u16(c)) | u32(simt::half_fma(u16(a >> 16), u16(b >> 16), u16(c >> 16))) << 16;
+}
+DEVICE u32 hadd2(u32 a, u32 b) {
+    return simt::half2(a, b, [](f32 x, f32 y) { return x + y; });
+}
+DEVICE u32 hsub2(u32 a, u32 b) {
+    return simt::half2(a, b, [](f32 x, f32 y) { return x - y; });
+}
+DEVICE u32 hmul2(u32 a, u32 b) {
+    return simt::half2(a, b, [](f32 x, f32 y) { return x * y; });
+}
 
 DEVICE u32 prmt(u32 a, u32 b, u32 selector) {
     const u64 bytes = u64(b) << 32 | a;

@@ -21,10 +21,6 @@ struct AsyncCopy {
 struct Thread : Place {
     Fiber fiber;
     Warp* warp = nullptr;
-    // Operands and result of the collective it is in; accumulators of wgmma.
-    u32 in[12];
-    u32 out[4];
-    f32* acc;
     // What it waits for, and the line of the kernel.
     const char* waits;
     u32 line;
@@ -50,6 +46,10 @@ struct Warp {
     // Lanes that can run; place among the warps that have some.
     u32 ready;
     size_t place;
+    // Operands and results of its lanes in a collective; accumulators of wgmma.
+    u32 in[32][12];
+    u32 out[32][4];
+    f32* acc[32];
     // The collective some lanes wait in.
     u32 arrived;
     Op op;
@@ -100,10 +100,13 @@ const Entry* find_kernel(const char* name);
 // ---- Between the runtime's files.
 
 extern Thread* self;
+extern const Launch* current;
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 u32 chance(u32 below);
 // Whether an asynchronous operation happens at once or as late as it may.
 bool at_once();
+// Some thread got further: nobody only spins.
+void progress();
 void wake(Thread* thread);
 // Runs others until somebody wakes this thread.
 void wait(const char* what, u32 line);
