@@ -5,6 +5,8 @@
 mod cuda_matmul;
 /// Whole models compiled for GPUs, executed by the shim.
 mod cuda_models;
+/// GPU kernels that are not matmuls, on the CPU, against their references.
+mod cuda_ops;
 /// Damaged and absurd models through the front end, in thousands: refused, never a panic or a wild allocation.
 mod fuzz;
 /// Shared ground: fixtures, temporary folders, random models, running the commands.

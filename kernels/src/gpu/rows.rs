@@ -207,7 +207,7 @@ pub fn norm(form: ActForm, width: usize) -> Kernel {
 pub fn norm_geometry(rows: usize) -> Geometry {
     Geometry {
         grid: [rows as u32, 1, 1],
-        shared_bytes: 0,
+        shared_bytes: 128,
     }
 }
 

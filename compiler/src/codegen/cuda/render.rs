@@ -20,10 +20,28 @@ macro_rules! template {
 
 /// Every template and every part that templates include, by file name.
 const TEMPLATES: &[(&str, &str)] = &[
+    template!("attention.cu.tera"),
+    template!("attention.cuh"),
+    template!("attention_combine.cu.tera"),
+    template!("attention_f32.cu.tera"),
+    template!("attention_items.cuh"),
+    template!("attention_plan.cu.tera"),
+    template!("cache.cuh"),
+    template!("elementwise.cu.tera"),
+    template!("embed.cu.tera"),
+    template!("forms.cuh"),
+    template!("gather_rows.cu.tera"),
+    template!("logits_pieces.cu.tera"),
+    template!("logits_rows.cu.tera"),
     template!("matmul_epilogue.cuh"),
     template!("matmul_mma.cu.tera"),
     template!("matmul_stream.cuh"),
     template!("matmul_weights.cuh"),
+    template!("norm.cu.tera"),
+    template!("rope_append.cu.tera"),
+    template!("rope_table.cu.tera"),
+    template!("select_largest.cuh"),
+    template!("unpack.cuh"),
 ];
 
 /// Source of `kernel` for a GPU: the intrinsics, then the kernel.
