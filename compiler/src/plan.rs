@@ -20,7 +20,7 @@ use crate::graph::{Activation, Value, WeightId};
 use crate::target::Target;
 use coldpress_kernels::attention::Shape;
 use coldpress_kernels::gpu::{Geometry, Kernel};
-use coldpress_runtime::manifest::{GridArg, KvPlan, Limits, Stage};
+use coldpress_runtime::manifest::{CandidatePlan, GridArg, KvPlan, Limits, Stage};
 use std::ops::Range;
 
 pub use build::{Options, build};
@@ -48,6 +48,8 @@ pub struct Plan {
     pub hidden: Access,
     /// The rows that every head program leaves.
     pub logits: Access,
+    /// Where head programs leave the largest logits of each row, if they do.
+    pub candidates: Option<CandidatePlan>,
     /// KV pool.
     pub kv: KvPlan,
     /// Programs by stage, then rows ascending.

@@ -155,6 +155,7 @@ fn assemble(
         weight_bytes,
         reserved_bytes: backend.reserved(),
         zeroed_bytes: backend.zeroed(),
+        candidates: backend.candidates(),
         arena_bytes,
         hidden,
         logits,

@@ -7,7 +7,7 @@ use super::memory::Placed;
 use super::{Access, Buffer, Form, Launch, Options, Placement, ProgramPlan, Scratch, Space, Split};
 use crate::error::Error;
 use crate::graph::{OpGraph, Value, Weight, WeightId};
-use coldpress_runtime::manifest::Stage;
+use coldpress_runtime::manifest::{CandidatePlan, Stage};
 use petgraph::stable_graph::NodeIndex;
 
 /// A kind of machine, as `build` asks it.
@@ -40,6 +40,9 @@ pub trait Backend {
 
     /// Launches of one group, in order.
     fn launches(&self, context: &Context<'_>, group: &[NodeIndex]) -> Result<Vec<Launch>, Error>;
+
+    /// Where head programs leave the largest logits of each row, if they do.
+    fn candidates(&self) -> Option<CandidatePlan>;
 
     /// Completes a program whose launches are all there.
     fn finish(&self, program: &mut ProgramPlan);

@@ -33,6 +33,7 @@ fn plan(target: TargetProfile, workers: usize, work: Work) -> Plan {
         target: target.into(),
         reserved_bytes: 0,
         zeroed_bytes: 0,
+        candidates: None,
         workers,
         limits: Limits {
             max_batch: 1,

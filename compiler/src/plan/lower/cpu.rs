@@ -16,7 +16,7 @@ use crate::plan::{
 };
 use attention::{Rotation, Scores};
 use coldpress_kernels::cpu::abi::TILE_N;
-use coldpress_runtime::manifest::Stage;
+use coldpress_runtime::manifest::{CandidatePlan, Stage};
 use petgraph::stable_graph::NodeIndex;
 use std::ops::Deref;
 
@@ -81,6 +81,10 @@ impl Backend for Cpu<'_> {
             launches.extend(lowering.node(node)?);
         }
         Ok(launches)
+    }
+
+    fn candidates(&self) -> Option<CandidatePlan> {
+        None
     }
 
     fn finish(&self, program: &mut ProgramPlan) {

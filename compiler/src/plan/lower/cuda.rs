@@ -4,6 +4,7 @@
 
 mod adapt;
 mod attention;
+mod logits;
 mod matmul;
 mod rows;
 mod select;
@@ -17,8 +18,9 @@ use crate::target::cuda::CudaProfile;
 use attention::Attentions;
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
 use coldpress_kernels::gpu::{Geometry, Kernel};
-use coldpress_runtime::manifest::{GridArg, Stage};
+use coldpress_runtime::manifest::{CandidatePlan, GridArg, Stage};
 use petgraph::stable_graph::NodeIndex;
+use logits::Sorted;
 use select::Choices;
 use std::ops::Deref;
 
@@ -31,6 +33,8 @@ pub struct Cuda {
     step: StepLayout,
     choices: Choices,
     attentions: Attentions,
+    /// Largest logits of each row, after the plans of attention.
+    candidates: Option<Sorted>,
 }
 
 impl Cuda {
@@ -58,6 +62,11 @@ impl Cuda {
             profile: target.profile,
             options,
             step,
+            candidates: Sorted::new(
+                &graph,
+                choices.counter_bytes() + attentions.plan_bytes(),
+                options.max_batch,
+            ),
             choices,
             attentions,
         };
@@ -71,7 +80,8 @@ impl Backend for Cuda {
     }
 
     fn reserved(&self) -> usize {
-        self.zeroed() + self.attentions.plan_bytes()
+        let candidates = self.candidates.map_or(0, |sorted| sorted.bytes());
+        self.zeroed() + self.attentions.plan_bytes() + candidates
     }
 
     fn matrix_bytes(&self, weight: &Weight) -> Result<Option<u64>, Error> {
@@ -104,6 +114,7 @@ impl Backend for Cuda {
         let bytes = match &graph.nodes[node].op {
             Op::Attention { .. } => self.attentions.scratch_bytes(graph, node, rows),
             Op::MatMul { parts, .. } => self.choices.scratch_bytes(graph, node, parts, rows),
+            Op::Logits => self.candidates.map_or(0, |sorted| sorted.scratch_bytes(rows)),
             _ => 0,
         };
         (bytes > 0).then(|| Scratch::piece(bytes))
@@ -115,6 +126,10 @@ impl Backend for Cuda {
             .split_last()
             .ok_or_else(|| Error::Internal("a group of no nodes".into()))?;
         lowering.group(before.first().copied(), last)
+    }
+
+    fn candidates(&self) -> Option<CandidatePlan> {
+        self.candidates.map(|sorted| sorted.plan())
     }
 
     fn finish(&self, program: &mut ProgramPlan) {
@@ -178,7 +193,7 @@ impl Lowering<'_> {
             }
             Op::Attention { .. } => self.attention(node, out),
             Op::SelectRows => self.select_rows(label, out),
-            Op::Logits => Ok(vec![]),
+            Op::Logits => self.sort_logits(label, inputs[0], node),
             op => self.elementwise(label, op, &inputs, out),
         }
     }
