@@ -71,6 +71,11 @@ impl Device {
         self.simt.read(buffer, 0, buffer.bytes)
     }
 
+    fn read_f32(&self, buffer: &Buffer) -> Vec<f32> {
+        let words = self.read_u32(buffer);
+        words.into_iter().map(f32::from_bits).collect()
+    }
+
     fn read_u32(&self, buffer: &Buffer) -> Vec<u32> {
         let bytes = self.read(buffer);
         let words = bytes.as_chunks().0;

@@ -42,7 +42,7 @@ fn embeddings_are_the_dequantised_rows_in_every_format() {
                 scale: 1.5.into(),
             };
             device.launch(kernel, embed::geometry(k, tokens.len()), args.list(), seed);
-            let found = device.simt.read_f32(&out);
+            let found = device.read_f32(&out);
             let mut expected = vec![0.0; k];
             for (r, row) in found.chunks_exact(stride / 4).enumerate() {
                 let (row, after) = row.split_at(k);

@@ -42,8 +42,8 @@ fn check(device: &Device, all: &[f32], vocab: usize, seed: u64) {
     let geometry = logits::rows_geometry(rows);
     device.launch(&logits::rows(), geometry, args.list(), seed);
     let ids = device.read_u32(&ids);
-    let found_values = device.simt.read_f32(&found_values);
-    let log_sums = device.simt.read_f32(&log_sums);
+    let found_values = device.read_f32(&found_values);
+    let log_sums = device.read_f32(&log_sums);
     for (r, row) in all.chunks_exact(vocab).enumerate() {
         let ids = &ids[r * CANDIDATES..][..CANDIDATES];
         let found_values = &found_values[r * CANDIDATES..][..CANDIDATES];

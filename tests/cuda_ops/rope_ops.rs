@@ -29,7 +29,7 @@ fn tables_are_exact_up_to_long_positions() {
         };
         let geometry = rope::table_geometry(positions.len());
         device.launch(&kernel, geometry, args.list(), seed);
-        let found = device.simt.read_f32(&out);
+        let found = device.read_f32(&out);
         let expected = reference_table(&positions, &inv_freq, 1.25);
         for (r, row) in found.chunks_exact(stride / 4).enumerate() {
             let (row, after) = row.split_at(2 * half);
@@ -162,7 +162,7 @@ impl Case {
         device.launch(&self.kernel(), geometry, args.list(), seed);
 
         if heads > 0 {
-            let found = device.simt.read_f32(&q_rows);
+            let found = device.read_f32(&q_rows);
             let expected = self.expected(&q, heads, &q_norm, &table, 1e-5);
             for (r, row) in found.chunks_exact(stride(q_width) as usize / 4).enumerate() {
                 let (row, after) = row.split_at(q_width);

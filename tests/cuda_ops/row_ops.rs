@@ -206,7 +206,7 @@ fn gathered_rows_follow_logit_rows_up_to_the_live_ones() {
                 out_stride: (width as u32 * 4).into(),
             };
             device.launch(&kernel, rows::gather_geometry(width, 3), args.list(), seed);
-            let found = device.simt.read_f32(&out);
+            let found = device.read_f32(&out);
             assert_eq!(found[..width], x[3 * width..]);
             assert_eq!(found[width..2 * width], x[width..2 * width]);
             assert!(found[2 * width..].iter().all(|v| v.is_nan()), "not live");
