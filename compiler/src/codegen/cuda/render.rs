@@ -21,6 +21,8 @@ macro_rules! template {
 /// Every template and every part that templates include, by file name.
 const TEMPLATES: &[(&str, &str)] = &[
     template!("matmul_epilogue.cuh"),
+    template!("matmul_fma.cu.tera"),
+    template!("matmul_halves.cuh"),
     template!("matmul_mma.cu.tera"),
     template!("matmul_stream.cuh"),
     template!("matmul_weights.cuh"),
