@@ -12,7 +12,7 @@ use coldpress_kernels::gpu::matmul::{
     legal, scratch_bytes,
 };
 use coldpress_kernels::gpu::tile;
-use coldpress_kernels::quant::{FORMATS, Q4_0, Q4_K, Q6_K, QuantFormat};
+use coldpress_kernels::quant::{BF16, F16, F32, FORMATS, Q4_0, Q4_K, Q6_K, QuantFormat};
 use std::cell::Cell;
 
 const WARPS: u32 = 4;
@@ -307,4 +307,34 @@ fn int8_tensor_kernels_of_all_stamps_agree() {
 #[test]
 fn int8_tensor_kernels_finish_in_every_way() {
     epilogues(Family::MmaI8, &Q4_0);
+}
+
+#[test]
+fn half_tensor_kernels_read_every_layout() {
+    layouts(Family::MmaF16);
+}
+
+#[test]
+fn half_tensor_kernels_of_all_stamps_agree() {
+    stamps(Family::MmaF16, &[&F16, &Q4_K]);
+}
+
+#[test]
+fn half_tensor_kernels_finish_in_every_way() {
+    epilogues(Family::MmaF16, &BF16);
+}
+
+#[test]
+fn float_kernels_read_every_layout() {
+    layouts(Family::Fma);
+}
+
+#[test]
+fn float_kernels_of_all_stamps_agree() {
+    stamps(Family::Fma, &[&F16, &F32]);
+}
+
+#[test]
+fn float_kernels_finish_in_every_way() {
+    epilogues(Family::Fma, &BF16);
 }

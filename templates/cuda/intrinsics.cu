@@ -38,6 +38,9 @@ struct alignas(8) Arg<u64> {
 // KERNEL(name, threads, Params) { ... p.field ... }
 #define KERNEL(NAME, THREADS, PARAMS) \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ PARAMS p)
+// The same with registers for BLOCKS thread blocks on a multiprocessor: as many as that allows, but no more.
+#define KERNEL_RESIDENT(NAME, THREADS, BLOCKS, PARAMS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ PARAMS p)
 
 // 750, 800, 860, 890, 900, 1000, 1200.
 constexpr int SM_ARCH = __CUDA_ARCH__;
@@ -91,7 +94,11 @@ template <typename T>
 DEVICE T shuffle_down(T v, u32 d) { return __shfl_down_sync(~0u, v, d); }
 DEVICE u32 ballot(bool p) { return __ballot_sync(~0u, p); }
 // The same value, which the compiler does not know and so keeps in a register instead of computing it again. All lanes.
-DEVICE u32 keep(u32 v) { return __shfl_sync(~0u, v, static_cast<int>(lane())); }
+DEVICE u32 keep(u32 v) {
+    u32 r;
+    asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, 0xffffffff;" : "=r"(r) : "r"(v), "r"(lane()));
+    return r;
+}
 
 // ---- Memory.
 

@@ -24,7 +24,6 @@ constexpr u32 CODES[4] = {<$ codes0 $>u, <$ codes1 $>u, <$ codes2 $>u, <$ codes3
 constexpr bool INTEGERS = STORE == STORE_int || STORE == STORE_code;
 constexpr bool TWO_LEVELS = SCALE == SCALE_u8f16 || SCALE == SCALE_i8f16 || SCALE == SCALE_u4f16;
 static_assert(!INTEGERS || GROUP == 32 || (GROUP == 16 && TWO_LEVELS), "scale groups of 16 or 32");
-static_assert(SCALE != SCALE_u8f16 || (HAS_MIN && GROUP == 32), "codes of scales and mins in one load");
 static_assert(!HAS_MIN || ZERO == 0, "levels with a min start at 0");
 
 // The `width` bits at `from` of each byte, moved to `to`.
@@ -47,12 +46,12 @@ DEVICE void look_up(u32 codes, u32& low, u32& high) {
 // Bytes i of a[j][2p + h]: with SHIFT = 0 the levels; else the levels times 2^SHIFT with the top bit flipped, which are
 // signed bytes around the zero. 8-bit levels and codes are signed bytes around the zero either way.
 template <u32 SHIFT>
-DEVICE void load_levels(const u8* tile, u32 (&a)[2][4]) {
+DEVICE void load_levels(const u8* tile, u32 lane, u32 (&a)[2][4]) {
     constexpr u32 FLIP = SHIFT ? 0x80808080u : 0;
     if constexpr (BITS == 8) {
 #pragma unroll
         for (u32 j = 0; j < 2; j++) {
-            const U4 q = reinterpret_cast<const U4*>(tile)[32 * j + lane()];
+            const U4 q = reinterpret_cast<const U4*>(tile)[32 * j + lane];
             a[j][0] = q.x, a[j][1] = q.y, a[j][2] = q.z, a[j][3] = q.w;
         }
         return;
@@ -60,15 +59,15 @@ DEVICE void load_levels(const u8* tile, u32 (&a)[2][4]) {
     constexpr u32 LOW = BITS < 4 ? 2 : 4, TOP = BITS - LOW;
     u32 words[4] = {}, top[2] = {};
     if constexpr (LOW == 4) {
-        const U4 q = reinterpret_cast<const U4*>(tile)[lane()];
+        const U4 q = reinterpret_cast<const U4*>(tile)[lane];
         words[0] = q.x, words[1] = q.y, words[2] = q.z, words[3] = q.w;
     } else {
-        const U2 q = reinterpret_cast<const U2*>(tile)[lane()];
+        const U2 q = reinterpret_cast<const U2*>(tile)[lane];
         words[0] = q.x, words[1] = q.y;
     }
-    if constexpr (TOP == 1) top[0] = reinterpret_cast<const u32*>(tile + LOW * 128)[lane()];
+    if constexpr (TOP == 1) top[0] = reinterpret_cast<const u32*>(tile + LOW * 128)[lane];
     if constexpr (TOP == 2) {
-        const U2 q = reinterpret_cast<const U2*>(tile + LOW * 128)[lane()];
+        const U2 q = reinterpret_cast<const U2*>(tile + LOW * 128)[lane];
         top[0] = q.x, top[1] = q.y;
     }
 #pragma unroll
@@ -88,82 +87,77 @@ DEVICE void load_levels(const u8* tile, u32 (&a)[2][4]) {
     }
 }
 
-// Scales of this lane's two outputs for one unit, as stored.
+// Scales of this lane's two outputs in one tile, as stored.
 struct Scales {
     u32 code_float;  // CODE_FLOAT in a register
+    f32 factor, min_factor;
     f32 d[2], d_base[2], m[2], m_base[2];
-    u32 sc[2][4], mn[2][4];
+    u32 sc[2], mn[2];  // codes from the lowest byte on, or two halves
 };
 
 // A code in byte 1 of this is a float: 2^15 plus the code.
 constexpr u32 CODE_FLOAT = 0x47000000u;
 // What to subtract from it. Times an f16 it is exact in f32, so one fma makes d * code, rounded once.
 constexpr f32 CODE_BASE = SCALE == SCALE_i8f16 ? 32768.f + 128.f : 32768.f;
-constexpr u32 CODE_WORDS = INTEGERS && TWO_LEVELS ? 256 / GROUP / 4 : 1;
+constexpr u32 UNIT_GROUPS = UNIT_K / GROUP, TILE_GROUPS = TILE_K / GROUP;
 
-DEVICE void load_words(const u8* from, u32 (&words)[4]) {
-    if constexpr (CODE_WORDS == 4) {
-        const U4 v = *reinterpret_cast<const U4*>(from);
-        words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
-    } else {
-        const U2 v = *reinterpret_cast<const U2*>(from);
-        words[0] = v.x, words[1] = v.y;
-    }
+// Codes of one output in tile t of a unit.
+DEVICE u32 load_codes(const u8* codes, u32 t) {
+    if constexpr (TILE_GROUPS == 4) return reinterpret_cast<const u32*>(codes)[t];
+    return reinterpret_cast<const u16*>(codes)[t];
 }
 
-DEVICE void load_scales(const u8* scales, u32 code_float, Scales& s) {
+// Of tile t of a unit, times powers of two.
+DEVICE void load_scales(const u8* scales, u32 lane, u32 t, u32 code_float, f32 factor, f32 min_factor, Scales& s) {
     s.code_float = code_float;
+    s.factor = factor;
+    s.min_factor = min_factor;
 #pragma unroll
     for (u32 h = 0; h < 2; h++) {
-        const u32 output = lane() / 4 + 8 * h;
+        const u32 output = lane / 4 + 8 * h;
         if constexpr (SCALE == SCALE_f16) {
-            s.sc[h][0] = reinterpret_cast<const u32*>(scales)[output];
-            if constexpr (HAS_MIN) s.mn[h][0] = reinterpret_cast<const u32*>(scales + 64)[output];
+            s.sc[h] = reinterpret_cast<const u32*>(scales)[output];
+            if constexpr (HAS_MIN) s.mn[h] = reinterpret_cast<const u32*>(scales + 64)[output];
         } else if constexpr (SCALE == SCALE_e8) {
-            s.sc[h][0] = reinterpret_cast<const u16*>(scales)[output];
+            s.sc[h] = reinterpret_cast<const u16*>(scales)[output];
         } else if constexpr (TWO_LEVELS) {
             const u32 dm = reinterpret_cast<const u32*>(scales)[output];
-            s.d[h] = unpack_lo(dm);
+            s.d[h] = unpack_lo(dm) * factor;
             s.d_base[h] = s.d[h] * -CODE_BASE;
             if constexpr (HAS_MIN) {
-                s.m[h] = unpack_hi(dm);
+                s.m[h] = unpack_hi(dm) * min_factor;
                 s.m_base[h] = s.m[h] * -CODE_BASE;
             }
-            const u8* codes = scales + 64;
-            if constexpr (SCALE == SCALE_u8f16) {
-                const U4 v = reinterpret_cast<const U4*>(codes)[output];
-                s.sc[h][0] = v.x, s.sc[h][1] = v.y, s.mn[h][0] = v.z, s.mn[h][1] = v.w;
-            } else {
-                load_words(codes + output * 4 * CODE_WORDS, s.sc[h]);
-#pragma unroll
-                for (u32 w = 0; w < CODE_WORDS; w++) {
-                    if constexpr (SCALE == SCALE_i8f16) s.sc[h][w] ^= 0x80808080u;
-                    if constexpr (SCALE == SCALE_u4f16) {
-                        s.mn[h][w] = s.sc[h][w] >> 4 & 0x0f0f0f0fu;
-                        s.sc[h][w] &= 0x0f0f0f0fu;
-                    }
-                }
+            constexpr u32 PLANES = SCALE == SCALE_u8f16 && HAS_MIN ? 2 : 1;
+            const u8* codes = scales + 64 + output * (PLANES * UNIT_GROUPS);
+            s.sc[h] = load_codes(codes, t);
+            if constexpr (SCALE == SCALE_i8f16) s.sc[h] ^= 0x80808080u;
+            if constexpr (SCALE == SCALE_u4f16) {
+                s.mn[h] = s.sc[h] >> 4 & 0x0f0f0f0fu;
+                s.sc[h] &= 0x0f0f0f0fu;
+            } else if constexpr (HAS_MIN) {
+                s.mn[h] = load_codes(codes + UNIT_GROUPS, t);
             }
         }
     }
 }
 
-DEVICE f32 code_times(const Scales& s, u32 words, u32 byte, f32 d, f32 base) {
-    return fma_(bits_f32(prmt(words, s.code_float, 0x7404 + 16 * byte)), d, base);
+DEVICE f32 code_times(const Scales& s, u32 codes, u32 group, f32 d, f32 base) {
+    return fma_(bits_f32(prmt(codes, s.code_float, 0x7404 + 16 * group)), d, base);
 }
 
-// Scale of output h in scale group `group` of the unit.
+// Scale of output h in scale group `group` of the tile.
 DEVICE f32 scale_of(const Scales& s, u32 h, u32 group) {
-    if constexpr (SCALE == SCALE_f16) return group ? unpack_hi(s.sc[h][0]) : unpack_lo(s.sc[h][0]);
+    if constexpr (SCALE == SCALE_f16) return (group ? unpack_hi(s.sc[h]) : unpack_lo(s.sc[h])) * s.factor;
     if constexpr (SCALE == SCALE_e8) {
         // 2^(e - 128), subnormal below 2.
-        const u32 e = s.sc[h][0] >> 8 * group & 0xff;
-        return bits_f32(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+        const u32 e = s.sc[h] >> 8 * group & 0xff;
+        return bits_f32(e < 2 ? 0x00200000u << e : (e - 1) << 23) * s.factor;
     }
-    return code_times(s, s.sc[h][group / 4], group % 4, s.d[h], s.d_base[h]);
+    return code_times(s, s.sc[h], group, s.d[h], s.d_base[h]);
 }
 
 DEVICE f32 min_of(const Scales& s, u32 h, u32 group) {
-    if constexpr (SCALE == SCALE_f16) return group ? unpack_hi(s.mn[h][0]) : unpack_lo(s.mn[h][0]);
-    return code_times(s, s.mn[h][group / 4], group % 4, s.m[h], s.m_base[h]);
+    if constexpr (SCALE == SCALE_f16) return (group ? unpack_hi(s.mn[h]) : unpack_lo(s.mn[h])) * s.min_factor;
+    return code_times(s, s.mn[h], group, s.m[h], s.m_base[h]);
 }

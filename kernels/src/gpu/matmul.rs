@@ -111,6 +111,29 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::MmaI8, 48, 2),
     row(Family::MmaI8, 64, 1),
     row(Family::MmaI8, 64, 2),
+    row(Family::MmaF16, 8, 1),
+    row(Family::MmaF16, 8, 2),
+    row(Family::MmaF16, 16, 1),
+    row(Family::MmaF16, 16, 2),
+    row(Family::MmaF16, 16, 4),
+    row(Family::MmaF16, 24, 1),
+    row(Family::MmaF16, 24, 2),
+    row(Family::MmaF16, 24, 4),
+    row(Family::MmaF16, 32, 1),
+    row(Family::MmaF16, 32, 2),
+    row(Family::MmaF16, 32, 4),
+    row(Family::MmaF16, 48, 1),
+    row(Family::MmaF16, 48, 2),
+    row(Family::MmaF16, 64, 1),
+    row(Family::MmaF16, 64, 2),
+    row(Family::Fma, 1, 1),
+    row(Family::Fma, 1, 2),
+    row(Family::Fma, 2, 1),
+    row(Family::Fma, 2, 2),
+    row(Family::Fma, 4, 1),
+    row(Family::Fma, 4, 2),
+    row(Family::Fma, 8, 1),
+    row(Family::Fma, 8, 2),
 ];
 
 /// What a row's bits depend on besides its activations and the weights. One is chosen per matrix, for all row counts.
@@ -294,7 +317,7 @@ impl fmt::Display for Reason {
 }
 
 /// Sums that a thread can hold beside what it multiplies.
-const MAX_SUMS: u32 = 128;
+const MAX_SUMS: u32 = 96;
 
 /// Whether the variant computes the query in that class.
 ///

@@ -34,6 +34,8 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("logits_pieces.cu.tera"),
     template!("logits_rows.cu.tera"),
     template!("matmul_epilogue.cuh"),
+    template!("matmul_fma.cu.tera"),
+    template!("matmul_halves.cuh"),
     template!("matmul_mma.cu.tera"),
     template!("matmul_stream.cuh"),
     template!("matmul_weights.cuh"),

@@ -73,6 +73,15 @@ pub(super) fn shared_bytes(
     ring.max(u64::from(class.warps * variant.stamp) * row)
 }
 
+/// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get 128 registers, others all.
+pub(super) fn resident(variant: &Variant, class: Class, epilogue: Epilogue) -> u32 {
+    let sums = variant
+        .family
+        .sums(variant.stamp, variant.tiles * epilogue.abreast());
+    let registers = if sums <= 16 { 128 } else { 255 };
+    (65536 / (registers * class.warps * 32)).max(1)
+}
+
 /// The kernel of a variant; its name says all that its text depends on.
 pub fn kernel(
     variant: &Variant,
@@ -150,6 +159,7 @@ pub fn kernel(
             ("stages", int(stages(variant, class, layout, epilogue))),
             ("epilogue", word(what)),
             ("out_form", word(form.name())),
+            ("resident", int(resident(variant, class, epilogue).into())),
         ],
         threads: class.warps * 32,
     }
