@@ -16,6 +16,9 @@ pub const INSTALL: &str = "pip install nvidia-cuda-nvrtc==13.0.88";
 /// The oldest version that compiles the templates.
 const OLDEST: (i32, i32) = (12, 0);
 
+/// Stack of a thread that compiles. Compilers recurse over what they compile, and a thread's usual 2 MiB are little.
+const STACK_BYTES: usize = 16 << 20;
+
 /// Options of every compile besides the architecture. Products and sums are fused only where a kernel says so: were it the
 /// compiler's choice, the same row could get other bits in another stamp of a kernel.
 const OPTIONS: &[&str] = &["--std=c++17", "--fmad=false", "--ptxas-options=-v"];
@@ -186,7 +189,8 @@ pub(super) fn spread(
         let (done, finished) = mpsc::channel();
         for _ in 0..threads.clamp(1, kernels.len().max(1)) {
             let (done, next, results, compile) = (done.clone(), &next, &results, &compile);
-            scope.spawn(move || {
+            let worker = std::thread::Builder::new().stack_size(STACK_BYTES);
+            let started = worker.spawn_scoped(scope, move || {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some((name, source)) = kernels.get(index) else {
@@ -203,6 +207,10 @@ pub(super) fn spread(
                     let _ = done.send(());
                 }
             });
+            // One thread is enough; without any, every kernel is reported as not compiled.
+            if started.is_err() {
+                break;
+            }
         }
         drop(done);
         finished.iter().for_each(|()| progress());

@@ -30,6 +30,22 @@ impl Loads {
     pub fn all(&self) -> u32 {
         self.narrow + self.w32 + self.w64 + self.w128 + self.w256 + self.bulk + self.generic
     }
+
+    /// Bytes one thread asks for, roughly: a narrow load counts as 1, a generic one as 4, a bulk copy as 4096.
+    fn bytes(&self) -> u64 {
+        [
+            (self.narrow, 1),
+            (self.w32, 4),
+            (self.w64, 8),
+            (self.w128, 16),
+            (self.w256, 32),
+            (self.bulk, 4096),
+            (self.generic, 4),
+        ]
+        .into_iter()
+        .map(|(count, bytes)| u64::from(count) * bytes)
+        .sum()
+    }
 }
 
 /// Instructions of some range of code.
@@ -45,13 +61,6 @@ pub struct Counts {
     pub dot: u32,
     /// Loads and stores of local memory: spills, and arrays that are not in registers.
     pub local: u32,
-}
-
-impl Counts {
-    /// Instructions that a kernel's main loop is there for.
-    fn work(&self) -> u32 {
-        self.loads.all() + self.tensor + self.dot
-    }
 }
 
 /// The code between a backward branch and its target.
@@ -95,27 +104,33 @@ impl Inspection {
         Ok(inspect(&code, sm))
     }
 
-    /// The smallest loop with at least half of all loads, matrix instructions and dot products that are in loops: the loop
-    /// over the weights in a matmul. Neither a loop around it nor one that waits inside it. Without any of these the
-    /// longest loop.
+    /// The smallest loop with at least half of the matrix instructions that are in loops; without any, of the dot products;
+    /// without any, of the bytes loaded: the loop over the weights in a matmul. Neither a loop around it, nor one that waits
+    /// inside it, nor one that adds up results after it. A kernel that has none of these has its longest loop.
     pub fn main_loop(&self) -> Option<&Loop> {
-        let mut inside = 0;
-        // Loops are sorted: those that begin inside another are in its counts, or reach out of it by little.
-        let mut covered = 0;
-        for l in self.loops.iter().filter(|l| l.counts.work() > 0) {
-            if l.start >= covered {
-                inside += l.counts.work();
-            }
-            covered = covered.max(l.end);
-        }
-        let holds = |l: &&Loop| 2 * l.counts.work() >= inside;
-        if inside == 0 {
+        let measures: [fn(&Counts) -> u64; 3] =
+            [|c| c.tensor.into(), |c| c.dot.into(), |c| c.loads.bytes()];
+        let measure = measures
+            .into_iter()
+            .find(|of| self.loops.iter().any(|l| of(&l.counts) > 0));
+        let Some(measure) = measure else {
             return self.loops.iter().max_by_key(|l| l.counts.instructions);
-        }
+        };
+        let inside = self.outermost().map(|l| measure(&l.counts)).sum::<u64>();
         self.loops
             .iter()
-            .filter(holds)
+            .filter(|l| 2 * measure(&l.counts) >= inside)
             .min_by_key(|l| l.counts.instructions)
+    }
+
+    /// The loops that begin in no other.
+    fn outermost(&self) -> impl Iterator<Item = &Loop> {
+        let mut covered = 0;
+        self.loops.iter().filter(move |l| {
+            let outer = l.start >= covered;
+            covered = covered.max(l.end);
+            outer
+        })
     }
 
     /// Instructions of the main loop; 0 without a loop.

@@ -82,6 +82,27 @@ fn loops_are_found_and_the_main_one_is_the_one_that_loads() {
     }
 }
 
+/// Results that are added up after the products are loaded too, and by more instructions.
+#[test]
+fn products_count_before_loads() {
+    const IMMA: u128 = word(0x0000000408047237, 0x004fe40000405c0c);
+    const IDP: u128 = word(0x0000000504067226, 0x004fe40000000006);
+    for product in [IMMA, IDP] {
+        let code = [
+            LDG_128,
+            product,
+            branch(-3, 90),
+            LDG_128,
+            LDG_128,
+            LDG_128,
+            branch(-4, 90),
+            EXIT,
+        ];
+        let main = inspect(&code, 90).main_loop().map(|l| (l.start, l.end));
+        assert_eq!(main, Some((0, 3)));
+    }
+}
+
 #[test]
 fn without_loads_the_longest_loop_is_the_main_one() {
     let code = [ADD, branch(-2, 80), ADD, ADD, branch(-3, 80), EXIT];
