@@ -20,6 +20,7 @@ macro_rules! template {
 
 /// Every template and every part that templates include, by file name.
 const TEMPLATES: &[(&str, &str)] = &[
+    template!("matmul_dp4a.cu.tera"),
     template!("matmul_epilogue.cuh"),
     template!("matmul_fma.cu.tera"),
     template!("matmul_halves.cuh"),
