@@ -12,7 +12,7 @@ use coldpress_kernels::gpu::matmul::{
     legal, scratch_bytes,
 };
 use coldpress_kernels::gpu::tile;
-use coldpress_kernels::quant::{BF16, F16, F32, FORMATS, Q4_0, Q4_K, Q6_K, QuantFormat};
+use coldpress_kernels::quant::{BF16, F16, F32, FORMATS, Q4_0, Q4_K, Q6_K, Q8_0, QuantFormat};
 use std::cell::Cell;
 
 const WARPS: u32 = 4;
@@ -337,4 +337,19 @@ fn float_kernels_of_all_stamps_agree() {
 #[test]
 fn float_kernels_finish_in_every_way() {
     epilogues(Family::Fma, &BF16);
+}
+
+#[test]
+fn dot_product_kernels_read_every_layout() {
+    layouts(Family::Dp4a);
+}
+
+#[test]
+fn dot_product_kernels_of_all_stamps_agree() {
+    stamps(Family::Dp4a, &[&Q4_K, &Q6_K]);
+}
+
+#[test]
+fn dot_product_kernels_finish_in_every_way() {
+    epilogues(Family::Dp4a, &Q8_0);
 }

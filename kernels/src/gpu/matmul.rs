@@ -134,6 +134,14 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::Fma, 4, 2),
     row(Family::Fma, 8, 1),
     row(Family::Fma, 8, 2),
+    row(Family::Dp4a, 1, 1),
+    row(Family::Dp4a, 1, 2),
+    row(Family::Dp4a, 2, 1),
+    row(Family::Dp4a, 2, 2),
+    row(Family::Dp4a, 4, 1),
+    row(Family::Dp4a, 4, 2),
+    row(Family::Dp4a, 8, 1),
+    row(Family::Dp4a, 8, 2),
 ];
 
 /// What a row's bits depend on besides its activations and the weights. One is chosen per matrix, for all row counts.
@@ -265,10 +273,10 @@ pub enum Reason {
         /// Outputs that share a scale.
         needed: u32,
     },
-    /// The sums of a thread do not fit in registers.
-    Sums {
-        /// Sums of a thread.
-        sums: u32,
+    /// What a thread holds does not fit in registers.
+    Values {
+        /// Sums, weights and scales of a thread.
+        values: u32,
         /// The most.
         limit: u32,
     },
@@ -306,8 +314,8 @@ impl fmt::Display for Reason {
             Reason::Outputs { outputs, needed } => {
                 write!(f, "{outputs} outputs at once, an int8 scale has {needed}")
             }
-            Reason::Sums { sums, limit } => {
-                write!(f, "{sums} sums in a thread, at most {limit} fit")
+            Reason::Values { values, limit } => {
+                write!(f, "{values} values in a thread, at most {limit} fit")
             }
             Reason::Shared { bytes, limit } => {
                 write!(f, "{bytes} bytes of shared memory, there are {limit}")
@@ -316,8 +324,8 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Sums that a thread can hold beside what it multiplies.
-const MAX_SUMS: u32 = 96;
+/// Sums, weights and scales that a thread can hold beside addresses and activations; the compiler spills above.
+const MAX_VALUES: u32 = 144;
 
 /// Whether the variant computes the query in that class.
 ///
@@ -389,11 +397,11 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
             needed: 32,
         });
     }
-    let sums = family.sums(stamp, tiles * epilogue.abreast());
-    if sums > MAX_SUMS {
-        return Err(Reason::Sums {
-            sums,
-            limit: MAX_SUMS,
+    let values = family.values(&layout, stamp, tiles * epilogue.abreast());
+    if values > MAX_VALUES {
+        return Err(Reason::Values {
+            values,
+            limit: MAX_VALUES,
         });
     }
     let (bytes, limit) = (
@@ -411,8 +419,20 @@ impl Family {
     const fn sums(self, stamp: u32, tiles: u32) -> u32 {
         match self {
             Family::MmaI8 | Family::MmaF16 => stamp * tiles / 2,
-            Family::Fma | Family::Dp4a => stamp * tiles * 4,
+            Family::Fma => stamp * tiles * 4,
+            Family::Dp4a => stamp * tiles * 2,
         }
+    }
+
+    /// Sums, weights and scales of one thread.
+    fn values(self, layout: &PackedLayout, stamp: u32, tiles: u32) -> u32 {
+        let scales = 128 / u32::from(layout.group) * if layout.min { 2 } else { 1 };
+        let of_tile = match self {
+            Family::MmaI8 | Family::Dp4a => 8 + scales,
+            Family::MmaF16 => 16,
+            Family::Fma => 4,
+        };
+        self.sums(stamp, tiles) + tiles * of_tile
     }
 }
 

@@ -33,6 +33,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("gather_rows.cu.tera"),
     template!("logits_pieces.cu.tera"),
     template!("logits_rows.cu.tera"),
+    template!("matmul_dp4a.cu.tera"),
     template!("matmul_epilogue.cuh"),
     template!("matmul_fma.cu.tera"),
     template!("matmul_halves.cuh"),

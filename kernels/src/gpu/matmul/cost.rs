@@ -124,8 +124,9 @@ pub fn cost(
     // What the fullest multiprocessor computes, in thread blocks.
     let most = (blocks / f64::from(rates.sms)).ceil();
     let ring = f64::from(geometry.shared_bytes) * 0.75;
-    let share = weights as f64 * columns as f64 / blocks;
-    let under_way = ring.min(share) * blocks.min(f64::from(resident * rates.sms));
+    // Thread blocks of other rows ask for the same weights: together they bring no more of them from memory at a time.
+    let share = weights as f64 / (x * z);
+    let under_way = ring.min(share) * (x * z).min(f64::from(resident * rates.sms));
     let bandwidth = rates.bandwidth.min(under_way / MEMORY_LATENCY);
     let ingest = most * (l2 as f64 / blocks) / (INGEST_PER_CLK * rates.hz);
 

@@ -74,11 +74,17 @@ pub(super) fn shared_bytes(
 }
 
 /// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get 128 registers, others all.
-pub(super) fn resident(variant: &Variant, class: Class, epilogue: Epilogue) -> u32 {
+fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u32 {
     let sums = variant
         .family
         .sums(variant.stamp, variant.tiles * epilogue.abreast());
-    let registers = if sums <= 16 { 128 } else { 255 };
+    // Mins of 16 need sums of activations, too.
+    let few = if layout.min && layout.group == 16 {
+        8
+    } else {
+        16
+    };
+    let registers = if sums <= few { 128 } else { 255 };
     (65536 / (registers * class.warps * 32)).max(1)
 }
 
@@ -159,7 +165,10 @@ pub fn kernel(
             ("stages", int(stages(variant, class, layout, epilogue))),
             ("epilogue", word(what)),
             ("out_form", word(form.name())),
-            ("resident", int(resident(variant, class, epilogue).into())),
+            (
+                "resident",
+                int(resident(variant, class, layout, epilogue).into()),
+            ),
         ],
         threads: class.warps * 32,
     }

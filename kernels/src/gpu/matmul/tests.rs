@@ -133,7 +133,7 @@ fn reasons_name_numbers() {
     };
     assert_eq!(
         said(&wide, class(Family::MmaI8), &gated),
-        "128 sums in a thread, at most 96 fit"
+        "192 values in a thread, at most 144 fit"
     );
     let empty = Query {
         outputs: &[],
