@@ -48,11 +48,13 @@ void mbarrier_init(u64* barrier, u32 count) {
     Phase phase;
     phase.bytes = 0, phase.pending = phase.count = count, phase.parity = 0, phase.mark = MARK;
     memcpy(barrier, &phase, 8);
+    forget_signal(*self->warp->block, barrier);
 }
 
 void mbarrier_arrive(u64* barrier, u32 bytes) {
     Phase phase = phase_of(bytes ? "barrier_expect" : "barrier_arrive", barrier);
     if (phase.pending == 0) fail("more arrivals at a barrier than its phase takes");
+    tell_signal(*self->warp->block, barrier, *self);
     phase.pending--;
     phase.bytes += bytes;
     settle(*self->warp->block, barrier, phase);
@@ -60,11 +62,15 @@ void mbarrier_arrive(u64* barrier, u32 bytes) {
 
 void mbarrier_wait(u64* barrier, u32 parity, u32 line) {
     if (parity > 1) fail("barrier_wait at line %u: parity %u", line, parity);
-    if (phase_of("barrier_wait", barrier).parity != parity) return;
-    self->mbarrier = barrier;
-    self->parity = parity;
-    self->warp->block->at_mbarrier.push_back(self);
-    wait("barrier_wait", line);
+    Thread* me = self;
+    Block& block = *me->warp->block;
+    if (phase_of("barrier_wait", barrier).parity == parity) {
+        me->mbarrier = barrier;
+        me->parity = parity;
+        block.at_mbarrier.push_back(me);
+        wait("barrier_wait", line);
+    }
+    learn_signal(block, barrier, *me);
 }
 
 void land(Block& block, size_t which) {
@@ -72,6 +78,7 @@ void land(Block& block, size_t which) {
     block.bulk[which] = block.bulk.back();
     block.bulk.pop_back();
     memcpy(copy.to, copy.from, copy.bytes);
+    bulk_ends(block, u64(static_cast<u8*>(copy.to) - block.shared), copy.bytes, copy.barrier);
     Phase phase = phase_of("copy_bulk", copy.barrier);
     phase.bytes -= copy.bytes;
     settle(block, copy.barrier, phase);
@@ -87,6 +94,7 @@ void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
     // Read here, so that an address that is no buffer's is found in the kernel.
     std::vector<u8> bounds(bytes);
     memcpy(bounds.data(), from, bytes);
+    copy_starts(*self, u64(start - self->shared), bytes, true, __builtin_return_address(0));
     block.bulk.push_back({to, from, bytes, barrier});
     if (at_once()) land(block, block.bulk.size() - 1);
 }
@@ -99,23 +107,26 @@ void copy_async(void* to, const void* from) {
         fail("copy_async_16 to %lld of %u bytes of shared memory", (long long)(start - self->shared), current->shared_bytes);
     u8 bytes[16];
     memcpy(bytes, from, 16);
-    if (at_once())
-        memcpy(to, bytes, 16);
-    else
-        self->copies.push_back({to, from, self->copy_group});
+    copy_starts(*self, u64(start - self->shared), 16, false, __builtin_return_address(0));
+    const bool landed = at_once();
+    if (landed) memcpy(to, bytes, 16);
+    self->copies.push_back({to, from, self->copy_group, landed});
 }
 
 void copy_commit() { self->copy_group++; }
 
 void copy_wait(u32 groups) {
     auto& copies = self->copies;
-    size_t landed = 0;
-    while (landed < copies.size() && copies[landed].group + groups < self->copy_group) {
-        memcpy(copies[landed].to, copies[landed].from, 16);
-        landed++;
+    size_t ended = 0;
+    for (; ended < copies.size() && copies[ended].group + groups < self->copy_group; ended++) {
+        const AsyncCopy& copy = copies[ended];
+        if (!copy.landed) memcpy(copy.to, copy.from, 16);
+        copy_ends(*self, u64(static_cast<u8*>(copy.to) - self->shared), 16);
     }
-    copies.erase(copies.begin(), copies.begin() + long(landed));
+    copies.erase(copies.begin(), copies.begin() + long(ended));
 }
+
+void fence_async() { self->order.fenced = self->order.time++; }
 
 void check_ended(Block& block) {
     if (!block.bulk.empty()) fail("block (%u,%u,%u) ends with bulk copies under way", block.index[0], block.index[1], block.index[2]);

@@ -18,7 +18,7 @@ static void scatter(const T (&c)[16][8], Store store) {
 
 // a is in in[0..4] (k32) or in[0..2] (k16), b in in[4], in[5].
 template <u32 K, typename A>
-static void mma_int(Warp& warp) {
+static void multiply_int(Warp& warp) {
     i16 a[16][K], b[8][K];
     for (u32 lane = 0; lane < 32; lane++) {
         const u32* in = warp.in[lane];
@@ -58,7 +58,7 @@ static void gather_a(f32 (&a)[16][16], u32 lane, const u32* words) {
 }
 
 // a in in[0..4], b in in[4], in[5], c in in[6..10].
-static void mma_half(Warp& warp) {
+static void multiply_half(Warp& warp) {
     f32 a[16][16], b[16][8], c[16][8];
     for (u32 lane = 0; lane < 32; lane++) {
         const u32* in = warp.in[lane];
@@ -75,7 +75,7 @@ static void mma_half(Warp& warp) {
 }
 
 // in[0], in[1]: address of row lane % 8 of matrix lane / 8.
-static void ldmatrix(Warp& warp, bool transposed) {
+static void distribute(Warp& warp, bool transposed) {
     for (u32 j = 0; j < 4; j++) {
         u16 matrix[8][8];
         for (u32 row = 0; row < 8; row++) {
@@ -91,23 +91,43 @@ static void ldmatrix(Warp& warp, bool transposed) {
     }
 }
 
-static void shuffle(Warp& warp) {
+static void exchange(Warp& warp) {
     for (u32 lane = 0; lane < 32; lane++) warp.out[lane][0] = warp.in[warp.in[lane][1]][0];
 }
 
-static void ballot(Warp& warp) {
+static void vote(Warp& warp) {
     u32 bits = 0;
     for (u32 lane = 0; lane < 32; lane++) bits |= warp.in[lane][0] << lane;
     for (u32 lane = 0; lane < 32; lane++) warp.out[lane][0] = bits;
 }
 
+static void sync(Warp& warp) {
+    Seen* all = nullptr;
+    for (u32 lane = 0; lane < 32; lane++) tell(all, warp.threads[lane]);
+    for (u32 lane = 0; lane < 32; lane++) know(warp.threads[lane], all);
+    forget(all);
+}
+
 // ---- wgmma: issued by a warp for its 16 of the 64 rows, done between then and the wait.
 
+// Offset in shared memory of row n of the 8 k from k (0 or 8).
+static u64 row_of_b(u64 descriptor, u32 n, u32 k) {
+    const u64 start = (descriptor & 0x3fff) << 4, chunk = (descriptor >> 16 & 0x3fff) << 4, rows = (descriptor >> 32 & 0x3fff) << 4;
+    return start + k / 8 * chunk + n / 8 * rows + n % 8 * 16;
+}
+
+static void read_b(Warp& warp, const Wgmma& w) {
+    for (u32 n = 0; n < w.n; n++)
+        for (u32 k = 0; k < 16; k += 8) {
+            const u64 row = row_of_b(w.descriptor, n, k);
+            if (row + 16 > current->shared_bytes) fail("wgmma_f16 reads b beyond %u bytes of shared memory", current->shared_bytes);
+            tensor_read(warp.threads[0], row, 16, w.pc);
+        }
+}
+
 static void run_wgmma(Warp& warp, const Wgmma& w) {
-    const u64 start = (w.descriptor & 0x3fff) << 4, chunk = (w.descriptor >> 16 & 0x3fff) << 4,
-              rows = (w.descriptor >> 32 & 0x3fff) << 4;
-    if (w.descriptor >> 49) fail("wgmma_f16: a descriptor with swizzle or base offset");
-    const u8* b = warp.threads[0].shared + start;
+    read_b(warp, w);
+    const u8* shared = warp.threads[0].shared;
     f32 a[16][16];
     for (u32 lane = 0; lane < 32; lane++) gather_a(a, lane, w.a[lane]);
     for (u32 n8 = 0; n8 < w.n; n8 += 8) {
@@ -115,7 +135,7 @@ static void run_wgmma(Warp& warp, const Wgmma& w) {
         for (u32 n = 0; n < 8; n++)
             for (u32 k = 0; k < 16; k += 8) {
                 u16 halves[8];
-                memcpy(halves, b + k / 8 * chunk + n8 / 8 * rows + n * 16, 16);
+                memcpy(halves, shared + row_of_b(w.descriptor, n8 + n, k), 16);
                 for (u32 i = 0; i < 8; i++) columns[k + i][n] = half_to_float(halves[i]);
             }
         auto sum = [&](u32 lane, u32 i) -> f32& { return w.acc[lane][n8 / 2 + i]; };
@@ -129,7 +149,7 @@ static void run_wgmma(Warp& warp, const Wgmma& w) {
 void finish_wgmmas(Warp& warp, u32 groups_left) {
     size_t done = 0;
     while (done < warp.wgmmas.size() && warp.wgmmas[done].group + groups_left < warp.wgmma_group)
-        run_wgmma(warp, warp.wgmmas[done++]);
+        if (Wgmma& w = warp.wgmmas[done++]; !w.landed) run_wgmma(warp, w);
     warp.wgmmas.erase(warp.wgmmas.begin(), warp.wgmmas.begin() + long(done));
 }
 
@@ -143,6 +163,8 @@ static void issue_wgmma(Warp& warp) {
     w.n = first[6];
     w.group = warp.wgmma_group;
     w.descriptor = u64(first[5]) << 32 | first[4];
+    w.pc = warp.pc;
+    if (w.descriptor >> 49) fail("wgmma_f16 at line %u: a descriptor with swizzle or base offset", warp.line);
     for (u32 lane = 0; lane < 32; lane++) {
         const u32* in = warp.in[lane];
         if (in[4] != first[4] || in[5] != first[5] || in[6] != first[6])
@@ -151,33 +173,27 @@ static void issue_wgmma(Warp& warp) {
         w.acc[lane] = warp.acc[lane];
     }
     warp.wgmma_count++;
-    // One after the other: an earlier one that is to be late keeps this one back.
-    if (warp.wgmmas.empty() && at_once())
-        run_wgmma(warp, w);
-    else
-        warp.wgmmas.push_back(w);
-}
-
-void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line) {
-    const u32 in[7] = {a[0], a[1], a[2], a[3], u32(descriptor), u32(descriptor >> 32), n};
-    self->warp->acc[self->thread & 31] = acc;
-    warp_collective(Op::WgmmaF16, in, 7, line);
+    read_b(warp, w);
+    // One after the other: an earlier one that is late keeps this one back.
+    w.landed = (warp.wgmmas.empty() || warp.wgmmas.back().landed) && at_once();
+    if (w.landed) run_wgmma(warp, w);
+    warp.wgmmas.push_back(w);
 }
 
 void compute(Warp& warp) {
     switch (warp.op) {
-        case Op::SyncWarp: break;
+        case Op::SyncWarp: sync(warp); break;
         case Op::Shuffle:
         case Op::ShuffleXor:
-        case Op::ShuffleDown: shuffle(warp); break;
-        case Op::Ballot: ballot(warp); break;
-        case Op::MmaS8K32: mma_int<32, i8>(warp); break;
-        case Op::MmaU8S8K32: mma_int<32, u8>(warp); break;
-        case Op::MmaS8K16: mma_int<16, i8>(warp); break;
-        case Op::MmaU8S8K16: mma_int<16, u8>(warp); break;
-        case Op::MmaF16: mma_half(warp); break;
-        case Op::Ldmatrix: ldmatrix(warp, false); break;
-        case Op::LdmatrixTransposed: ldmatrix(warp, true); break;
+        case Op::ShuffleDown: exchange(warp); break;
+        case Op::Ballot: vote(warp); break;
+        case Op::MmaS8K32: multiply_int<32, i8>(warp); break;
+        case Op::MmaU8S8K32: multiply_int<32, u8>(warp); break;
+        case Op::MmaS8K16: multiply_int<16, i8>(warp); break;
+        case Op::MmaU8S8K16: multiply_int<16, u8>(warp); break;
+        case Op::MmaF16: multiply_half(warp); break;
+        case Op::Ldmatrix: distribute(warp, false); break;
+        case Op::LdmatrixTransposed: distribute(warp, true); break;
         case Op::WgmmaFence: warp.wgmma_fenced = true; break;
         case Op::WgmmaF16: issue_wgmma(warp); break;
         case Op::WgmmaCommit: warp.wgmma_group++; break;
@@ -186,6 +202,68 @@ void compute(Warp& warp) {
             warp.wgmma_fenced = false;
             break;
     }
+}
+
+// ---- What lanes bring, and take away.
+
+u32 warp_shuffle(Op op, u32 v, u32 from, u32 line) {
+    Warp& warp = *self->warp;
+    const u32 lane = self->thread & 31;
+    warp.in[lane][0] = v;
+    warp.in[lane][1] = from;
+    meet(op, line);
+    return warp.out[lane][0];
+}
+
+u32 warp_ballot(bool p, u32 line) { return warp_shuffle(Op::Ballot, p, 0, line); }
+
+void mma_int(Op op, i32* c, const u32* a, const u32* b, u32 line) {
+    Warp& warp = *self->warp;
+    const u32 lane = self->thread & 31, halves = op == Op::MmaS8K32 || op == Op::MmaU8S8K32 ? 2 : 1;
+    u32* in = warp.in[lane];
+    for (u32 i = 0; i < 2 * halves; i++) in[i] = a[i];
+    for (u32 i = 0; i < halves; i++) in[4 + i] = b[i];
+    meet(op, line);
+    for (u32 i = 0; i < 4; i++) c[i] = i32(u32(c[i]) + warp.out[lane][i]);
+}
+
+void mma_half(f32* c, const u32* a, const u32* b, u32 line) {
+    Warp& warp = *self->warp;
+    const u32 lane = self->thread & 31;
+    u32* in = warp.in[lane];
+    for (u32 i = 0; i < 4; i++) in[i] = a[i];
+    for (u32 i = 0; i < 2; i++) in[4 + i] = b[i];
+    for (u32 i = 0; i < 4; i++) in[6 + i] = to_word(c[i]);
+    meet(Op::MmaF16, line);
+    for (u32 i = 0; i < 4; i++) c[i] = from_word<f32>(warp.out[lane][i]);
+}
+
+void ldmatrix(Op op, u32* r, const void* row, u32 line) {
+    Warp& warp = *self->warp;
+    const u32 lane = self->thread & 31;
+    const u64 address = reinterpret_cast<u64>(row);
+    warp.in[lane][0] = u32(address);
+    warp.in[lane][1] = u32(address >> 32);
+    meet(op, line);
+    for (u32 i = 0; i < 4; i++) r[i] = warp.out[lane][i];
+}
+
+void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line) {
+    Warp& warp = *self->warp;
+    const u32 lane = self->thread & 31;
+    u32* in = warp.in[lane];
+    for (u32 i = 0; i < 4; i++) in[i] = a[i];
+    in[4] = u32(descriptor);
+    in[5] = u32(descriptor >> 32);
+    in[6] = n;
+    warp.acc[lane] = acc;
+    warp.pc = __builtin_return_address(0);
+    meet(Op::WgmmaF16, line);
+}
+
+void wgmma_wait(u32 groups, u32 line) {
+    self->warp->in[self->thread & 31][0] = groups;
+    meet(Op::WgmmaWait, line);
 }
 
 // ---- Halves.

@@ -73,19 +73,28 @@ enum class Op : u32 {
     SyncWarp, Shuffle, ShuffleXor, ShuffleDown, Ballot, MmaS8K32, MmaU8S8K32, MmaS8K16, MmaU8S8K16, MmaF16, Ldmatrix,
     LdmatrixTransposed, WgmmaFence, WgmmaF16, WgmmaCommit, WgmmaWait
 };
-// Waits until all lanes of the warp are here with `words` words each; returns the lane's 4 words of the result.
-const u32* warp_collective(Op op, const u32* in, u32 words, u32 line);
+// Collectives of a warp: each waits until all 32 lanes are here. `line` is the kernel's, for messages.
+void meet(Op op, u32 line);
+// A word of lane `from`, of a vote, of four matrices.
+u32 warp_shuffle(Op op, u32 v, u32 from, u32 line);
+u32 warp_ballot(bool p, u32 line);
+void mma_int(Op op, i32* c, const u32* a, const u32* b, u32 line);
+void mma_half(f32* c, const u32* a, const u32* b, u32 line);
+void ldmatrix(Op op, u32* r, const void* row, u32 line);
+void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line);
+void wgmma_wait(u32 groups, u32 line);
 void named_barrier(u32 id, u32 threads, bool waits, u32 line);
 // Lets other threads run if chance says so.
 void pause();
+u32 atomic_add(u32* p, u32 v);
 void copy_async(void* to, const void* from);
 void copy_commit();
 void copy_wait(u32 groups);
 void mbarrier_init(u64* barrier, u32 count);
 void mbarrier_arrive(u64* barrier, u32 bytes);
 void mbarrier_wait(u64* barrier, u32 parity, u32 line);
+void fence_async();
 void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier);
-void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line);
 [[noreturn]] void misaligned(const char* what, const void* p);
 // a * b + c, rounded once.
 u16 half_fma(u16 a, u16 b, u16 c);
@@ -103,8 +112,7 @@ T from_word(u32 w) {
 }
 template <typename T>
 T shuffle(Op op, T v, u32 by, u32 line) {
-    const u32 in[2] = {to_word(v), by};
-    return from_word<T>(*warp_collective(op, in, 2, line));
+    return from_word<T>(warp_shuffle(op, to_word(v), by, line));
 }
 inline f32 half_to_float(u16 h) {
     const u32 sign = u32(h & 0x8000) << 16, magnitude = u32(h & 0x7fff) << 13, exponent = h & 0x7c00;
@@ -148,7 +156,7 @@ DEVICE T* shared() { return reinterpret_cast<T*>(simt::here->shared); }
 DEVICE u32 shared_address(const void* p) { return u32(static_cast<const u8*>(p) - simt::here->shared); }
 
 DEVICE void sync_block(SIMT_LINE) { simt::named_barrier(0, block_threads(), true, line); }
-DEVICE void sync_warp(SIMT_LINE) { simt::warp_collective(simt::Op::SyncWarp, nullptr, 0, line); }
+DEVICE void sync_warp(SIMT_LINE) { simt::meet(simt::Op::SyncWarp, line); }
 DEVICE void sync_named(u32 id, u32 threads, SIMT_LINE) { simt::named_barrier(id, threads, true, line); }
 DEVICE void arrive_named(u32 id, u32 threads, SIMT_LINE) { simt::named_barrier(id, threads, false, line); }
 
@@ -160,10 +168,7 @@ template <typename T>
 DEVICE T shuffle_down(T v, u32 d, SIMT_LINE) {
     return simt::shuffle(simt::Op::ShuffleDown, v, lane() + d < 32 ? lane() + d : lane(), line);
 }
-DEVICE u32 ballot(bool p, SIMT_LINE) {
-    const u32 in = p;
-    return *simt::warp_collective(simt::Op::Ballot, &in, 1, line);
-}
+DEVICE u32 ballot(bool p, SIMT_LINE) { return simt::warp_ballot(p, line); }
 
 DEVICE U4 load_stream(const U4* p) {
     simt::aligned("load_stream", p, 16);
@@ -184,10 +189,8 @@ DEVICE u32 load_volatile(const u32* p) {
 }
 DEVICE void fence_device() { simt::pause(); }
 DEVICE u32 atomic_add(u32* p, u32 v) {
-    simt::pause();
-    const u32 old = *p;
-    *p = old + v;
-    return old;
+    simt::aligned("atomic_add", p, 4);
+    return simt::atomic_add(p, v);
 }
 
 DEVICE void copy_async_16(void* to, const void* from) {
@@ -233,6 +236,7 @@ DEVICE void copy_bulk(void* to, const void* from, u32 bytes, u64* barrier) {
 template <int A = SM_ARCH>
 DEVICE void fence_async() {
     static_assert(A >= 900, "fence_async needs sm_90");
+    simt::fence_async();
 }
 
 // Launches run one after the other here.
@@ -248,46 +252,30 @@ DEVICE i32 dp4a_us(u32 a, i32 b, i32 c) {
     return c;
 }
 
-namespace simt {
-inline void mma_int(Op op, i32 (&c)[4], const u32* a, u32 words, u32 b0, u32 b1, u32 line) {
-    const u32 in[6] = {a[0], a[1], words > 2 ? a[2] : 0, words > 2 ? a[3] : 0, b0, b1};
-    const u32* sum = warp_collective(op, in, 6, line);
-    for (u32 i = 0; i < 4; i++) c[i] = i32(u32(c[i]) + sum[i]);
-}
-}  // namespace simt
 DEVICE void mma_s8_k32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) {
-    simt::mma_int(simt::Op::MmaS8K32, c, a, 4, b[0], b[1], line);
+    simt::mma_int(simt::Op::MmaS8K32, c, a, b, line);
 }
 DEVICE void mma_u8s8_k32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) {
-    simt::mma_int(simt::Op::MmaU8S8K32, c, a, 4, b[0], b[1], line);
+    simt::mma_int(simt::Op::MmaU8S8K32, c, a, b, line);
 }
-DEVICE void mma_s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) {
-    simt::mma_int(simt::Op::MmaS8K16, c, a, 2, b, 0, line);
-}
-DEVICE void mma_u8s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) {
-    simt::mma_int(simt::Op::MmaU8S8K16, c, a, 2, b, 0, line);
-}
-DEVICE void mma_f16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) {
-    u32 in[10] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    for (u32 i = 0; i < 4; i++) in[6 + i] = simt::to_word(c[i]);
-    const u32* sum = simt::warp_collective(simt::Op::MmaF16, in, 10, line);
-    for (u32 i = 0; i < 4; i++) c[i] = simt::from_word<f32>(sum[i]);
-}
+DEVICE void mma_s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) { simt::mma_int(simt::Op::MmaS8K16, c, a, &b, line); }
+DEVICE void mma_u8s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) { simt::mma_int(simt::Op::MmaU8S8K16, c, a, &b, line); }
+DEVICE void mma_f16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) { simt::mma_half(c, a, b, line); }
 
 namespace simt {
-inline void ldmatrix(Op op, u32 (&r)[4], const void* row, u32 line) {
+inline void read_row(const void* row) {
     aligned("ldmatrix", row, 16);
-    u32 in[4];
-    __builtin_memcpy(in, row, 16);
-    // The words are read when the last lane is here; this read only checks the address.
-    const u64 address = reinterpret_cast<u64>(row);
-    in[0] = u32(address), in[1] = u32(address >> 32);
-    const u32* out = warp_collective(op, in, 2, line);
-    for (u32 i = 0; i < 4; i++) r[i] = out[i];
+    // The bytes count when all lanes are here; this read is the one that is checked.
+    volatile u64 first = static_cast<const volatile u64*>(row)[0], second = static_cast<const volatile u64*>(row)[1];
+    (void)first, (void)second;
 }
 }  // namespace simt
-DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, SIMT_LINE) { simt::ldmatrix(simt::Op::Ldmatrix, r, row, line); }
+DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, SIMT_LINE) {
+    simt::read_row(row);
+    simt::ldmatrix(simt::Op::Ldmatrix, r, row, line);
+}
 DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, SIMT_LINE) {
+    simt::read_row(row);
     simt::ldmatrix(simt::Op::LdmatrixTransposed, r, row, line);
 }
 
@@ -301,18 +289,17 @@ DEVICE u64 wgmma_descriptor(const void* b) {
 template <u32 M>
 DEVICE void wgmma_fence(f32 (&)[M], SIMT_LINE) {
     static_assert(WGMMA<M>, "wgmma needs sm_90a");
-    simt::warp_collective(simt::Op::WgmmaFence, nullptr, 0, line);
+    simt::meet(simt::Op::WgmmaFence, line);
 }
 template <int A = SM_ARCH>
 DEVICE void wgmma_commit(SIMT_LINE) {
     static_assert(WGMMA<A>, "wgmma needs sm_90a");
-    simt::warp_collective(simt::Op::WgmmaCommit, nullptr, 0, line);
+    simt::meet(simt::Op::WgmmaCommit, line);
 }
 template <u32 N, u32 M>
 DEVICE void wgmma_wait(f32 (&)[M], SIMT_LINE) {
     static_assert(WGMMA<M>, "wgmma needs sm_90a");
-    const u32 in = N;
-    simt::warp_collective(simt::Op::WgmmaWait, &in, 1, line);
+    simt::wgmma_wait(N, line);
 }
 template <u32 N>
 DEVICE void wgmma_f16(f32 (&acc)[N / 2], const u32 (&a)[4], u64 descriptor, SIMT_LINE) {

@@ -127,6 +127,15 @@ void wait(const char* what, u32 line) {
     leave(false, false);
 }
 
+u32 atomic_add(u32* p, u32 v) {
+    pause();
+    u32 old;
+    memcpy(&old, p, 4);
+    v += old;
+    memcpy(p, &v, 4);
+    return old;
+}
+
 void pause() {
     if (chance(4)) return;
     if (++spins > SPIN_LIMIT) fail("spins without end: no other thread makes progress");
@@ -161,12 +170,11 @@ static const char* const OPS[] = {"sync_warp",     "shuffle",       "shuffle_xor
                                   "mma_u8s8_k32",  "mma_s8_k16",    "mma_u8s8_k16", "mma_f16",      "ldmatrix_x4", "ldmatrix_x4_transposed",
                                   "wgmma_fence",   "wgmma_f16",     "wgmma_commit", "wgmma_wait"};
 
-const u32* warp_collective(Op op, const u32* in, u32 words, u32 line) {
+void meet(Op op, u32 line) {
     Thread* me = self;
     Warp& warp = *me->warp;
     const char* name = OPS[u32(op)];
     const u32 lane = me->thread & 31;
-    for (u32 i = 0; i < words; i++) warp.in[lane][i] = in[i];
     if (warp.exited) fail("%s at line %u: %u lanes of its warp have exited", name, line, warp.exited);
     if (!warp.arrived) {
         warp.op = op;
@@ -178,14 +186,13 @@ const u32* warp_collective(Op op, const u32* in, u32 words, u32 line) {
     }
     if (++warp.arrived < 32) {
         wait(name, line);
-        return warp.out[lane];
+        return;
     }
     warp.arrived = 0;
     progress();
     compute(warp);
     for (u32 i = 0; i < 32; i++)
         if (&warp.threads[i] != me) wake(&warp.threads[i]);
-    return warp.out[lane];
 }
 
 void named_barrier(u32 id, u32 threads, bool waits, u32 line) {
@@ -198,6 +205,7 @@ void named_barrier(u32 id, u32 threads, bool waits, u32 line) {
         fail("sync_block at line %u: %u threads have exited", line, self->threads - block.live);
     if (!barrier.arrived) barrier.threads = threads;
     if (barrier.threads != threads) fail("%s at line %u: %u threads, others say %u", name, line, threads, barrier.threads);
+    tell(barrier.seen, *self);
     if (++barrier.arrived < threads) {
         if (!waits) return;
         barrier.waiting.push_back(self);
@@ -206,7 +214,12 @@ void named_barrier(u32 id, u32 threads, bool waits, u32 line) {
     }
     progress();
     barrier.arrived = 0;
-    for (Thread* t : barrier.waiting) wake(t);
+    for (Thread* t : barrier.waiting) {
+        know(*t, barrier.seen);
+        wake(t);
+    }
+    if (waits) know(*self, barrier.seen);
+    forget(barrier.seen);
     barrier.waiting.clear();
 }
 
@@ -230,7 +243,10 @@ static void start(Block& block, u32 number) {
     block.live = threads;
     block.resident = true;
     fill(block.shared, current->shared_bytes);
-    for (NamedBarrier& barrier : block.named) barrier.arrived = 0;
+    for (NamedBarrier& barrier : block.named) {
+        barrier.arrived = 0;
+        forget(barrier.seen);
+    }
     for (u32 w = 0; w < threads / 32; w++) {
         Warp& warp = block.warps[w];
         warp.block = &block;
@@ -254,6 +270,7 @@ static void start(Block& block, u32 number) {
         fiber_prepare(thread.fiber, t, thread_main);
         wake(&thread);
     }
+    races_start(block, threads);
 }
 
 static void deadlock() {
@@ -298,6 +315,7 @@ void launch(const Launch& launch) {
     for (u32 b = 0; b < resident; b++) {
         if (blocks[b].threads.size() < threads) blocks[b].threads.resize(threads), blocks[b].warps.resize(threads / 32);
         if (posix_memalign(reinterpret_cast<void**>(&blocks[b].shared), 128, launch.shared_bytes)) fail("no memory");
+        races_prepare(blocks[b], launch.shared_bytes);
     }
     std::vector<u32> order(count);
     for (u32 i = 0; i < count; i++) order[i] = i;
@@ -308,6 +326,7 @@ void launch(const Launch& launch) {
         for (u32 b = 0; b < resident; b++) {
             if (blocks[b].resident && blocks[b].live == 0) {
                 check_ended(blocks[b]);
+                races_end(blocks[b], threads);
                 blocks[b].resident = false;
                 ended++;
             }

@@ -3,6 +3,7 @@
 #pragma once
 #include "fiber.hpp"
 #include "intrinsics.hpp"
+#include "races.hpp"
 
 #include <vector>
 
@@ -11,16 +12,18 @@ namespace simt {
 struct Block;
 struct Warp;
 
-// 16 bytes that copy_async has yet to move, in a group of its thread.
+// 16 bytes of copy_async that have not been waited for, in a group of its thread.
 struct AsyncCopy {
     void* to;
     const void* from;
     u32 group;
+    bool landed;
 };
 
 struct Thread : Place {
     Fiber fiber;
     Warp* warp = nullptr;
+    Order order;
     // What it waits for, and the line of the kernel.
     const char* waits;
     u32 line;
@@ -34,7 +37,9 @@ struct Thread : Place {
 // A warp's part of one wgmma_f16: operands as they were when it was issued, except b, which is read at the end.
 struct Wgmma {
     u32 n, group;
+    bool landed;
     u64 descriptor;
+    const void* pc;
     u32 a[32][4];
     f32* acc[32];
 };
@@ -50,6 +55,7 @@ struct Warp {
     u32 in[32][12];
     u32 out[32][4];
     f32* acc[32];
+    const void* pc;
     // The collective some lanes wait in.
     u32 arrived;
     Op op;
@@ -63,6 +69,7 @@ struct Warp {
 
 struct NamedBarrier {
     u32 threads = 0, arrived = 0;
+    Seen* seen = nullptr;
     std::vector<Thread*> waiting;
 };
 
@@ -83,6 +90,7 @@ struct Block {
     NamedBarrier named[16];
     std::vector<Thread*> at_mbarrier;
     std::vector<BulkCopy> bulk;
+    Races races;
 };
 
 struct Launch {
