@@ -146,6 +146,7 @@ fn target_plan(plan: &Plan, code: &Code, sections: &Sections) -> TargetPlan {
             let gpu = GpuPlan {
                 step,
                 zeroed_bytes: plan.zeroed_bytes as u64,
+                candidates: None,
                 source_section: sections.source,
                 kernels: code.kernels.clone(),
             };

@@ -28,6 +28,17 @@ pub struct StepInput<'a> {
     pub kv: &'a KvCache,
 }
 
+/// The largest logits of a row: by logit descending, then by id ascending; none is NaN or minus infinity.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidates<'a> {
+    /// Token ids.
+    pub ids: &'a [u32],
+    /// Their logits.
+    pub logits: &'a [f32],
+    /// Whether there are no others above minus infinity.
+    pub all: bool,
+}
+
 /// How long the parts of one program run took; times in seconds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
@@ -94,6 +105,19 @@ pub trait Device: Send {
             visit(row, self.logits(row)?);
         }
         Ok(())
+    }
+
+    /// The largest logits of row `row` of the last head program, if the device sorts them out: a few of them are a small
+    /// part of what [`Device::logits`] would bring from its memory.
+    ///
+    /// # Errors
+    /// As [`Device::logits`].
+    ///
+    /// # Panics
+    /// If the plan has no such row.
+    fn candidates(&mut self, row: usize) -> Result<Option<Candidates<'_>>, Error> {
+        let _ = row;
+        Ok(None)
     }
 
     /// Bytes per second that programs can read of the device's own memory, measured now; none if it has none, or cannot

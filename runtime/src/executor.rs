@@ -9,7 +9,7 @@ mod tests;
 use crate::bundle::Bundle;
 use crate::device::cpu::{CpuDevice, DEFAULT_SPIN};
 use crate::device::cuda::Cuda;
-use crate::device::{Device, GpuDevice, StepInput, Timeline};
+use crate::device::{Candidates, Device, GpuDevice, StepInput, Timeline};
 use crate::error::Error;
 use crate::kv_cache::KvCache;
 use crate::manifest::{Limits, Manifest, Stage};
@@ -274,6 +274,22 @@ impl Executor {
         let rows = rows.take(count).enumerate();
         rows.for_each(|(i, logits)| visit(i, logits));
         Ok(())
+    }
+
+    /// The largest logits of the i-th row of the last step that wanted them, if the device sorts them out.
+    ///
+    /// # Errors
+    /// As [`Executor::logits`].
+    ///
+    /// # Panics
+    /// If the last step had no such row.
+    pub fn candidates(&mut self, i: usize) -> Result<Option<Candidates<'_>>, Error> {
+        let count = self.stats.logits_rows as usize;
+        assert!(i < count, "logits row {i} of {count}");
+        match self.gathered.is_empty() {
+            true => self.device.candidates(i),
+            false => Ok(None),
+        }
     }
 
     /// Bytes per second that programs can read of the device's own memory; none where that is this machine's memory.

@@ -254,6 +254,7 @@ pub(crate) fn gpu_manifest() -> Manifest {
     plan.gpu = Some(GpuPlan {
         step,
         zeroed_bytes: 256,
+        candidates: None,
         source_section: 2,
         kernels: vec![kernel(0, "embed"), kernel(1, "gather"), kernel(2, "head")],
     });

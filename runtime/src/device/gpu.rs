@@ -2,17 +2,21 @@
 //! program's launches over the rows of a step. What hardware it is, is the accelerator's business; which program runs, the
 //! executor's. Every number of the manifest is checked before it becomes an address.
 
+mod bind;
+mod readback;
 mod step;
 
 #[cfg(test)]
 mod tests;
 
-use super::accelerator::{Accelerator, BoundLaunch, KernelImage};
+use super::accelerator::Accelerator;
 use super::limits::StepLimits;
-use super::{Device, StepInput, Timeline, WorkerTimeline};
+use super::{Candidates, Device, StepInput, Timeline, WorkerTimeline};
 use crate::bundle::Bundle;
 use crate::error::Error;
-use crate::manifest::{GpuPlan, Grid, GridArg, Launch, Manifest, Program, Stage, TargetPlan};
+use crate::manifest::{GpuPlan, Manifest, Stage, TargetPlan};
+use bind::{Memory, images};
+use readback::{Largest, Logits};
 use step::StepBlock;
 
 /// Weights travel in pieces of this many bytes, so that the host holds no second copy of them.
@@ -40,6 +44,7 @@ pub struct GpuDevice<A: Accelerator> {
     page_tokens: u32,
     block: StepBlock,
     logits: Logits,
+    largest: Option<Largest>,
     zeroed_bytes: u64,
     /// Whether something failed since the device's memory was last known.
     unknown: bool,
@@ -61,20 +66,6 @@ struct Loaded<A: Accelerator> {
     recorded: A::Recorded,
     /// Kernel of each launch.
     kernels: Vec<u32>,
-}
-
-/// Logits rows, and which of them the host holds.
-struct Logits {
-    /// Arena offset of row 0.
-    offset: u64,
-    /// Bytes between rows.
-    stride: usize,
-    /// Logits in a row.
-    vocab: usize,
-    /// `[rows of the largest head program][stride / 4]`.
-    values: Vec<f32>,
-    /// Per row, whether `values` has what the last head program left.
-    held: Vec<bool>,
 }
 
 impl<A: Accelerator> GpuDevice<A> {
@@ -155,6 +146,7 @@ impl<A: Accelerator> GpuDevice<A> {
                 step,
             },
             logits: Logits::new(manifest, target)?,
+            largest: Largest::new(manifest, target, gpu)?,
             programs,
             limits: StepLimits::new(manifest, target),
             page_tokens: target.kv.page_tokens,
@@ -176,7 +168,10 @@ impl<A: Accelerator> GpuDevice<A> {
             .and_then(|()| self.block.fill(step, self.page_tokens))
             .map_err(|why| Error::Device(format!("program {index}: {why}")))?;
         if program.stage == Stage::Head {
-            self.logits.held.fill(false);
+            self.logits.forget();
+            if let Some(largest) = &mut self.largest {
+                largest.expect(step.logit_rows.len());
+            }
         }
         let (accelerator, buffers) = (&mut self.accelerator, &mut self.buffers);
         if self.unknown {
@@ -199,6 +194,13 @@ impl<A: Accelerator> GpuDevice<A> {
         Ok(())
     }
 
+    fn fetch(&mut self, first: usize, end: usize) -> Result<(), Error> {
+        let (accelerator, arena) = (&mut self.accelerator, &self.buffers.arena);
+        let fetched = self.logits.fetch(accelerator, arena, first..end);
+        self.unknown |= fetched.is_err();
+        fetched
+    }
+
     fn keep(&mut self, program: usize, seconds: f64, calls: Vec<(u32, f64)>) {
         if self.timelines.len() == MOST_TIMELINES {
             self.lost += calls.len() as u64;
@@ -215,35 +217,6 @@ impl<A: Accelerator> GpuDevice<A> {
             lost: std::mem::take(&mut self.lost),
         });
     }
-
-    /// Brings rows `first..end` to the host, those that it does not hold.
-    fn fetch(&mut self, first: usize, end: usize) -> Result<(), Error> {
-        let logits = &mut self.logits;
-        assert!(
-            end <= logits.held.len(),
-            "logits row {} of {}",
-            end - 1,
-            logits.held.len()
-        );
-        let missing = |held: &bool| !held;
-        let Some(skip) = logits.held[first..end].iter().position(missing) else {
-            return Ok(());
-        };
-        let first = first + skip;
-        let width = logits.stride / 4;
-        let last = first * width..(end - 1) * width + logits.vocab;
-        let values = &mut logits.values[last];
-        let bytes = size_of_val(values);
-        // SAFETY: the same memory as bytes; any bytes are f32, and the borrow of `values` lasts as long.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), bytes) };
-        let offset = logits.offset + (first * logits.stride) as u64;
-        let read = self.accelerator.read(&self.buffers.arena, offset, bytes);
-        self.unknown |= read.is_err();
-        read?;
-        self.logits.held[first..end].fill(true);
-        Ok(())
-    }
 }
 
 impl<A: Accelerator> Device for GpuDevice<A> {
@@ -252,7 +225,13 @@ impl<A: Accelerator> Device for GpuDevice<A> {
     }
 
     fn finish(&mut self) -> Result<(), Error> {
-        let finished = self.accelerator.synchronise();
+        // Reading waits as well, and almost every step is followed by it.
+        let finished = match &mut self.largest {
+            Some(largest) if largest.is_due() => {
+                largest.fetch(&mut self.accelerator, &self.buffers.arena)
+            }
+            _ => self.accelerator.synchronise(),
+        };
         self.unknown |= finished.is_err();
         finished
     }
@@ -262,14 +241,24 @@ impl<A: Accelerator> Device for GpuDevice<A> {
         Ok(self.logits.row(row))
     }
 
+    fn candidates(&mut self, row: usize) -> Result<Option<Candidates<'_>>, Error> {
+        let Some(largest) = &mut self.largest else {
+            return Ok(None);
+        };
+        if largest.is_due() {
+            let read = largest.fetch(&mut self.accelerator, &self.buffers.arena);
+            self.unknown |= read.is_err();
+            read?;
+        }
+        Ok(Some(largest.row(row)))
+    }
+
     fn visit_logits(
         &mut self,
         rows: usize,
         visit: &(dyn Fn(usize, &[f32]) + Sync),
     ) -> Result<(), Error> {
-        if rows > 0 {
-            self.fetch(0, rows)?;
-        }
+        self.fetch(0, rows)?;
         (0..rows).for_each(|row| visit(row, self.logits.row(row)));
         Ok(())
     }
@@ -291,38 +280,6 @@ impl<A: Accelerator> Device for GpuDevice<A> {
     }
 }
 
-impl Logits {
-    fn new(manifest: &Manifest, plan: &TargetPlan) -> Result<Self, Error> {
-        let head = plan.programs.iter().filter(|p| p.stage == Stage::Head);
-        let rows = head.map(|p| p.rows).max().unwrap_or(0);
-        let vocab = u64::from(manifest.model.vocab_size);
-        let (stride, offset) = (plan.logits_stride, plan.logits_offset);
-        let end = u64::from(rows).checked_mul(stride);
-        let inside = stride.is_multiple_of(4)
-            && stride >= 4 * vocab
-            && end
-                .and_then(|end| end.checked_add(offset))
-                .is_some_and(|end| end - stride + 4 * vocab <= plan.arena_bytes);
-        if rows > 0 && !inside {
-            return Err(Error::Device(format!(
-                "{rows} rows of logits are not inside the arena of {} bytes",
-                plan.arena_bytes
-            )));
-        }
-        Ok(Self {
-            offset,
-            stride: stride as usize,
-            vocab: vocab as usize,
-            values: vec![0.0; rows as usize * stride as usize / 4],
-            held: vec![false; rows as usize],
-        })
-    }
-
-    fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * (self.stride / 4)..][..self.vocab]
-    }
-}
-
 fn gpu_plan(manifest: &Manifest, plan: usize) -> Result<(&TargetPlan, &GpuPlan), Error> {
     let Some(target) = manifest.plans.get(plan) else {
         return Err(Error::Device(format!("the bundle has no plan {plan}")));
@@ -333,108 +290,5 @@ fn gpu_plan(manifest: &Manifest, plan: usize) -> Result<(&TargetPlan, &GpuPlan),
             "plan {plan} ({}) is for no GPU",
             target.requires.target
         ))),
-    }
-}
-
-/// All kernels, with the most shared memory that any of their launches asks for.
-fn images<'a>(
-    plan: &TargetPlan,
-    gpu: &'a GpuPlan,
-    sections: Sections<'a>,
-) -> Result<Vec<KernelImage<'a>>, Error> {
-    let mut shared = vec![0; gpu.kernels.len()];
-    for launch in plan.programs.iter().flat_map(|p| &p.launches) {
-        let Some(grid) = &launch.grid else { continue };
-        if let Some(most) = shared.get_mut(grid.kernel as usize) {
-            *most = grid.shared_bytes.max(*most);
-        }
-    }
-    let kernels = gpu.kernels.iter().zip(shared);
-    let images = kernels.map(|(kernel, shared_bytes)| {
-        let part = |section: &'a [u8], what: &str, (offset, bytes): (u64, u64)| {
-            let end = offset
-                .checked_add(bytes)
-                .filter(|&e| e <= section.len() as u64);
-            let range = end.map(|end| offset as usize..end as usize);
-            range.map(|range| &section[range]).ok_or_else(|| {
-                Error::Device(format!(
-                    "kernel {}: its {what} is outside the section: the bundle is damaged",
-                    kernel.name
-                ))
-            })
-        };
-        Ok(KernelImage {
-            name: &kernel.name,
-            code: part(sections.code, "code", kernel.code)?,
-            source: part(sections.source, "source", kernel.source)?,
-            threads: kernel.threads,
-            shared_bytes,
-        })
-    });
-    images.collect()
-}
-
-/// Address and bytes of every buffer.
-struct Memory {
-    arena: (u64, u64),
-    weights: (u64, u64),
-    kv: (u64, u64),
-    step: (u64, u64),
-}
-
-impl Memory {
-    /// A program's launches with their addresses, and the kernel of each.
-    fn bind(
-        &self,
-        program: &Program,
-        gpu: &GpuPlan,
-    ) -> Result<(Vec<BoundLaunch>, Vec<u32>), String> {
-        let bind = |launch: &Launch| {
-            let at = |why: String| format!("launch {}: {why}", launch.label);
-            let Some(grid) = &launch.grid else {
-                return Err(at("it names no kernel".into()));
-            };
-            let bound = self.launch(launch, grid, gpu).map_err(at)?;
-            Ok((bound, grid.kernel))
-        };
-        program.launches.iter().map(bind).collect()
-    }
-
-    fn launch(&self, launch: &Launch, grid: &Grid, gpu: &GpuPlan) -> Result<BoundLaunch, String> {
-        let Some(kernel) = gpu.kernels.get(grid.kernel as usize) else {
-            return Err(format!("there is no kernel {}", grid.kernel));
-        };
-        if grid.grid.contains(&0) || kernel.threads == 0 {
-            return Err(format!("{} would run on nothing", kernel.name));
-        }
-        let args = grid.args.iter().enumerate();
-        let args = args.map(|(index, &arg)| {
-            self.address(arg)
-                .map_err(|why| format!("argument {index} of {}: {why}", kernel.name))
-        });
-        Ok(BoundLaunch {
-            label: launch.label.clone(),
-            kernel: grid.kernel as usize,
-            grid: grid.grid,
-            threads: kernel.threads,
-            shared_bytes: grid.shared_bytes,
-            args: args.collect::<Result<_, _>>()?,
-            overlaps: grid.overlaps,
-        })
-    }
-
-    fn address(&self, arg: GridArg) -> Result<u64, String> {
-        let inside = |what: &str, (address, bytes): (u64, u64), offset: u64| {
-            (offset < bytes)
-                .then(|| address.wrapping_add(offset))
-                .ok_or_else(|| format!("byte {offset} of {bytes} bytes of {what}"))
-        };
-        match arg {
-            GridArg::Const(value) => Ok(value),
-            GridArg::Arena(offset) => inside("arena", self.arena, offset),
-            GridArg::Weights(offset) => inside("weights", self.weights, offset),
-            GridArg::Kv(offset) => inside("KV pool", self.kv, offset),
-            GridArg::Step(offset) => inside("step block", self.step, offset),
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! What the engine needs of the thing that runs rows. One implementation runs bundles (`Executor`); another can stand
 //! in for it where scheduling is to be studied without a model.
 
+use crate::device::Candidates;
 use crate::error::Error;
 use crate::executor::{Executor, Row};
 use crate::manifest::Limits;
@@ -25,6 +26,14 @@ pub trait Steps: Send {
     /// # Errors
     /// The device failed.
     fn logits(&mut self, i: usize) -> Result<&[f32], Error>;
+    /// The largest logits of the i-th row of the last step that wanted them, where they come cheaper than all.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn candidates(&mut self, i: usize) -> Result<Option<Candidates<'_>>, Error> {
+        let _ = i;
+        Ok(None)
+    }
     /// Calls `visit(i, logits)` once for each of the first `count` logits rows of the last step, on any thread and in any
     /// order.
     ///
@@ -65,6 +74,10 @@ impl Steps for Executor {
 
     fn logits(&mut self, i: usize) -> Result<&[f32], Error> {
         Executor::logits(self, i)
+    }
+
+    fn candidates(&mut self, i: usize) -> Result<Option<Candidates<'_>>, Error> {
+        Executor::candidates(self, i)
     }
 
     fn visit_logits(

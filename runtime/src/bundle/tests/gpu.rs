@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::device::cuda::GpuInfo;
-use crate::manifest::{GpuPlan, Grid, GridArg};
+use crate::manifest::{CandidatePlan, GpuPlan, Grid, GridArg};
 
 #[test]
 fn gpu_plans_out_of_bounds() {
@@ -14,6 +14,13 @@ fn gpu_plans_out_of_bounds() {
         let launch = &mut m.plans[0].programs[3].launches[1];
         launch.grid.as_mut().expect("a grid")
     }
+    fn candidates(count: u32, values_offset: u64) -> Option<CandidatePlan> {
+        Some(CandidatePlan {
+            count,
+            ids_offset: 512,
+            values_offset,
+        })
+    }
     let changes: &[(&str, Change)] = &[
         ("architecture", |m| m.plans[0].gpu = None),
         ("architecture", |m| {
@@ -24,6 +31,16 @@ fn gpu_plans_out_of_bounds() {
         ("step block", |m| gpu(m).step.slots = u32::MAX),
         ("step block", |m| gpu(m).step.pages_per_slot = 3),
         ("zeroed", |m| gpu(m).zeroed_bytes = 4097),
+        ("candidates of a row", |m| {
+            gpu(m).candidates = candidates(0, 0)
+        }),
+        ("candidates of 2", |m| {
+            gpu(m).candidates = candidates(64, 3900)
+        }),
+        ("candidates of 2", |m| {
+            gpu(m).candidates = candidates(64, u64::MAX);
+        }),
+        ("candidates of 2", |m| gpu(m).candidates = candidates(64, 2)),
         ("source section 1", |m| gpu(m).source_section = 1),
         ("source section 9", |m| gpu(m).source_section = 9),
         ("worker", |m| m.plans[0].symbols.push("barrier".into())),

@@ -2,11 +2,14 @@
 //! buffers.
 
 use super::{MAX_BYTES, bounded};
-use crate::manifest::{GpuKernel, GpuPlan, Grid, GridArg, Limits, TargetPlan};
+use crate::manifest::{
+    CandidatePlan, GpuKernel, GpuPlan, Grid, GridArg, Limits, Stage, TargetPlan,
+};
 
 const MAX_KERNELS: usize = 1 << 16;
 const MAX_LAUNCHES: usize = 1 << 20;
 const MAX_NAME: usize = 1 << 10;
+const MAX_CANDIDATES: u64 = 1 << 16;
 /// What any CUDA device can launch: threads of a thread block, thread blocks along x and along y and z, bytes of
 /// parameters, and of shared memory (the largest there is).
 const MAX_THREADS: u32 = 1024;
@@ -40,6 +43,9 @@ pub(super) fn plan(
         ));
     }
     bounded("zeroed bytes", gpu.zeroed_bytes, 0, plan.arena_bytes)?;
+    if let Some(candidates) = &gpu.candidates {
+        check_candidates(candidates, plan)?;
+    }
     if !plan.symbols.is_empty() || plan.workers != 1 {
         return Err("a GPU plan has one worker and no symbols".into());
     }
@@ -63,6 +69,23 @@ pub(super) fn plan(
             grid.ok_or_else(|| "names no kernel".to_owned())
                 .and_then(|grid| check_grid(grid, gpu, &spaces))
                 .map_err(|why| format!("program {index}, launch {at}: {why}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_candidates(candidates: &CandidatePlan, plan: &TargetPlan) -> Result<(), String> {
+    let count = candidates.count.into();
+    bounded("candidates of a row", count, 1, MAX_CANDIDATES)?;
+    let head = plan.programs.iter().filter(|p| p.stage == Stage::Head);
+    let rows = u64::from(head.map(|p| p.rows).max().unwrap_or(0));
+    for offset in [candidates.ids_offset, candidates.values_offset] {
+        let end = offset.checked_add(rows * 4 * count);
+        if end.is_none_or(|end| end > plan.arena_bytes) || !offset.is_multiple_of(4) {
+            return Err(format!(
+                "candidates of {rows} rows at {offset} do not fit in the arena of {} bytes",
+                plan.arena_bytes
+            ));
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
 use crate::bundle::{Bundle, SectionKind};
-use crate::device::Timeline;
+use crate::device::{Candidates, Timeline};
 use crate::engine::{Engine, EngineOptions, Event, Request, Steps};
 use crate::error::Error;
 use crate::executor::{Executor, Row};
@@ -264,6 +264,13 @@ impl Steps for Probe {
         self.executor.logits(i)
     }
 
+    fn candidates(&mut self, i: usize) -> Result<Option<Candidates<'_>>, Error> {
+        let started = Instant::now();
+        let found = self.executor.candidates(i);
+        lock(&self.shared).last.sampling += started.elapsed().as_secs_f64();
+        found
+    }
+
     fn visit_logits(
         &mut self,
         count: usize,
@@ -271,7 +278,7 @@ impl Steps for Probe {
     ) -> Result<(), Error> {
         self.timed(
             |executor| executor.visit_logits(count, visit),
-            |times, seconds, _| times.sampling = seconds,
+            |times, seconds, _| times.sampling += seconds,
         )
     }
 }
