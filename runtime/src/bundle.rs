@@ -19,7 +19,7 @@ pub(crate) mod sample;
 mod tests;
 
 pub use header::{Header, Section, SectionKind};
-pub use machine::Machine;
+pub use machine::{Machine, TARGETS_BY_CAPABILITY, TARGETS_BY_NAME, target_for};
 pub use writer::BundleWriter;
 
 use crate::error::Error;

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::target::{PRESETS, TargetProfile, cuda};
 use clap::Args;
-use coldpress_runtime::bundle::Machine;
+use coldpress_runtime::bundle::{Machine, target_for};
 use coldpress_runtime::cli as rt;
 use std::fmt::Write;
 
@@ -46,12 +46,35 @@ impl TargetsArgs {
         let _ = writeln!(text, "features: {}", machine.features.join(" "));
         match &machine.gpus {
             Ok(gpus) => gpus.iter().for_each(|gpu| {
-                let _ = writeln!(text, "gpu: {gpu}");
+                let _ = writeln!(text, "gpu: {gpu}; --target {}", target_for(gpu));
             }),
             Err(why) => {
                 let _ = writeln!(text, "gpu: {why}");
             }
         }
         Ok(rt::print(&text)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coldpress_runtime::bundle::{TARGETS_BY_CAPABILITY, TARGETS_BY_NAME};
+
+    #[test]
+    fn what_the_runtime_recommends_can_be_compiled_for() {
+        let by_name = TARGETS_BY_NAME.iter().map(|&(_, target)| target);
+        let by_capability = TARGETS_BY_CAPABILITY.iter().map(|&(target, _)| target);
+        for target in by_name.chain(by_capability) {
+            assert!(cuda::CudaProfile::named(target).is_some(), "{target}");
+        }
+        let cards = cuda::PRESETS.iter().filter(|p| p.name != p.arch);
+        for card in cards {
+            assert!(
+                TARGETS_BY_NAME.iter().any(|t| t.1 == card.name),
+                "{}",
+                card.name
+            );
+        }
     }
 }

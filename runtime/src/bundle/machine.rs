@@ -2,6 +2,8 @@
 
 mod gpu;
 
+pub use gpu::{TARGETS_BY_CAPABILITY, TARGETS_BY_NAME, target_for};
+
 use crate::device::cuda::{self, GpuInfo};
 use crate::manifest::Requirements;
 use coldpress_kernels::cpu;

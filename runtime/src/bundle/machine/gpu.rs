@@ -4,17 +4,31 @@ use super::gib;
 use crate::device::cuda::{GpuInfo, OLDEST_CUDA, OLDEST_DRIVER};
 use crate::manifest::Requirements;
 
-/// Presets of the compiler by what the driver calls a GPU; the first whose words are all in the name.
-const BY_NAME: &[(&[&str], &str)] = &[
-    (&["H200"], "h200"),
-    (&["H100"], "h100"),
-    (&["B200"], "b200"),
-    (&["A100"], "a100"),
-    (&["L40"], "l40s"),
-    (&["RTX 5090"], "rtx5090"),
-    (&["RTX 4090"], "rtx4090"),
-    (&["RTX 3090"], "rtx3090"),
-    (&["T4"], "t4"),
+/// Presets of the compiler by a part of what the driver calls a GPU; the first that is in the name.
+pub const TARGETS_BY_NAME: &[(&str, &str)] = &[
+    ("H200", "h200"),
+    ("H100", "h100"),
+    ("B200", "b200"),
+    ("A100", "a100"),
+    ("L40", "l40s"),
+    ("RTX 5090", "rtx5090"),
+    ("RTX 4090", "rtx4090"),
+    ("RTX 4070 Ti", "rtx4070ti"),
+    ("RTX 3090", "rtx3090"),
+    ("T4", "t4"),
+];
+
+/// Presets for any GPU of a compute capability.
+pub const TARGETS_BY_CAPABILITY: &[(&str, (u32, u32))] = &[
+    ("sm_75", (7, 5)),
+    ("sm_80", (8, 0)),
+    ("sm_86", (8, 6)),
+    ("sm_86", (8, 7)),
+    ("sm_89", (8, 9)),
+    ("sm_90a", (9, 0)),
+    ("sm_100a", (10, 0)),
+    ("sm_120", (12, 0)),
+    ("sm_120", (12, 1)),
 ];
 
 /// Features of a cubin's name: `sm_90a` is 9, 0 and that nothing else runs it.
@@ -110,19 +124,23 @@ fn lacks(gpu: &GpuInfo, requires: &Requirements) -> Vec<String> {
             missing.join(", "),
             gpu.capability.0,
             gpu.capability.1,
-            preset(gpu)
+            target_for(gpu)
         ));
     }
     lines
 }
 
-/// The compiler's preset for a GPU: its own, or one of its kind.
-fn preset(gpu: &GpuInfo) -> &'static str {
-    let words = BY_NAME.iter().find(|(words, _)| {
-        let whole = |word: &&str| gpu.name.split_once(word).is_some();
-        words.iter().all(whole)
-    });
-    words.map_or("native", |(_, preset)| preset)
+/// The compiler's preset for a GPU: its own, or that of its architecture.
+pub fn target_for(gpu: &GpuInfo) -> &'static str {
+    let own = TARGETS_BY_NAME
+        .iter()
+        .find(|(part, _)| gpu.name.contains(part));
+    let same = |(_, capability): &&(&str, (u32, u32))| *capability == gpu.capability;
+    let architecture = || TARGETS_BY_CAPABILITY.iter().find(same);
+    let architecture = || architecture().map(|&(preset, _)| preset);
+    own.map(|&(_, preset)| preset)
+        .or_else(architecture)
+        .unwrap_or("native")
 }
 
 /// The line that says the memory of every able GPU is short, if it is.
@@ -211,9 +229,15 @@ pub(super) mod tests {
         assert!(lines[0].contains("install NVIDIA driver 580"));
         assert!(lines[1].contains("sm_90a") && lines[1].contains("8.9"));
         assert!(lines[1].ends_with("--target rtx4090"), "{}", lines[1]);
-        let other = gpu("Someone's GPU", (8, 7));
-        let lines = mismatches(&Ok(vec![other]), &requires("sm_90a"));
-        assert!(lines[0].ends_with("--target native"), "{}", lines[0]);
+        for (capability, target) in [((8, 7), "sm_86"), ((10, 3), "native")] {
+            let other = gpu("Someone's GPU", capability);
+            let lines = mismatches(&Ok(vec![other]), &requires("sm_90a"));
+            assert!(
+                lines[0].ends_with(&format!("--target {target}")),
+                "{}",
+                lines[0]
+            );
+        }
         let lines = mismatches(&Err("no NVIDIA driver".into()), &requires("sm_90a"));
         assert!(lines[0].contains("no NVIDIA driver") && lines[0].contains("install"));
     }
