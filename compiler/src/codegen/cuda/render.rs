@@ -27,6 +27,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("matmul_mma.cu.tera"),
     template!("matmul_stream.cuh"),
     template!("matmul_weights.cuh"),
+    template!("matmul_wgmma.cu.tera"),
 ];
 
 /// Source of `kernel` for a GPU: the intrinsics, then the kernel.
