@@ -1,19 +1,29 @@
 //! Kernels of `templates/cuda` on the CPU: each is compiled with the system's C++ compiler against `tests/simt/*.hpp`, and
-//! runs in a process of its own with AddressSanitizer, one fiber per thread, in an order drawn from a seed. A missing
-//! barrier, a race, an address outside a buffer or a deadlock is an error of the launch, in the process's own words.
+//! runs in a process of its own with AddressSanitizer, one fiber per thread, in an order drawn from a seed. Accesses to
+//! shared memory that no barrier orders, an address outside a buffer, misalignment, collectives without all lanes and
+//! deadlocks are errors of the launch, in the process's own words. Races through global memory show only as results that
+//! differ with the seed.
 
 use coldpress_compiler::codegen::cuda::render;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use std::cell::{Cell, RefCell};
-use std::fs;
+use std::fs::File;
 use std::io::{BufWriter, Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use xxhash_rust::xxh3::xxh3_64;
 
-/// Collectives, copies and barriers against formulas; mistakes that must be found.
-mod shim;
+/// What intrinsics compute, against formulas.
+mod arithmetic;
+/// Compiling kernels and the shim.
+mod build;
+/// The two files of intrinsics have the same names.
+mod names;
+/// Barriers, copies and blocks in every order, and mistakes that must be found.
+mod schedule;
+/// Kernels without one of their barriers.
+mod syncs;
+
+pub use syncs::{syncs, without_sync};
 
 /// Architecture that kernels see as `SM_ARCH` unless a test asks for another.
 pub const ARCH: u32 = 900;
@@ -29,10 +39,17 @@ pub struct Source {
 
 impl Source {
     /// The rendered source of a kernel.
+    #[allow(dead_code)]
     pub fn of(kernel: &Kernel) -> Source {
+        let body = render::body(kernel).unwrap_or_else(|e| panic!("{e}"));
+        Source::new(&kernel.name, &body)
+    }
+
+    /// A kernel written by hand.
+    pub fn new(name: &str, body: &str) -> Source {
         Source {
-            name: kernel.name.clone(),
-            body: render::body(kernel).unwrap_or_else(|e| panic!("{e}")),
+            name: name.into(),
+            body: body.into(),
         }
     }
 }
@@ -78,7 +95,7 @@ pub struct Simt {
     child: RefCell<Child>,
     to: RefCell<Option<BufWriter<ChildStdin>>>,
     from: RefCell<ChildStdout>,
-    messages: RefCell<fs::File>,
+    messages: RefCell<File>,
     buffers: Cell<u64>,
 }
 
@@ -88,8 +105,8 @@ impl Simt {
     /// # Panics
     /// If a kernel does not compile, and without a compiler in CI.
     pub fn build(kernels: &[Source], arch: u32) -> Option<Simt> {
-        let compiler = compiler()?;
-        Some(Simt::start(link(&compiler, kernels, arch)))
+        let compiler = build::compiler()?;
+        Some(Simt::start(build::link(&compiler, kernels, arch)))
     }
 
     /// A process of the same kernels without this one's buffers: after an error, or for another thread.
@@ -144,15 +161,6 @@ impl Simt {
     pub fn read(&self, buffer: &Buffer, offset: u64, bytes: usize) -> Vec<u8> {
         self.must(self.send(b'R', &[buffer.index, offset, bytes as u64], &[]));
         self.must(self.receive(bytes))
-    }
-
-    /// All of a buffer, as f32.
-    pub fn read_f32(&self, buffer: &Buffer) -> Vec<f32> {
-        let bytes = self.read(buffer, 0, buffer.bytes);
-        let words = bytes.chunks_exact(4);
-        words
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect()
     }
 
     /// Runs a kernel to its end. Equal seeds give equal schedules; seeds differ in who runs when, in when asynchronous
@@ -235,139 +243,4 @@ impl Drop for Simt {
         self.to.borrow_mut().take();
         let _ = self.child.borrow_mut().wait();
     }
-}
-
-/// The system's C++ compiler; `None` (after saying so) without one, except in CI where that is a failure.
-fn compiler() -> Option<String> {
-    let named = std::env::var("CXX").ok();
-    let candidates = named
-        .into_iter()
-        .chain(["c++", "g++", "clang++"].map(String::from));
-    for candidate in candidates {
-        let version = Command::new(&candidate).arg("--version").output();
-        if version.is_ok_and(|v| v.status.success()) {
-            return Some(candidate);
-        }
-    }
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "no C++ compiler: set CXX, or install c++"
-    );
-    eprintln!("skipped: no C++ compiler (set CXX, or install c++)");
-    None
-}
-
-const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/simt");
-const RUNTIME: [&str; 4] = ["runtime", "collectives", "fiber", "server"];
-const COMMON: [&str; 6] = [
-    "-std=c++17",
-    "-g1",
-    "-ffp-contract=off",
-    "-fno-omit-frame-pointer",
-    "-Wall",
-    "-Wno-unknown-pragmas",
-];
-/// The runtime's own copies are checked by the sanitizer's memcpy; its arithmetic need not be.
-const RUNTIME_FLAGS: [&str; 2] = ["-O2", "-fno-builtin-memcpy"];
-const KERNEL_FLAGS: [&str; 5] = [
-    "-O1",
-    "-fsanitize=address,alignment,bounds,shift-exponent",
-    "-fno-sanitize-recover=all",
-    "-Wno-unused",
-    "-Werror=return-type",
-];
-
-/// An executable of the runtime and `kernels`. Objects and executables are kept under names of their content.
-fn link(compiler: &str, kernels: &[Source], arch: u32) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simt");
-    fs::create_dir_all(&folder).expect("folder for objects");
-    let text = |name: &str| fs::read_to_string(format!("{FOLDER}/{name}")).expect("a shim source");
-    let headers = text("intrinsics.hpp") + &text("runtime.hpp") + &text("fiber.hpp");
-    let mut units: Vec<(String, Vec<String>)> = vec![];
-    let flags = |more: &[&str]| {
-        COMMON
-            .iter()
-            .chain(more)
-            .map(|f| (*f).to_string())
-            .collect()
-    };
-    for name in RUNTIME {
-        units.push((text(&format!("{name}.cpp")), flags(&RUNTIME_FLAGS)));
-    }
-    for kernel in kernels {
-        let mut flags: Vec<String> = flags(&KERNEL_FLAGS);
-        flags.push(format!("-DSIMT_ARCH={arch}"));
-        let Source { name, body } = kernel;
-        units.push((
-            format!(
-                "#include \"intrinsics.hpp\"\nnamespace k_{name} {{\n#line 1 \"{name}.cu\"\n{body}\n}}\n"
-            ),
-            flags,
-        ));
-    }
-    let objects: Vec<PathBuf> = units
-        .iter()
-        .map(|(text, flags)| {
-            let key = format!("{compiler}\n{flags:?}\n{headers}\n{text}");
-            folder.join(format!("{:016x}.o", xxh3_64(key.as_bytes())))
-        })
-        .collect();
-    let next = AtomicUsize::new(0);
-    let workers = std::thread::available_parallelism().map_or(2, |n| n.get());
-    std::thread::scope(|scope| {
-        for _ in 0..workers.min(units.len()) {
-            scope.spawn(|| {
-                while let Some((text, flags)) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let at = units
-                        .iter()
-                        .position(|u| std::ptr::eq(&u.0, text))
-                        .expect("a unit");
-                    compile(compiler, flags, text, &objects[at]);
-                }
-            });
-        }
-    });
-    let names: Vec<String> = objects.iter().map(|o| o.display().to_string()).collect();
-    let program = folder.join(format!("{:016x}", xxh3_64(names.join("\n").as_bytes())));
-    if !program.exists() {
-        let mut command = Command::new(compiler);
-        command.arg("-fsanitize=address,undefined").args(&objects);
-        build_as(command, &program);
-    }
-    program
-}
-
-fn compile(compiler: &str, flags: &[String], text: &str, object: &Path) {
-    if object.exists() {
-        return;
-    }
-    let source = tempfile::Builder::new()
-        .suffix(".cpp")
-        .tempfile()
-        .expect("a temporary file");
-    fs::write(source.path(), text).expect("written");
-    let mut command = Command::new(compiler);
-    command
-        .args(flags)
-        .arg(format!("-I{FOLDER}"))
-        .arg("-c")
-        .arg(source.path());
-    build_as(command, object);
-}
-
-/// Runs `command` with an output that becomes `path` when it is complete.
-fn build_as(mut command: Command, path: &Path) {
-    let folder = path.parent().expect("in a folder");
-    let output = tempfile::Builder::new()
-        .tempfile_in(folder)
-        .expect("a temporary file")
-        .into_temp_path();
-    let result = command
-        .arg("-o")
-        .arg(&output)
-        .output()
-        .expect("the compiler starts");
-    let messages = String::from_utf8_lossy(&result.stderr);
-    assert!(result.status.success(), "{command:?} failed:\n{messages}");
-    output.persist(path).expect("in the same folder");
 }

@@ -183,7 +183,7 @@ DEVICE void copy_bulk(void* to, const void* from, u32 bytes, u64* barrier) {
                  "l"(from), "r"(bytes), "r"(shared_address(barrier))
                  : "memory");
 }
-// Before a bulk copy or wgmma touches shared memory that this thread read or wrote in the ordinary way; a barrier comes
+// Before a bulk copy or wgmma touches shared memory that this thread wrote in the ordinary way; a barrier comes
 // between this and the thread that starts it.
 template <int A = SM_ARCH>
 DEVICE void fence_async() {

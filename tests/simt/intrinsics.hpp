@@ -66,6 +66,7 @@ struct Place {
     const u32* block;  // x, y, z
     const u32* grid;
     u8* shared;
+    u32 shared_bytes;
 };
 // Of the thread that runs.
 extern const Place* here;
@@ -74,50 +75,52 @@ enum class Op : u32 {
     SyncWarp, Shuffle, ShuffleXor, ShuffleDown, Ballot, MmaS8K32, MmaU8S8K32, MmaS8K16, MmaU8S8K16, MmaF16, Ldmatrix,
     LdmatrixTransposed, WgmmaFence, WgmmaF16, WgmmaCommit, WgmmaWait
 };
-// Waits until all lanes of the warp are here with `words` words each; returns the lane's 4 words of the result.
-const u32* warp_collective(Op op, const u32* in, u32 words, u32 line);
+// Collectives of a warp: each waits until all 32 lanes are here. `line` is the kernel's, for messages.
+void meet(Op op, u32 line);
+// A word of lane `from`, of a vote, of four matrices.
+u32 warp_shuffle(Op op, u32 v, u32 from, u32 line);
+u32 warp_ballot(bool p, u32 line);
+void mma_int(Op op, i32* c, const u32* a, const u32* b, u32 line);
+void mma_half(f32* c, const u32* a, const u32* b, u32 line);
+void ldmatrix(Op op, u32* r, const void* row, u32 line);
+void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line);
+void wgmma_wait(u32 groups, u32 line);
 void named_barrier(u32 id, u32 threads, bool waits, u32 line);
 // Lets other threads run if chance says so.
 void pause();
+u32 atomic_add(u32* p, u32 v);
 void copy_async(void* to, const void* from);
 void copy_commit();
 void copy_wait(u32 groups);
 void mbarrier_init(u64* barrier, u32 count);
 void mbarrier_arrive(u64* barrier, u32 bytes);
 void mbarrier_wait(u64* barrier, u32 parity, u32 line);
+void fence_async();
 void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier);
-void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line);
 [[noreturn]] void misaligned(const char* what, const void* p);
-// '+', '-', '*', or 'f' for a * b + c; rounded once.
-u16 half_op(char op, u16 a, u16 b, u16 c);
+// a * b + c, rounded once.
+u16 half_fma(u16 a, u16 b, u16 c);
 
 inline void aligned(const char* what, const void* p, u64 bytes) {
     if (reinterpret_cast<u64>(p) % bytes) misaligned(what, p);
 }
 template <typename T>
 u32 to_word(T v) {
-    static_assert(sizeof(T) == 4, "32-bit values");
-    u32 w;
-    __builtin_memcpy(&w, &v, 4);
-    return w;
+    return __builtin_bit_cast(u32, v);
 }
 template <typename T>
 T from_word(u32 w) {
-    T v;
-    __builtin_memcpy(&v, &w, 4);
-    return v;
+    return __builtin_bit_cast(T, w);
 }
 template <typename T>
 T shuffle(Op op, T v, u32 by, u32 line) {
-    const u32 in[2] = {to_word(v), by};
-    return from_word<T>(*warp_collective(op, in, 2, line));
+    return from_word<T>(warp_shuffle(op, to_word(v), by, line));
 }
 inline f32 half_to_float(u16 h) {
-    const u32 magnitude = u32(h & 0x7fff) << 13;
-    const bool finite = (h & 0x7c00) != 0x7c00;
-    // The product is exact, for subnormal halves too.
-    const u32 v = finite ? to_word(from_word<f32>(magnitude) * 0x1p112f) : magnitude | 0x7f800000;
-    return from_word<f32>(v | u32(h & 0x8000) << 16);
+    const u32 sign = u32(h & 0x8000) << 16, magnitude = u32(h & 0x7fff) << 13, exponent = h & 0x7c00;
+    if (exponent == 0x7c00) return from_word<f32>(sign | magnitude | 0x7f800000);
+    const u32 v = exponent ? magnitude + (112u << 23) : to_word(f32(h & 0x3ff) * 0x1p-24f);
+    return from_word<f32>(sign | v);
 }
 inline u16 float_to_half(f32 v) {
     const u32 sign = to_word(v) >> 16 & 0x8000, x = to_word(v) & 0x7fffffff;
@@ -127,8 +130,11 @@ inline u16 float_to_half(f32 v) {
     if (x < 0x38800000) return u16(sign | (to_word(from_word<f32>(x) + 0.5f) - 0x3f000000));
     return u16(sign | (x + 0xfff + (x >> 13 & 1) - 0x38000000) >> 13);
 }
-inline u32 half2(char op, u32 a, u32 b, u32 c) {
-    return half_op(op, u16(a), u16(b), u16(c)) | u32(half_op(op, u16(a >> 16), u16(b >> 16), u16(c >> 16))) << 16;
+// f(low halves), f(high halves); an f32 sum or product rounds to the half that the exact one rounds to.
+template <typename F>
+u32 half2(u32 a, u32 b, F f) {
+    const u32 low = float_to_half(f(half_to_float(u16(a)), half_to_float(u16(b))));
+    return low | u32(float_to_half(f(half_to_float(u16(a >> 16)), half_to_float(u16(b >> 16))))) << 16;
 }
 
 }  // namespace simt
@@ -152,7 +158,7 @@ DEVICE T* shared() { return reinterpret_cast<T*>(simt::here->shared); }
 DEVICE u32 shared_address(const void* p) { return u32(static_cast<const u8*>(p) - simt::here->shared); }
 
 DEVICE void sync_block(SIMT_LINE) { simt::named_barrier(0, block_threads(), true, line); }
-DEVICE void sync_warp(SIMT_LINE) { simt::warp_collective(simt::Op::SyncWarp, nullptr, 0, line); }
+DEVICE void sync_warp(SIMT_LINE) { simt::meet(simt::Op::SyncWarp, line); }
 DEVICE void sync_named(u32 id, u32 threads, SIMT_LINE) { simt::named_barrier(id, threads, true, line); }
 DEVICE void arrive_named(u32 id, u32 threads, SIMT_LINE) { simt::named_barrier(id, threads, false, line); }
 
@@ -164,10 +170,7 @@ template <typename T>
 DEVICE T shuffle_down(T v, u32 d, SIMT_LINE) {
     return simt::shuffle(simt::Op::ShuffleDown, v, lane() + d < 32 ? lane() + d : lane(), line);
 }
-DEVICE u32 ballot(bool p, SIMT_LINE) {
-    const u32 in = p;
-    return *simt::warp_collective(simt::Op::Ballot, &in, 1, line);
-}
+DEVICE u32 ballot(bool p, SIMT_LINE) { return simt::warp_ballot(p, line); }
 DEVICE u32 keep(u32 v) { return v; }
 
 DEVICE U4 load_stream(const U4* p) {
@@ -189,10 +192,8 @@ DEVICE u32 load_volatile(const u32* p) {
 }
 DEVICE void fence_device() { simt::pause(); }
 DEVICE u32 atomic_add(u32* p, u32 v) {
-    simt::pause();
-    const u32 old = *p;
-    *p = old + v;
-    return old;
+    simt::aligned("atomic_add", p, 4);
+    return simt::atomic_add(p, v);
 }
 
 DEVICE void copy_async_16(void* to, const void* from) {
@@ -238,6 +239,7 @@ DEVICE void copy_bulk(void* to, const void* from, u32 bytes, u64* barrier) {
 template <int A = SM_ARCH>
 DEVICE void fence_async() {
     static_assert(A >= 900, "fence_async needs sm_90");
+    simt::fence_async();
 }
 
 // Launches run one after the other here.
@@ -253,46 +255,30 @@ DEVICE i32 dp4a_us(u32 a, i32 b, i32 c) {
     return c;
 }
 
-namespace simt {
-inline void mma_int(Op op, i32 (&c)[4], const u32* a, u32 words, u32 b0, u32 b1, u32 line) {
-    const u32 in[6] = {a[0], a[1], words > 2 ? a[2] : 0, words > 2 ? a[3] : 0, b0, b1};
-    const u32* sum = warp_collective(op, in, 6, line);
-    for (u32 i = 0; i < 4; i++) c[i] = i32(u32(c[i]) + sum[i]);
-}
-}  // namespace simt
 DEVICE void mma_s8_k32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) {
-    simt::mma_int(simt::Op::MmaS8K32, c, a, 4, b[0], b[1], line);
+    simt::mma_int(simt::Op::MmaS8K32, c, a, b, line);
 }
 DEVICE void mma_u8s8_k32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) {
-    simt::mma_int(simt::Op::MmaU8S8K32, c, a, 4, b[0], b[1], line);
+    simt::mma_int(simt::Op::MmaU8S8K32, c, a, b, line);
 }
-DEVICE void mma_s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) {
-    simt::mma_int(simt::Op::MmaS8K16, c, a, 2, b, 0, line);
-}
-DEVICE void mma_u8s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) {
-    simt::mma_int(simt::Op::MmaU8S8K16, c, a, 2, b, 0, line);
-}
-DEVICE void mma_f16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) {
-    u32 in[10] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    for (u32 i = 0; i < 4; i++) in[6 + i] = simt::to_word(c[i]);
-    const u32* sum = simt::warp_collective(simt::Op::MmaF16, in, 10, line);
-    for (u32 i = 0; i < 4; i++) c[i] = simt::from_word<f32>(sum[i]);
-}
+DEVICE void mma_s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) { simt::mma_int(simt::Op::MmaS8K16, c, a, &b, line); }
+DEVICE void mma_u8s8_k16(i32 (&c)[4], const u32 (&a)[2], u32 b, SIMT_LINE) { simt::mma_int(simt::Op::MmaU8S8K16, c, a, &b, line); }
+DEVICE void mma_f16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2], SIMT_LINE) { simt::mma_half(c, a, b, line); }
 
 namespace simt {
-inline void ldmatrix(Op op, u32 (&r)[4], const void* row, u32 line) {
+inline void read_row(const void* row) {
     aligned("ldmatrix", row, 16);
-    u32 in[4];
-    __builtin_memcpy(in, row, 16);
-    // The words are read when the last lane is here; this read only checks the address.
-    const u64 address = reinterpret_cast<u64>(row);
-    in[0] = u32(address), in[1] = u32(address >> 32);
-    const u32* out = warp_collective(op, in, 2, line);
-    for (u32 i = 0; i < 4; i++) r[i] = out[i];
+    // The bytes count when all lanes are here; this read is the one that is checked.
+    volatile u64 first = static_cast<const volatile u64*>(row)[0], second = static_cast<const volatile u64*>(row)[1];
+    (void)first, (void)second;
 }
 }  // namespace simt
-DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, SIMT_LINE) { simt::ldmatrix(simt::Op::Ldmatrix, r, row, line); }
+DEVICE void ldmatrix_x4(u32 (&r)[4], const void* row, SIMT_LINE) {
+    simt::read_row(row);
+    simt::ldmatrix(simt::Op::Ldmatrix, r, row, line);
+}
 DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], const void* row, SIMT_LINE) {
+    simt::read_row(row);
     simt::ldmatrix(simt::Op::LdmatrixTransposed, r, row, line);
 }
 
@@ -306,18 +292,17 @@ DEVICE u64 wgmma_descriptor(const void* b) {
 template <u32 M>
 DEVICE void wgmma_fence(f32 (&)[M], SIMT_LINE) {
     static_assert(WGMMA<M>, "wgmma needs sm_90a");
-    simt::warp_collective(simt::Op::WgmmaFence, nullptr, 0, line);
+    simt::meet(simt::Op::WgmmaFence, line);
 }
 template <int A = SM_ARCH>
 DEVICE void wgmma_commit(SIMT_LINE) {
     static_assert(WGMMA<A>, "wgmma needs sm_90a");
-    simt::warp_collective(simt::Op::WgmmaCommit, nullptr, 0, line);
+    simt::meet(simt::Op::WgmmaCommit, line);
 }
 template <u32 N, u32 M>
 DEVICE void wgmma_wait(f32 (&)[M], SIMT_LINE) {
     static_assert(WGMMA<M>, "wgmma needs sm_90a");
-    const u32 in = N;
-    simt::warp_collective(simt::Op::WgmmaWait, &in, 1, line);
+    simt::wgmma_wait(N, line);
 }
 template <u32 N>
 DEVICE void wgmma_f16(f32 (&acc)[N / 2], const u32 (&a)[4], u64 descriptor, SIMT_LINE) {
@@ -331,10 +316,18 @@ DEVICE f16 to_f16(f32 v) { return f16{simt::float_to_half(v)}; }
 DEVICE u32 pack_f16(f32 lo, f32 hi) { return to_f16(lo).bits | u32(to_f16(hi).bits) << 16; }
 DEVICE f32 unpack_lo(u32 v) { return simt::half_to_float(u16(v)); }
 DEVICE f32 unpack_hi(u32 v) { return simt::half_to_float(u16(v >> 16)); }
-DEVICE u32 hfma2(u32 a, u32 b, u32 c) { return simt::half2('f', a, b, c); }
-DEVICE u32 hadd2(u32 a, u32 b) { return simt::half2('+', a, b, 0); }
-DEVICE u32 hsub2(u32 a, u32 b) { return simt::half2('-', a, b, 0); }
-DEVICE u32 hmul2(u32 a, u32 b) { return simt::half2('*', a, b, 0); }
+DEVICE u32 hfma2(u32 a, u32 b, u32 c) {
+    return simt::half_fma(u16(a), u16(b), u16(c)) | u32(simt::half_fma(u16(a >> 16), u16(b >> 16), u16(c >> 16))) << 16;
+}
+DEVICE u32 hadd2(u32 a, u32 b) {
+    return simt::half2(a, b, [](f32 x, f32 y) { return x + y; });
+}
+DEVICE u32 hsub2(u32 a, u32 b) {
+    return simt::half2(a, b, [](f32 x, f32 y) { return x - y; });
+}
+DEVICE u32 hmul2(u32 a, u32 b) {
+    return simt::half2(a, b, [](f32 x, f32 y) { return x * y; });
+}
 
 DEVICE u32 prmt(u32 a, u32 b, u32 selector) {
     const u64 bytes = u64(b) << 32 | a;

@@ -25,7 +25,7 @@ const Place* here;
 Thread* self;
 
 static const Entry* entries;
-static const Launch* current;
+const Launch* current;
 static u64 random_state;
 // Of 256: how often the scheduler stays with a warp; how often asynchronous operations happen at once.
 static u32 stay, eager;
@@ -33,7 +33,6 @@ static u64 spins;
 static Fiber scheduler;
 static std::vector<Block> blocks;
 static std::vector<Warp*> ready;
-static size_t bulk_under_way;
 
 Entry::Entry(const char* name, u32 threads, u32 params_bytes, void (*run)(const void*))
     : name(name), threads(threads), params_bytes(params_bytes), run(run), next(entries) {
@@ -55,6 +54,8 @@ static u64 random_word() {
 
 u32 chance(u32 below) { return u32((random_word() >> 32) * below >> 32); }
 
+void progress() { spins = 0; }
+
 bool at_once() { return chance(256) < eager; }
 
 static void say_where() {
@@ -63,6 +64,9 @@ static void say_where() {
     if (self) fprintf(stderr, ", block (%u,%u,%u), thread %u", self->block[0], self->block[1], self->block[2], self->thread);
     fprintf(stderr, ", seed %llu\n", current->seed);
 }
+
+// UndefinedBehaviorSanitizer calls this with each report.
+extern "C" __attribute__((used, visibility("default"))) void __ubsan_on_report() { say_where(); }
 
 void fail(const char* format, ...) {
     va_list list;
@@ -108,11 +112,9 @@ static Thread* take(bool anybody) {
 // Leaves the running thread, which somebody else wakes, for another or for the scheduler.
 static void leave(bool anybody, bool ends) {
     Thread* from = self;
-    if (bulk_under_way && chance(16) == 0) {
-        Block& block = *from->warp->block;
-        if (!block.bulk.empty()) land(block, chance(u32(block.bulk.size())));
-    }
-    Thread* to = ends && !from->warp->block->live ? nullptr : take(anybody);
+    Block& block = *from->warp->block;
+    if (!block.bulk.empty() && chance(16) == 0) land(block, chance(u32(block.bulk.size())));
+    Thread* to = ends && !block.live ? nullptr : take(anybody);
     if (to == from) return;
     self = to;
     here = to;
@@ -123,6 +125,15 @@ void wait(const char* what, u32 line) {
     self->waits = what;
     self->line = line;
     leave(false, false);
+}
+
+u32 atomic_add(u32* p, u32 v) {
+    pause();
+    u32 old;
+    memcpy(&old, p, 4);
+    v += old;
+    memcpy(p, &v, 4);
+    return old;
 }
 
 void pause() {
@@ -140,7 +151,7 @@ static void exits() {
         fail("exits while other lanes of its warp wait in %s at line %u", warp.threads[warp.first_lane].waits, warp.line);
     if (!block.named[0].waiting.empty())
         fail("exits while others wait in sync_block at line %u", block.named[0].waiting[0]->line);
-    spins = 0;
+    progress();
     self->done = true;
     warp.exited++;
     block.live--;
@@ -159,30 +170,29 @@ static const char* const OPS[] = {"sync_warp",     "shuffle",       "shuffle_xor
                                   "mma_u8s8_k32",  "mma_s8_k16",    "mma_u8s8_k16", "mma_f16",      "ldmatrix_x4", "ldmatrix_x4_transposed",
                                   "wgmma_fence",   "wgmma_f16",     "wgmma_commit", "wgmma_wait"};
 
-const u32* warp_collective(Op op, const u32* in, u32 words, u32 line) {
+void meet(Op op, u32 line) {
     Thread* me = self;
     Warp& warp = *me->warp;
     const char* name = OPS[u32(op)];
-    for (u32 i = 0; i < words; i++) me->in[i] = in[i];
+    const u32 lane = me->thread & 31;
     if (warp.exited) fail("%s at line %u: %u lanes of its warp have exited", name, line, warp.exited);
     if (!warp.arrived) {
         warp.op = op;
         warp.line = line;
-        warp.first_lane = me->thread & 31;
+        warp.first_lane = lane;
     } else if (warp.op != op || warp.line != line) {
         fail("%s at line %u while lane %u of its warp waits in %s at line %u", name, line, warp.first_lane, OPS[u32(warp.op)],
              warp.line);
     }
     if (++warp.arrived < 32) {
         wait(name, line);
-        return me->out;
+        return;
     }
     warp.arrived = 0;
-    spins = 0;
+    progress();
     compute(warp);
     for (u32 i = 0; i < 32; i++)
         if (&warp.threads[i] != me) wake(&warp.threads[i]);
-    return me->out;
 }
 
 void named_barrier(u32 id, u32 threads, bool waits, u32 line) {
@@ -195,15 +205,21 @@ void named_barrier(u32 id, u32 threads, bool waits, u32 line) {
         fail("sync_block at line %u: %u threads have exited", line, self->threads - block.live);
     if (!barrier.arrived) barrier.threads = threads;
     if (barrier.threads != threads) fail("%s at line %u: %u threads, others say %u", name, line, threads, barrier.threads);
+    tell(barrier.seen, *self);
     if (++barrier.arrived < threads) {
         if (!waits) return;
         barrier.waiting.push_back(self);
         wait(name, line);
         return;
     }
-    spins = 0;
+    progress();
     barrier.arrived = 0;
-    for (Thread* t : barrier.waiting) wake(t);
+    for (Thread* t : barrier.waiting) {
+        know(*t, barrier.seen);
+        wake(t);
+    }
+    if (waits) know(*self, barrier.seen);
+    forget(barrier.seen);
     barrier.waiting.clear();
 }
 
@@ -227,7 +243,10 @@ static void start(Block& block, u32 number) {
     block.live = threads;
     block.resident = true;
     fill(block.shared, current->shared_bytes);
-    for (NamedBarrier& barrier : block.named) barrier.arrived = 0;
+    for (NamedBarrier& barrier : block.named) {
+        barrier.arrived = 0;
+        forget(barrier.seen);
+    }
     for (u32 w = 0; w < threads / 32; w++) {
         Warp& warp = block.warps[w];
         warp.block = &block;
@@ -243,6 +262,7 @@ static void start(Block& block, u32 number) {
         thread.block = block.index;
         thread.grid = grid;
         thread.shared = block.shared;
+        thread.shared_bytes = current->shared_bytes;
         thread.warp = &block.warps[t / 32];
         thread.waits = "nothing";
         thread.done = false;
@@ -251,6 +271,7 @@ static void start(Block& block, u32 number) {
         fiber_prepare(thread.fiber, t, thread_main);
         wake(&thread);
     }
+    races_start(block, threads);
 }
 
 static void deadlock() {
@@ -295,6 +316,7 @@ void launch(const Launch& launch) {
     for (u32 b = 0; b < resident; b++) {
         if (blocks[b].threads.size() < threads) blocks[b].threads.resize(threads), blocks[b].warps.resize(threads / 32);
         if (posix_memalign(reinterpret_cast<void**>(&blocks[b].shared), 128, launch.shared_bytes)) fail("no memory");
+        races_prepare(blocks[b], launch.shared_bytes);
     }
     std::vector<u32> order(count);
     for (u32 i = 0; i < count; i++) order[i] = i;
@@ -305,6 +327,7 @@ void launch(const Launch& launch) {
         for (u32 b = 0; b < resident; b++) {
             if (blocks[b].resident && blocks[b].live == 0) {
                 check_ended(blocks[b]);
+                races_end(blocks[b], threads);
                 blocks[b].resident = false;
                 ended++;
             }
@@ -324,128 +347,6 @@ void launch(const Launch& launch) {
     }
     for (u32 b = 0; b < resident; b++) free(blocks[b].shared);
     current = nullptr;
-}
-
-// ---- Memory barriers and bulk copies.
-
-// The 64 bits of a barrier in shared memory.
-struct Phase {
-    i64 bytes : 24;
-    u64 pending : 15, count : 15, parity : 1, mark : 9;
-};
-constexpr u32 MARK = 0x155;
-
-static Phase phase_of(const char* what, u64* barrier) {
-    aligned(what, barrier, 8);
-    Phase phase;
-    memcpy(&phase, barrier, 8);
-    if (phase.mark != MARK) fail("%s: barrier_init has not run", what);
-    return phase;
-}
-
-// Stores the barrier and ends its phase if all has come.
-static void settle(Block& block, u64* barrier, Phase phase) {
-    const bool ends = phase.pending == 0 && phase.bytes == 0;
-    if (ends) phase.parity ^= 1, phase.pending = phase.count;
-    memcpy(barrier, &phase, 8);
-    if (!ends) return;
-    spins = 0;
-    auto& waiting = block.at_mbarrier;
-    for (size_t i = 0; i < waiting.size();) {
-        if (waiting[i]->mbarrier != barrier || waiting[i]->parity == phase.parity) {
-            i++;
-            continue;
-        }
-        wake(waiting[i]);
-        waiting[i] = waiting.back();
-        waiting.pop_back();
-    }
-}
-
-void mbarrier_init(u64* barrier, u32 count) {
-    aligned("barrier_init", barrier, 8);
-    if (count == 0 || count > 1024) fail("barrier_init: %u arrivals", count);
-    Phase phase;
-    phase.bytes = 0, phase.pending = phase.count = count, phase.parity = 0, phase.mark = MARK;
-    memcpy(barrier, &phase, 8);
-}
-
-void mbarrier_arrive(u64* barrier, u32 bytes) {
-    Phase phase = phase_of(bytes ? "barrier_expect" : "barrier_arrive", barrier);
-    if (phase.pending == 0) fail("more arrivals at a barrier than its phase takes");
-    phase.pending--;
-    phase.bytes += bytes;
-    settle(*self->warp->block, barrier, phase);
-}
-
-void mbarrier_wait(u64* barrier, u32 parity, u32 line) {
-    if (parity > 1) fail("barrier_wait at line %u: parity %u", line, parity);
-    if (phase_of("barrier_wait", barrier).parity != parity) return;
-    self->mbarrier = barrier;
-    self->parity = parity;
-    self->warp->block->at_mbarrier.push_back(self);
-    wait("barrier_wait", line);
-}
-
-void land(Block& block, size_t which) {
-    const BulkCopy copy = block.bulk[which];
-    block.bulk[which] = block.bulk.back();
-    block.bulk.pop_back();
-    bulk_under_way--;
-    memcpy(copy.to, copy.from, copy.bytes);
-    Phase phase = phase_of("copy_bulk", copy.barrier);
-    phase.bytes -= copy.bytes;
-    settle(block, copy.barrier, phase);
-}
-
-void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
-    Block& block = *self->warp->block;
-    const u8* start = static_cast<u8*>(to);
-    if (start < self->shared || start + bytes > self->shared + current->shared_bytes)
-        fail("copy_bulk of %u bytes to %lld of %u bytes of shared memory", bytes, (long long)(start - self->shared),
-             current->shared_bytes);
-    phase_of("copy_bulk", barrier);
-    // Read here, so that an address that is no buffer's is found in the kernel.
-    std::vector<u8> bounds(bytes);
-    memcpy(bounds.data(), from, bytes);
-    block.bulk.push_back({to, from, bytes, barrier});
-    bulk_under_way++;
-    if (at_once()) land(block, block.bulk.size() - 1);
-}
-
-// ---- Asynchronous copies of a thread.
-
-void copy_async(void* to, const void* from) {
-    const u8* start = static_cast<u8*>(to);
-    if (start < self->shared || start + 16 > self->shared + current->shared_bytes)
-        fail("copy_async_16 to %lld of %u bytes of shared memory", (long long)(start - self->shared), current->shared_bytes);
-    u8 bytes[16];
-    memcpy(bytes, from, 16);
-    if (at_once())
-        memcpy(to, bytes, 16);
-    else
-        self->copies.push_back({to, from, self->copy_group});
-}
-
-void copy_commit() { self->copy_group++; }
-
-void copy_wait(u32 groups) {
-    auto& copies = self->copies;
-    size_t landed = 0;
-    while (landed < copies.size() && copies[landed].group + groups < self->copy_group) {
-        memcpy(copies[landed].to, copies[landed].from, 16);
-        landed++;
-    }
-    copies.erase(copies.begin(), copies.begin() + long(landed));
-}
-
-void check_ended(Block& block) {
-    if (!block.bulk.empty()) fail("block (%u,%u,%u) ends with bulk copies under way", block.index[0], block.index[1], block.index[2]);
-    for (size_t w = 0; w < current->kernel->threads / 32; w++) {
-        Warp& warp = block.warps[w];
-        if (!warp.wgmmas.empty()) fail("warp %zu ends before wgmma_wait", w);
-        if (warp.wgmma_count != block.warps[w / 4 * 4].wgmma_count) fail("the four warps from %zu ran different wgmmas", w / 4 * 4);
-    }
 }
 
 }  // namespace simt

@@ -3,6 +3,7 @@
 #pragma once
 #include "fiber.hpp"
 #include "intrinsics.hpp"
+#include "races.hpp"
 
 #include <vector>
 
@@ -11,20 +12,18 @@ namespace simt {
 struct Block;
 struct Warp;
 
-// 16 bytes that copy_async has yet to move, in a group of its thread.
+// 16 bytes of copy_async that have not been waited for, in a group of its thread.
 struct AsyncCopy {
     void* to;
     const void* from;
     u32 group;
+    bool landed;
 };
 
 struct Thread : Place {
     Fiber fiber;
     Warp* warp = nullptr;
-    // Operands and result of the collective it is in; accumulators of wgmma.
-    u32 in[12];
-    u32 out[4];
-    f32* acc;
+    Order order;
     // What it waits for, and the line of the kernel.
     const char* waits;
     u32 line;
@@ -38,7 +37,9 @@ struct Thread : Place {
 // A warp's part of one wgmma_f16: operands as they were when it was issued, except b, which is read at the end.
 struct Wgmma {
     u32 n, group;
+    bool landed;
     u64 descriptor;
+    const void* pc;
     u32 a[32][4];
     f32* acc[32];
 };
@@ -50,6 +51,11 @@ struct Warp {
     // Lanes that can run; place among the warps that have some.
     u32 ready;
     size_t place;
+    // Operands and results of its lanes in a collective; accumulators of wgmma.
+    u32 in[32][12];
+    u32 out[32][4];
+    f32* acc[32];
+    const void* pc;
     // The collective some lanes wait in.
     u32 arrived;
     Op op;
@@ -63,6 +69,7 @@ struct Warp {
 
 struct NamedBarrier {
     u32 threads = 0, arrived = 0;
+    Seen* seen = nullptr;
     std::vector<Thread*> waiting;
 };
 
@@ -83,6 +90,7 @@ struct Block {
     NamedBarrier named[16];
     std::vector<Thread*> at_mbarrier;
     std::vector<BulkCopy> bulk;
+    Races races;
 };
 
 struct Launch {
@@ -100,10 +108,13 @@ const Entry* find_kernel(const char* name);
 // ---- Between the runtime's files.
 
 extern Thread* self;
+extern const Launch* current;
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 u32 chance(u32 below);
 // Whether an asynchronous operation happens at once or as late as it may.
 bool at_once();
+// Some thread got further: nobody only spins.
+void progress();
 void wake(Thread* thread);
 // Runs others until somebody wakes this thread.
 void wait(const char* what, u32 line);
