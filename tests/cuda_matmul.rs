@@ -12,7 +12,9 @@ use coldpress_kernels::gpu::matmul::{
     legal, scratch_bytes,
 };
 use coldpress_kernels::gpu::tile;
-use coldpress_kernels::quant::{BF16, F16, F32, FORMATS, Q4_0, Q4_K, Q6_K, Q8_0, QuantFormat};
+use coldpress_kernels::quant::{
+    BF16, F16, F32, FORMATS, Q4_0, Q4_K, Q5_0, Q6_K, Q8_0, QuantFormat,
+};
 use std::cell::Cell;
 
 const WARPS: u32 = 4;
@@ -263,7 +265,7 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
 
 fn epilogues(family: Family, fmt: &'static QuantFormat) {
     let variant = of_family(family)
-        .find(|v| v.tiles == 2)
+        .find(|v| v.tiles % 2 == 0)
         .expect("a variant with an int8 scale's outputs");
     let all = [
         Epilogue::Residual,
@@ -322,6 +324,21 @@ fn half_tensor_kernels_of_all_stamps_agree() {
 #[test]
 fn half_tensor_kernels_finish_in_every_way() {
     epilogues(Family::MmaF16, &BF16);
+}
+
+#[test]
+fn warpgroup_kernels_read_every_layout() {
+    layouts(Family::Wgmma);
+}
+
+#[test]
+fn warpgroup_kernels_of_all_stamps_agree() {
+    stamps(Family::Wgmma, &[&F16, &Q4_K]);
+}
+
+#[test]
+fn warpgroup_kernels_finish_in_every_way() {
+    epilogues(Family::Wgmma, &Q5_0);
 }
 
 #[test]

@@ -23,7 +23,6 @@ mod schedule;
 /// Kernels without one of their barriers.
 mod syncs;
 
-#[allow(unused_imports)]
 pub use syncs::{syncs, without_sync};
 
 /// Architecture that kernels see as `SM_ARCH` unless a test asks for another.

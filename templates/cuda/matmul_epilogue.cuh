@@ -1,21 +1,21 @@
 // From the partial sums of warps to results: added over warps in order, then over thread blocks that share k in order,
 // then bias, residual, or the gated product in the form that the next matmul reads. The order never depends on STAMP.
 
-// Sums of one warp: [STAMP rows][OUTPUTS], padded so that the lanes of a fragment meet different banks.
+// Sums of the warps that share their k: [STAMP rows][OUTPUTS], padded so that the lanes of a fragment meet different banks.
 constexpr u32 SUM_ROW = OUTPUTS + 4;
 // What the sums are multiplied by: a power of two.
 constexpr f32 SUM_SCALE = 1.f / (1u << SUM_SHIFT);
 
 static_assert(!GATED || OUT_FORM != FORM_q8 || TILES % 2 == 0, "32 outputs share an int8 scale");
 
-DEVICE f32* sums_of_warp() { return shared<f32>() + warp() * (STAMP * SUM_ROW); }
+DEVICE f32* sums_of_warp() { return shared<f32>() + warp() / ROW_WARPS * (STAMP * SUM_ROW); }
 
-// Element `at` of [STAMP][OUTPUTS], summed over the warps.
+// Element `at` of [STAMP][OUTPUTS], summed over the warps that divide k.
 DEVICE f32 sum_of_block(u32 row, u32 output) {
     const f32* at = shared<f32>() + row * SUM_ROW + output;
     f32 sum = at[0];
 #pragma unroll
-    for (u32 w = 1; w < WARPS; w++) sum += at[w * (STAMP * SUM_ROW)];
+    for (u32 w = 1; w < K_WARPS; w++) sum += at[w * (STAMP * SUM_ROW)];
     return sum * SUM_SCALE;
 }
 

@@ -1,6 +1,6 @@
 // What a thread block of a matmul computes, and how its warps stream their weights. A thread block owns TILES * 16 outputs
-// of one part (of both parts, if they are gate and up) times STAMP rows; its warps divide k, step by step in turn, and each
-// keeps STAGES steps of weights in a ring of its own.
+// of one part (of both parts, if they are gate and up) times STAMP rows. ROW_WARPS of its warps divide the outputs, K_WARPS
+// such teams divide k, step by step in turn, and each warp keeps STAGES steps of weights in a ring of its own.
 
 struct Part {
     const u8* weights;  // [ceil(n/16)][units] units
@@ -30,11 +30,15 @@ constexpr u32 OUT_FORM = FORM_<$ out_form $>;  // of gated results
 constexpr u32 STAMP = <$ stamp $>;             // rows of a thread block
 constexpr u32 TILES = <$ tiles $>;             // 16 outputs each, of one part
 constexpr u32 WARPS = <$ warps $>;
+constexpr u32 ROW_WARPS = <$ row_warps $>;
+constexpr u32 K_WARPS = WARPS / ROW_WARPS;
 constexpr u32 STAGES = <$ stages $>;
 constexpr bool GATED = EPILOGUE == EPILOGUE_gated_silu || EPILOGUE == EPILOGUE_gated_gelu;
 // Tiles of 16 outputs that each warp streams: those of the gate, then those of up.
-constexpr u32 STREAMS = GATED ? 2 * TILES : TILES;
-constexpr u32 OUTPUTS = 16 * STREAMS;
+constexpr u32 WARP_TILES = TILES / ROW_WARPS;
+constexpr u32 STREAMS = GATED ? 2 * WARP_TILES : WARP_TILES;
+// All outputs of the thread block: those of the gate, then those of up.
+constexpr u32 OUTPUTS = 16 * TILES * (GATED ? 2 : 1);
 constexpr u32 STAGE_BYTES = STREAMS * STEP_BYTES;
 
 // This thread block's share.
@@ -70,7 +74,13 @@ DEVICE Job job_of(const Params& p) {
     return job;
 }
 
-// One warp's weights: its steps are job.step + warp, then every WARPS-th.
+// A warp's stream m: which tile of its part it is.
+DEVICE u32 tile_of_stream(u32 m) { return warp() % ROW_WARPS * WARP_TILES + m % WARP_TILES; }
+// The first of its outputs among those of the thread block.
+DEVICE u32 output_of_stream(u32 m) { return 16 * (m / WARP_TILES * TILES + tile_of_stream(m)); }
+DEVICE u32 first_step(const Job& job) { return job.step + warp() / ROW_WARPS; }
+
+// One warp's weights: its steps are first_step, then every K_WARPS-th.
 struct Stream {
     const u8* from[STREAMS];  // where this lane copies from next
     u32 ring;                 // offset in shared memory
@@ -80,15 +90,15 @@ struct Stream {
     DEVICE void open(const Params& p, const Job& job) {
         units = p.units;
         byte = keep(lane() * 16);
-        next = job.step + warp();
+        next = first_step(job);
         end = job.empty ? 0 : job.steps;
         const u64 tile_row_bytes = static_cast<u64>(units) * UNIT_BYTES;
 #pragma unroll
         for (u32 m = 0; m < STREAMS; m++) {
-            const Part& part = job.part[m / TILES];
+            const Part& part = job.part[m / WARP_TILES];
             const u32 tile_rows = (part.n + 15) / 16;
             // Tiles beyond the matrix repeat its last one; their outputs are not written.
-            const u32 tile_row = min_(job.first / 16 + m % TILES, tile_rows - 1);
+            const u32 tile_row = min_(job.first / 16 + tile_of_stream(m), tile_rows - 1);
             from[m] = part.weights + tile_row * tile_row_bytes + static_cast<u64>(next) * STEP_BYTES + byte;
         }
         ring = keep(warp() * (STAGES * STAGE_BYTES));
@@ -109,8 +119,8 @@ struct Stream {
                 }
             }
 #pragma unroll
-            for (u32 m = 0; m < STREAMS; m++) from[m] += WARPS * STEP_BYTES;
-            next += WARPS;
+            for (u32 m = 0; m < STREAMS; m++) from[m] += K_WARPS * STEP_BYTES;
+            next += K_WARPS;
         }
         copy_async_commit();
         slot = slot + 1 == STAGES ? 0 : slot + 1;

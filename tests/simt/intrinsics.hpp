@@ -66,6 +66,7 @@ struct Place {
     const u32* block;  // x, y, z
     const u32* grid;
     u8* shared;
+    u32 shared_bytes;
 };
 // Of the thread that runs.
 extern const Place* here;

@@ -33,6 +33,8 @@ pub enum Family {
     MmaI8,
     /// f16 activations; weights become halves on the way to tensor cores.
     MmaF16,
+    /// As `MmaF16`, by the tensor cores of warpgroups; Hopper's own (compile for `sm_90a`).
+    Wgmma,
     /// f32 activations and float weights, exact products, f32 sums.
     Fma,
     /// int8 activations and integer weights, dot products of four.
@@ -45,6 +47,7 @@ impl Family {
         match self {
             Family::MmaI8 => "mma_i8",
             Family::MmaF16 => "mma_f16",
+            Family::Wgmma => "wgmma",
             Family::Fma => "fma",
             Family::Dp4a => "dp4a",
         }
@@ -54,7 +57,7 @@ impl Family {
     pub const fn act(self) -> ActForm {
         match self {
             Family::MmaI8 | Family::Dp4a => ActForm::Q8,
-            Family::MmaF16 => ActForm::F16,
+            Family::MmaF16 | Family::Wgmma => ActForm::F16,
             Family::Fma => ActForm::F32,
         }
     }
@@ -63,7 +66,7 @@ impl Family {
     pub const fn reads(self, layout: &PackedLayout) -> bool {
         match self {
             Family::MmaI8 | Family::Dp4a => layout.int_bits().is_some(),
-            Family::MmaF16 => !matches!(layout.store, Store::F32),
+            Family::MmaF16 | Family::Wgmma => !matches!(layout.store, Store::F32),
             Family::Fma => layout.int_bits().is_none(),
         }
     }
@@ -76,7 +79,7 @@ pub struct Variant {
     pub family: Family,
     /// Activation rows of a thread block.
     pub stamp: u32,
-    /// Tiles of 16 outputs that each warp multiplies, of one part.
+    /// Tiles of 16 outputs of a thread block, of one part: all of them each warp's, or one each of a warpgroup's.
     pub tiles: u32,
     /// The first architecture that has it.
     pub min_arch: u32,
@@ -89,8 +92,16 @@ const fn row(family: Family, stamp: u32, tiles: u32) -> Variant {
         family,
         stamp,
         tiles,
-        min_arch: 75,
-        max_arch: u32::MAX,
+        min_arch: if matches!(family, Family::Wgmma) {
+            90
+        } else {
+            75
+        },
+        max_arch: if matches!(family, Family::Wgmma) {
+            90
+        } else {
+            u32::MAX
+        },
     }
 }
 
@@ -126,6 +137,10 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::MmaF16, 48, 2),
     row(Family::MmaF16, 64, 1),
     row(Family::MmaF16, 64, 2),
+    row(Family::Wgmma, 8, 4),
+    row(Family::Wgmma, 16, 4),
+    row(Family::Wgmma, 32, 4),
+    row(Family::Wgmma, 64, 4),
     row(Family::Fma, 1, 1),
     row(Family::Fma, 1, 2),
     row(Family::Fma, 2, 1),
@@ -266,6 +281,13 @@ pub enum Reason {
         /// Warps of all thread blocks that share k.
         warps: usize,
     },
+    /// Warps that do not make up whole teams.
+    Warps {
+        /// Warps of a thread block.
+        warps: u32,
+        /// Warps that multiply together.
+        team: u32,
+    },
     /// An int8 scale needs more outputs than a thread block has.
     Outputs {
         /// Outputs of a thread block.
@@ -310,6 +332,9 @@ impl fmt::Display for Reason {
             } => write!(f, "{parts} parts, {outputs} outputs, {rows} rows"),
             Reason::Steps { steps, warps } => {
                 write!(f, "k has {steps} steps for {warps} warps")
+            }
+            Reason::Warps { warps, team } => {
+                write!(f, "{warps} warps, {team} multiply together")
             }
             Reason::Outputs { outputs, needed } => {
                 write!(f, "{outputs} outputs at once, an int8 scale has {needed}")
@@ -385,8 +410,16 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
             rows,
         });
     }
-    let (steps, warps) = (steps(&layout, k), (class.warps * class.k_split) as usize);
-    if class.k_split == 0 || class.warps == 0 || class.k_split > 1 && steps < warps {
+    let team = family.row_warps();
+    if class.warps == 0 || class.warps > 32 || !class.warps.is_multiple_of(team) {
+        return Err(Reason::Warps {
+            warps: class.warps,
+            team,
+        });
+    }
+    let takers = class.warps / team * class.k_split;
+    let (steps, warps) = (steps(&layout, k), takers as usize);
+    if class.k_split == 0 || class.k_split > 1 && steps < warps {
         return Err(Reason::Steps { steps, warps });
     }
     if let Epilogue::Gated(_, ActForm::Q8) = epilogue
@@ -397,7 +430,7 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
             needed: 32,
         });
     }
-    let values = family.values(&layout, stamp, tiles * epilogue.abreast());
+    let values = family.values(&layout, stamp, tiles / team * epilogue.abreast());
     if values > MAX_VALUES {
         return Err(Reason::Values {
             values,
@@ -415,10 +448,18 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
 }
 
 impl Family {
-    /// Sums of one thread.
+    /// Warps that divide the outputs of a thread block, while others divide k.
+    const fn row_warps(self) -> u32 {
+        match self {
+            Family::Wgmma => 4,
+            Family::MmaI8 | Family::MmaF16 | Family::Fma | Family::Dp4a => 1,
+        }
+    }
+
+    /// Sums of one thread that has so many tiles.
     const fn sums(self, stamp: u32, tiles: u32) -> u32 {
         match self {
-            Family::MmaI8 | Family::MmaF16 => stamp * tiles / 2,
+            Family::MmaI8 | Family::MmaF16 | Family::Wgmma => stamp * tiles / 2,
             Family::Fma => stamp * tiles * 4,
             Family::Dp4a => stamp * tiles * 2,
         }
@@ -430,6 +471,7 @@ impl Family {
         let of_tile = match self {
             Family::MmaI8 | Family::Dp4a => 8 + scales,
             Family::MmaF16 => 16,
+            Family::Wgmma => 32,
             Family::Fma => 4,
         };
         self.sums(stamp, tiles) + tiles * of_tile
@@ -444,7 +486,13 @@ fn steps(layout: &PackedLayout, k: usize) -> usize {
 /// Every class in which some variant computes the query, at any number of rows.
 pub fn classes(query: &Query) -> Vec<Class> {
     let mut found = vec![];
-    for family in [Family::MmaI8, Family::MmaF16, Family::Fma, Family::Dp4a] {
+    for family in [
+        Family::MmaI8,
+        Family::MmaF16,
+        Family::Wgmma,
+        Family::Fma,
+        Family::Dp4a,
+    ] {
         for warps in [2, 4, 8] {
             for k_split in [1, 2, 4, 8, 16] {
                 let class = Class {
@@ -452,7 +500,8 @@ pub fn classes(query: &Query) -> Vec<Class> {
                     warps,
                     k_split,
                 };
-                let idle = warps > 2 && steps(&query.layout, query.k) < warps as usize;
+                let takers = (warps / family.row_warps()) as usize;
+                let idle = warps > 2 && takers > 1 && steps(&query.layout, query.k) < takers;
                 if !idle && variants(class, query).next().is_some() {
                     found.push(class);
                 }

@@ -40,6 +40,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("matmul_mma.cu.tera"),
     template!("matmul_stream.cuh"),
     template!("matmul_weights.cuh"),
+    template!("matmul_wgmma.cu.tera"),
     template!("norm.cu.tera"),
     template!("rope_append.cu.tera"),
     template!("rope_table.cu.tera"),

@@ -92,7 +92,7 @@ pub fn cost(
     let [x, y, z] = geometry.grid.map(f64::from);
     let blocks = x * y * z;
     let columns = rows.div_ceil(variant.stamp as usize);
-    let streams = variant.tiles * epilogue.abreast();
+    let streams = variant.tiles / variant.family.row_warps() * epilogue.abreast();
 
     let weights: u64 = outputs
         .iter()
@@ -167,6 +167,7 @@ fn arithmetic_per_clk(family: Family, rates: &GpuRates) -> Option<f64> {
     match family {
         Family::MmaI8 => Some(rates.i8_tensor_ops_per_clk_sm),
         Family::MmaF16 => Some(rates.f16_tensor_flops_per_clk_sm),
+        Family::Wgmma => Some(rates.wgmma_flops_per_clk_sm),
         Family::Fma | Family::Dp4a => None,
     }
 }
@@ -235,6 +236,15 @@ fn instructions_per_weight(variant: &Variant, layout: &PackedLayout, streams: u3
                 Store::Int(_) | Store::Code(_) => 1.5 + 4.0 / group,
             };
             unpack + scales + halves + blocks * (0.125 + 0.1 / streams) + 0.8 / streams
+        }
+        // Besides halves, copies of activations: a quarter of an instruction and a store for each word.
+        Family::Wgmma => {
+            let halves = match layout.store {
+                Store::F16 => 0.0,
+                Store::Bf16 | Store::F32 => 1.5,
+                Store::Int(_) | Store::Code(_) => 1.5 + 4.0 / group,
+            };
+            unpack + scales + halves + stamp * 0.01 / streams + 1.8
         }
         Family::Fma => 1.0 + stamp * (1.0 + 0.2 / streams) + 0.6 / streams,
         Family::Dp4a => {

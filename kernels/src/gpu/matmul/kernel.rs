@@ -47,7 +47,8 @@ pub(super) const fn step_units(layout: &PackedLayout) -> u32 {
 /// Bytes of one step of all warps.
 fn step_bytes(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u64 {
     let unit = tile::unit_bytes(layout) as u64;
-    u64::from(class.warps * variant.tiles * epilogue.abreast() * step_units(layout)) * unit
+    let tiles = variant.tiles / variant.family.row_warps();
+    u64::from(class.warps * tiles * epilogue.abreast() * step_units(layout)) * unit
 }
 
 /// Steps that each warp has room for.
@@ -69,15 +70,23 @@ pub(super) fn shared_bytes(
 ) -> u64 {
     let ring =
         step_bytes(variant, class, layout, epilogue) * stages(variant, class, layout, epilogue);
+    let teams = class.warps / variant.family.row_warps();
+    let rows = match variant.family {
+        // Activations of two steps for every warpgroup.
+        Family::Wgmma => {
+            let k = step_units(layout) as usize * tile::unit_k(layout);
+            u64::from(2 * teams * variant.stamp) * ActForm::F16.stride(k) as u64
+        }
+        Family::MmaI8 | Family::MmaF16 | Family::Fma | Family::Dp4a => 0,
+    };
     let row = u64::from(16 * variant.tiles * epilogue.abreast() + 4) * 4;
-    ring.max(u64::from(class.warps * variant.stamp) * row)
+    (ring + rows).max(u64::from(teams * variant.stamp) * row)
 }
 
 /// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get 128 registers, others all.
 fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u32 {
-    let sums = variant
-        .family
-        .sums(variant.stamp, variant.tiles * epilogue.abreast());
+    let tiles = variant.tiles / variant.family.row_warps() * epilogue.abreast();
+    let sums = variant.family.sums(variant.stamp, tiles);
     // Mins of 16 need sums of activations, too.
     let few = if layout.min && layout.group == 16 {
         8
@@ -141,6 +150,7 @@ pub fn kernel(
         ),
         template: match family {
             Family::MmaI8 | Family::MmaF16 => "matmul_mma",
+            Family::Wgmma => "matmul_wgmma",
             Family::Fma => "matmul_fma",
             Family::Dp4a => "matmul_dp4a",
         },
@@ -162,6 +172,7 @@ pub fn kernel(
             ("stamp", int(stamp.into())),
             ("tiles", int(tiles.into())),
             ("warps", int(class.warps.into())),
+            ("row_warps", int(family.row_warps().into())),
             ("stages", int(stages(variant, class, layout, epilogue))),
             ("epilogue", word(what)),
             ("out_form", word(form.name())),
