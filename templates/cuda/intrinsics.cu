@@ -35,9 +35,12 @@ struct alignas(8) Arg<u64> {
 // A function that kernels call; a table of constants.
 #define DEVICE __device__ __forceinline__
 #define CONSTANT __device__ constexpr
-// KERNEL(name, threads, Params) { ... p.field ... }
+// KERNEL(name, threads, Params) { ... p.field ... }; the other one has registers for so few that `blocks` blocks fit a
+// multiprocessor, and uses all of those.
 #define KERNEL(NAME, THREADS, PARAMS) \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ PARAMS p)
+#define KERNEL_WITH_BLOCKS(NAME, THREADS, BLOCKS, PARAMS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ PARAMS p)
 
 // 750, 800, 860, 890, 900, 1000, 1200.
 constexpr int SM_ARCH = __CUDA_ARCH__;

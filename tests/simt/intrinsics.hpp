@@ -39,6 +39,7 @@ struct alignas(8) Arg<u64> {
     static const simt::Entry NAME##_entry(#NAME, THREADS, sizeof(PARAMS),                            \
                                           [](const void* p) { NAME(*static_cast<const PARAMS*>(p)); }); \
     static void NAME(const PARAMS& p)
+#define KERNEL_WITH_BLOCKS(NAME, THREADS, BLOCKS, PARAMS) KERNEL(NAME, THREADS, PARAMS)
 
 #ifndef SIMT_ARCH
 #define SIMT_ARCH 900
