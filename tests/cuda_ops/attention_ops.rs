@@ -229,7 +229,7 @@ impl Case {
             assert!(rest.iter().all(|&b| b == 0xff), "{what}: not live");
             if form == ActForm::F32 {
                 let same = first.get_or_insert_with(|| out.clone());
-                assert_eq!(*same, out, "{what}: division {i}");
+                assert!(*same == out, "{what}: other bits by division {i}");
             }
         }
     }
@@ -318,12 +318,8 @@ fn bits_of_a_row_do_not_depend_on_its_company() {
             for (warps, cells) in [(1, 1), (1 << 20, cells)] {
                 let alone = by(warps, cells, 6);
                 let alone = case.attend(&device, &cache, &[row], ActForm::F32, alone);
-                assert_eq!(
-                    alone[..stride],
-                    all[i * stride..][..stride],
-                    "{} row {i}",
-                    kv.name()
-                );
+                let same = alone[..stride] == all[i * stride..][..stride];
+                assert!(same, "{} row {i}", kv.name());
             }
         }
     }

@@ -230,13 +230,13 @@ pub(super) const fn kv_word(kv: KvType) -> &'static str {
     }
 }
 
-/// Shared memory of one warp: its queries, the sums of all splits so far, and for f32 the weights of a page.
+/// Shared memory of one warp: its queries, what it has of all splits so far, and for f32 the weights of a page.
 const fn warp_bytes(kv: KvType, head_dim: usize) -> usize {
     let head = head_dim.next_multiple_of(32);
     let sums = QUERIES * head * 4;
     match kv {
-        KvType::F32 => 2 * sums + QUERIES * PAGE_TOKENS * 4 + QUERIES * 8,
-        KvType::F16 | KvType::Q8_0 => sums + sums / 2,
+        KvType::F32 => 2 * sums + QUERIES * (PAGE_TOKENS + 1) * 4 + QUERIES * 8,
+        KvType::F16 | KvType::Q8_0 => sums + sums / 2 + 32 * 16,
     }
 }
 
@@ -244,6 +244,15 @@ const fn warp_bytes(kv: KvType, head_dim: usize) -> usize {
 const fn block_warps(kv: KvType, head_dim: usize) -> usize {
     let warps = SHARED_BYTES / warp_bytes(kv, head_dim);
     if warps < 4 { warps } else { 4 }
+}
+
+/// Thread blocks of a multiprocessor that a kernel leaves registers for. More of them would be worth less than what a warp
+/// holds in its registers.
+const fn min_blocks(kv: KvType) -> i64 {
+    match kv {
+        KvType::F32 => 1,
+        KvType::F16 | KvType::Q8_0 => 2,
+    }
 }
 
 /// Attention of `group` query heads per KV head.
@@ -258,6 +267,7 @@ pub fn attention(kv: KvType, head_dim: usize, group: usize) -> Kernel {
             ("kv", Constant::Word(kv_word(kv).into())),
             ("head_dim", Constant::Int(head_dim as i64)),
             ("group", Constant::Int(group as i64)),
+            ("blocks", Constant::Int(min_blocks(kv))),
         ],
         threads: 32 * block_warps(kv, head_dim) as u32,
     }

@@ -26,6 +26,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("attention_f32.cu.tera"),
     template!("attention_items.cuh"),
     template!("attention_plan.cu.tera"),
+    template!("attention_work.cuh"),
     template!("cache.cuh"),
     template!("elementwise.cu.tera"),
     template!("embed.cu.tera"),

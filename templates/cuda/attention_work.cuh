@@ -1,0 +1,62 @@
+// What the kernels of partial attention take, and how warps find their work.
+<% include "attention.cuh" %>
+constexpr u32 THREADS = <$ threads $>;
+constexpr u32 WARPS = THREADS / 32;
+constexpr Kv KV = Kv::<$ kv $>;
+constexpr u32 GROUP = <$ group $>;
+constexpr u32 QUERIES = 16;
+constexpr u32 BATCHES = (GROUP + QUERIES - 1) / QUERIES;
+constexpr u32 HEAD_BYTES = head_bytes(KV, HEAD_DIM);
+
+struct Params {
+    const u8* q;
+    const u8* kv;
+    const Plan* plan;
+    f32* scratch;
+    const u32* positions;
+    const u32* slots;
+    const u32* page_table;
+    Arg<u32> max_rows;
+    Arg<u32> kv_heads;
+    Arg<u32> q_stride;
+    Arg<u32> pages_per_slot;
+    Arg<u32> split;
+    Arg<u32> window;
+    Arg<f32> scale;
+    Arg<f32> softcap;
+};
+
+// What a warp does next, read again wherever it is needed, so that it takes no registers in between.
+struct Work {
+    const Item& item;
+    u32 kv_head;
+    // Of query heads, where one KV head has more than QUERIES.
+    u32 batch;
+};
+DEVICE Work work_at(const Params& p, u32 index) {
+    const u32 items = p.plan->items;
+    return Work{items_of(p.plan, p.max_rows)[index % items], index / items / BATCHES, index / items % BATCHES};
+}
+
+// The number of this warp's first work. Few works spread over all multiprocessors; of many, neighbours are in one block, for
+// they often read the same pages.
+DEVICE u32 first_work(const Params& p) {
+    const bool few = p.plan->items * p.kv_heads * BATCHES <= grid_x() * WARPS;
+    return few ? warp() * grid_x() + block_x() : block_x() * WARPS + warp();
+}
+DEVICE bool is_work(const Params& p, u32 index) { return index < p.plan->items * p.kv_heads * BATCHES; }
+DEVICE u32 next_work(u32 index) { return index + grid_x() * WARPS; }
+
+// The first position that a row at `position` sees.
+DEVICE u32 first_seen(const Params& p, u32 position) { return p.window == 0 || position < p.window ? 0 : position + 1 - p.window; }
+
+// Pages with positions of a split that are also from begin to before end.
+struct Pages {
+    u32 from;
+    u32 to;
+};
+DEVICE Pages pages_of(const Params& p, u32 split, u32 begin, u32 end) {
+    return Pages{max_(begin, split * p.split) / PAGE_TOKENS, (min_(end, (split + 1) * p.split) + PAGE_TOKENS - 1) / PAGE_TOKENS};
+}
+
+DEVICE f32 capped(f32 score, f32 softcap) { return softcap == 0.0f ? score : softcap * tanh_(score / softcap); }
