@@ -49,6 +49,7 @@ pub struct Cuda {
     lost: Option<String>,
     /// Whether launches run one at a time.
     stepwise: bool,
+    patience: Duration,
 }
 
 // SAFETY: handles of the driver may be used from any thread whose current context is theirs; every method makes it so, and
@@ -126,6 +127,7 @@ impl Cuda {
             programs: Vec::new(),
             lost: None,
             stepwise: std::env::var("COLDPRESS_CUDA_SYNC").is_ok_and(|value| value == "1"),
+            patience: PATIENCE,
         };
         cuda.enter()?;
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
@@ -158,7 +160,7 @@ impl Cuda {
 
     /// Waits until the stream is empty. What fails here leaves the context useless, so the device is lost with it.
     fn wait(&mut self, doing: &str) -> Result<(), Error> {
-        let lost = match wait(self.stream, PATIENCE) {
+        let lost = match wait(self.stream, self.patience) {
             Ok(()) => return Ok(()),
             Err(why) => format!("{doing}: {why}; the GPU cannot be used by this process any more"),
         };
@@ -202,7 +204,7 @@ fn wait(stream: sys::CUstream, patience: Duration) -> Result<(), String> {
         }
         let waited = started.elapsed();
         if waited > patience {
-            return Err(format!("no answer for {} seconds", patience.as_secs()));
+            return Err(format!("no answer for {} seconds", patience.as_secs_f32()));
         }
         if waited > AWAKE {
             std::thread::sleep(Duration::from_micros(100));
@@ -447,7 +449,7 @@ impl Drop for Cuda {
         if self.lost.is_some() || self.enter().is_err() {
             return;
         }
-        if wait(self.stream, PATIENCE).is_err() {
+        if wait(self.stream, self.patience).is_err() {
             return;
         }
         self.programs.drain(..).for_each(Program::free);

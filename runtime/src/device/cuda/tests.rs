@@ -1,5 +1,8 @@
 //! What can be said of CUDA without a GPU; with one, memory and order.
 
+#[cfg(target_os = "linux")]
+mod stand_in;
+
 use super::*;
 
 /// The first GPU, if this machine has one that a bundle could run on.
