@@ -21,18 +21,17 @@ use petgraph::stable_graph::NodeIndex;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
-/// Row counts that get a program, where the plan's limits reach that far.
-const BUCKETS: [usize; 36] = [
-    1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60, 64, 80, 96, 112, 128,
-    192, 256, 384, 512, 768, 1024, 2048,
-];
+/// Row counts up to this each get a program, so that padding costs no batch anything.
+const DENSE: usize = 64;
+/// Row counts above that get one, where the plan's limits reach that far.
+const BUCKETS: [usize; 10] = [80, 96, 112, 128, 192, 256, 384, 512, 768, 1024];
 /// int8 activations are taken where they are this much faster than f16: they cost accuracy.
 const WORTH: f64 = 0.9;
 
 /// Row counts up to the largest of `limits`, which are among them.
 pub(super) fn buckets(limits: &[usize]) -> Vec<usize> {
     let most = limits.iter().copied().max().unwrap_or(1);
-    let mut rows: Vec<usize> = BUCKETS.into_iter().filter(|&r| r < most).collect();
+    let mut rows: Vec<usize> = (1..=DENSE).chain(BUCKETS).filter(|&r| r < most).collect();
     rows.extend(limits);
     rows.sort_unstable();
     rows.dedup();
