@@ -13,6 +13,9 @@ const SELF: &str = "device::cuda::tests::stand_in::everything_up_to_the_drivers_
 /// Set in the processes that have the stand-in.
 const INSIDE: &str = "COLDPRESS_STAND_IN";
 
+/// What the stand-in is told, and what the process says then.
+type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+
 /// The sample plan on the stand-in: two steps, the second timed; a line of text for each thing that came of it.
 fn run(out: &mut String) -> Result<(), Error> {
     let mut cuda = Cuda::open(0)?;
@@ -135,7 +138,7 @@ fn everything_up_to_the_drivers_door() {
         assert_eq!(log.matches(wanted).count(), count, "{wanted}: {log}");
     }
 
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
+    let cases: &[Case] = &[
         (
             &[("FAKE_CUDA_FAILS", "gather")],
             &[
