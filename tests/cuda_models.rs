@@ -2,8 +2,9 @@
 //! rows in other company, and what a compile for GPUs promises without one.
 
 use crate::harness::*;
-use crate::nvrtc::nvrtc;
+use crate::nvrtc::{ARCHITECTURES, nvrtc};
 use crate::simt::{ARCH, Buffer, Simt, SimtArg, Source};
+use coldpress_compiler::codegen::cuda::sass::Inspection;
 use coldpress_kernels::gpu::Geometry;
 use coldpress_runtime::Error;
 use coldpress_runtime::bundle::Bundle;
@@ -248,5 +249,39 @@ fn bar(quant: &str, native: f64) -> f64 {
     match quant {
         "F32" | "F16" | "BF16" => native.max(1e-6) + 1e-5,
         _ => (1.1 * native).max(1e-5),
+    }
+}
+
+#[test]
+fn every_architecture_gets_kernels_that_do_not_spill() {
+    let Some(fixtures) = fixtures() else { return };
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("model.press");
+    let models = index(&fixtures);
+    for name in ["qwen3-Q4_K_M", "llama-F16"] {
+        let model = models.iter().find(|f| f.name == name).expect("a fixture");
+        let model = fixtures.join(&model.file);
+        if compile(&model, &path, &ARCHITECTURES.join(","), &[]).is_none() {
+            return;
+        }
+        let bundle = Bundle::open(&path).expect("a bundle");
+        let plans = &bundle.manifest().plans;
+        assert_eq!(plans.len(), ARCHITECTURES.len());
+        for (plan, arch) in plans.iter().zip(ARCHITECTURES) {
+            assert_eq!(plan.weights_section, plans[0].weights_section, "{arch}");
+            let code = bundle.section_bytes(plan.code_section).expect("code");
+            for kernel in &plan.gpu.as_ref().expect("a GPU plan").kernels {
+                let what = format!("{} for {arch}", kernel.name);
+                assert_eq!(kernel.spill_bytes, 0, "{what} spills");
+                let cubin = &code[kernel.code.0 as usize..][..kernel.code.1 as usize];
+                let found = Inspection::of(cubin, &kernel.name, arch);
+                let found = found.unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(found.total.local, 0, "{what} uses local memory");
+                if kernel.name.starts_with("matmul") {
+                    let loads = found.total.loads;
+                    assert!(loads.w128 + loads.bulk > 0, "{what}: {loads:?}");
+                }
+            }
+        }
     }
 }

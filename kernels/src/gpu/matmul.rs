@@ -62,6 +62,12 @@ impl Family {
         }
     }
 
+    /// Whether an architecture, compute capability times 10, has it.
+    pub fn exists_on(self, arch: u32) -> bool {
+        let mut own = VARIANTS.iter().filter(|v| v.family == self);
+        own.any(|v| (v.min_arch..=v.max_arch).contains(&arch))
+    }
+
     /// Whether its kernels read the layout.
     pub const fn reads(self, layout: &PackedLayout) -> bool {
         match self {

@@ -17,6 +17,7 @@ use crate::target::CudaTarget;
 use crate::target::cuda::CudaProfile;
 use attention::Attentions;
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
+use coldpress_kernels::gpu::matmul::Family;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_runtime::manifest::{CandidatePlan, GridArg, Stage};
 use petgraph::stable_graph::NodeIndex;
@@ -49,7 +50,7 @@ impl Cuda {
         options: Options,
         step: StepLayout,
     ) -> Result<(OpGraph, Cuda), Error> {
-        let graph = adapt::adapt(graph)?;
+        let graph = adapt::adapt(graph, Family::MmaF16.exists_on(target.profile.sm()))?;
         let choices = Choices::new(&graph, target, options, step)?;
         let attentions = Attentions::new(
             &graph,

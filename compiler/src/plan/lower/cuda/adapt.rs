@@ -9,10 +9,13 @@ use coldpress_kernels::tensor_type::TensorType;
 use petgraph::stable_graph::NodeIndex;
 use std::collections::BTreeMap;
 
-/// A copy of `graph` in which matmuls of F16 and BF16 weights read activations in a form of their own; only F32 weights
-/// read f32 rows. Weights and KV layers keep their numbers.
-pub(super) fn adapt(graph: &OpGraph) -> Result<OpGraph, Error> {
+/// A copy of `graph` in which, if the GPU multiplies `halves`, matmuls of F16 and BF16 weights read activations in a form of
+/// their own; other float weights read f32 rows. Weights and KV layers keep their numbers.
+pub(super) fn adapt(graph: &OpGraph, halves: bool) -> Result<OpGraph, Error> {
     let mut graph = graph.clone();
+    if !halves {
+        return Ok(graph);
+    }
     before_matmuls(&mut graph, |graph, weight: WeightId| {
         let w = graph.weight(weight);
         matches!(w.ty, TensorType::F16 | TensorType::BF16) && w.k.is_multiple_of(Q8_GROUP)
@@ -98,7 +101,7 @@ mod tests {
     fn prepared(ty: TensorType) -> OpGraph {
         let mut graph = Tiny { ty, ..Tiny::PLAIN }.graph();
         run_all(&mut graph, None).expect("passes");
-        adapt(&graph).expect("adapts")
+        adapt(&graph, true).expect("adapts")
     }
 
     #[test]
