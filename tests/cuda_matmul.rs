@@ -17,30 +17,28 @@ use coldpress_kernels::quant::{
 };
 use std::cell::Cell;
 
-const WARPS: u32 = 4;
-
-fn class(family: Family, k_split: u32) -> Class {
-    Class {
-        family,
-        warps: WARPS,
-        k_split,
-    }
-}
-
 /// One compiled kernel.
 #[derive(Clone, Copy)]
 struct Stamped {
     variant: &'static Variant,
     fmt: &'static QuantFormat,
     epilogue: Epilogue,
+    warps: u32,
 }
 
 impl Stamped {
+    fn class(&self, k_split: u32) -> Class {
+        Class {
+            family: self.variant.family,
+            warps: self.warps,
+            k_split,
+        }
+    }
+
     fn source(&self) -> Source {
-        let class = class(self.variant.family, 1);
         Source::of(&kernel(
             self.variant,
-            class,
+            self.class(1),
             &self.fmt.layout,
             self.epilogue,
         ))
@@ -66,7 +64,7 @@ impl Device {
         let Stamped {
             variant, epilogue, ..
         } = stamped;
-        let class = class(variant.family, k_split);
+        let class = stamped.class(k_split);
         let outputs: Vec<usize> = case.parts.iter().map(|part| part.n).collect();
         let query = Query {
             layout: case.fmt.layout,
@@ -197,6 +195,7 @@ fn every_layout(family: Family) -> Vec<Stamped> {
             variant,
             fmt,
             epilogue: Epilogue::Store,
+            warps: 4,
         })
         .collect()
 }
@@ -224,13 +223,14 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
             variant,
             fmt,
             epilogue: Epilogue::Store,
+            warps: 4,
         }));
     }
     let Some(device) = Device::new(&kernels, ARCH) else {
         return;
     };
     for fmt in formats {
-        let k = 2 * reductions(fmt)[1];
+        let k = 2 * reductions(fmt)[1] + 256 * 6;
         let case = Case::new(fmt, &[40, 1, 16], k, 3);
         let same: Vec<Stamped> = kernels
             .iter()
@@ -239,14 +239,11 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
             .collect();
         let widest = same.iter().map(|s| s.variant.stamp as usize).max();
         let all = Rows::new(widest.expect("a stamp") + 1, k);
-        for k_split in [1, 2] {
-            if k_split == 2 && tile::units(&fmt.layout, k) < 2 * WARPS as usize {
-                continue;
-            }
+        for (k_split, around) in [(1, 3), (2, 1)] {
             let mut reference: Option<Vec<Vec<u8>>> = None;
             for &stamped in &same {
                 let stamp = stamped.variant.stamp as usize;
-                for count in [1, stamp.max(2) - 1, stamp, stamp + 1] {
+                for count in [stamp + 1, 1, stamp.max(2) - 1].into_iter().take(around) {
                     let rows = all.first(count);
                     let results = device.check(stamped, &case, &rows, k_split);
                     let reference =
@@ -278,13 +275,14 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
         variant,
         fmt,
         epilogue,
+        warps: 8,
     });
     let Some(device) = Device::new(&kernels, ARCH) else {
         return;
     };
     for stamped in kernels {
         for (n, k_split) in [(1, 1), (17, 2), (40, 1), (64, 2), (97, 1)] {
-            let k = 8 * 256;
+            let k = 17 * 256;
             let outputs = match stamped.epilogue {
                 Epilogue::Gated(..) => vec![n, n],
                 _ => vec![n, 16],

@@ -63,6 +63,8 @@ DEVICE void put_gated(const Job& job, u32 row, u32 output, f32 v) {
     if constexpr (OUT_FORM == FORM_f32) {
         if (at < n) reinterpret_cast<f32*>(out)[at] = v;
     } else if constexpr (OUT_FORM == FORM_f16) {
+        // Beyond the largest half is the largest half: infinities would spread over the whole row.
+        v = min_(max_(v, -65504.f), 65504.f);
         if (at < padded) reinterpret_cast<f16*>(out)[act_position(at)] = to_f16(at < n ? v : 0.f);
     } else {
         if (at >= n) v = 0;

@@ -24,6 +24,7 @@ constexpr u32 CODES[4] = {<$ codes0 $>u, <$ codes1 $>u, <$ codes2 $>u, <$ codes3
 constexpr bool INTEGERS = STORE == STORE_int || STORE == STORE_code;
 constexpr bool TWO_LEVELS = SCALE == SCALE_u8f16 || SCALE == SCALE_i8f16 || SCALE == SCALE_u4f16;
 static_assert(!INTEGERS || GROUP == 32 || (GROUP == 16 && TWO_LEVELS), "scale groups of 16 or 32");
+static_assert(!TWO_LEVELS || STEP_UNITS == 1, "a step has one unit of two-level scales");
 static_assert(!HAS_MIN || ZERO == 0, "levels with a min start at 0");
 
 // The `width` bits at `from` of each byte, moved to `to`.
@@ -107,11 +108,27 @@ DEVICE u32 load_codes(const u8* codes, u32 t) {
     return reinterpret_cast<const u16*>(codes)[t];
 }
 
-// Of tile t of a unit, times powers of two.
-DEVICE void load_scales(const u8* scales, u32 lane, u32 t, u32 code_float, f32 factor, f32 min_factor, Scales& s) {
+// What all tiles of a unit share: the scales of codes, times powers of two.
+DEVICE void open_scales(const u8* scales, u32 lane, u32 code_float, f32 factor, f32 min_factor, Scales& s) {
     s.code_float = code_float;
     s.factor = factor;
     s.min_factor = min_factor;
+#pragma unroll
+    for (u32 h = 0; h < 2; h++) {
+        if constexpr (TWO_LEVELS) {
+            const u32 dm = reinterpret_cast<const u32*>(scales)[lane / 4 + 8 * h];
+            s.d[h] = unpack_lo(dm) * factor;
+            s.d_base[h] = s.d[h] * -CODE_BASE;
+            if constexpr (HAS_MIN) {
+                s.m[h] = unpack_hi(dm) * min_factor;
+                s.m_base[h] = s.m[h] * -CODE_BASE;
+            }
+        }
+    }
+}
+
+// Those of tile t.
+DEVICE void load_scales(const u8* scales, u32 lane, u32 t, Scales& s) {
 #pragma unroll
     for (u32 h = 0; h < 2; h++) {
         const u32 output = lane / 4 + 8 * h;
@@ -121,13 +138,6 @@ DEVICE void load_scales(const u8* scales, u32 lane, u32 t, u32 code_float, f32 f
         } else if constexpr (SCALE == SCALE_e8) {
             s.sc[h] = reinterpret_cast<const u16*>(scales)[output];
         } else if constexpr (TWO_LEVELS) {
-            const u32 dm = reinterpret_cast<const u32*>(scales)[output];
-            s.d[h] = unpack_lo(dm) * factor;
-            s.d_base[h] = s.d[h] * -CODE_BASE;
-            if constexpr (HAS_MIN) {
-                s.m[h] = unpack_hi(dm) * min_factor;
-                s.m_base[h] = s.m[h] * -CODE_BASE;
-            }
             constexpr u32 PLANES = SCALE == SCALE_u8f16 && HAS_MIN ? 2 : 1;
             const u8* codes = scales + 64 + output * (PLANES * UNIT_GROUPS);
             s.sc[h] = load_codes(codes, t);

@@ -227,15 +227,15 @@ fn instructions_per_weight(variant: &Variant, layout: &PackedLayout, streams: u3
                 0.75 + 0.25 * min
             };
             let products = 2.0 / group;
-            unpack + scales + blocks * (fix + products + 0.15 / streams) + 1.0 / streams
+            unpack + scales + 1.2 * blocks * (fix + products + 0.15 / streams) + 1.2 / streams
         }
         Family::MmaF16 => {
             let halves = match layout.store {
                 Store::F16 => 0.0,
                 Store::Bf16 | Store::F32 => 1.5,
-                Store::Int(_) | Store::Code(_) => 1.5 + 4.0 / group,
+                Store::Int(_) | Store::Code(_) => 1.8 + 4.0 / group,
             };
-            unpack + scales + halves + blocks * (0.125 + 0.1 / streams) + 0.8 / streams
+            unpack + scales + halves + blocks * (0.2 + 0.1 / streams) + 0.8 / streams
         }
         // Besides halves, copies of activations: a quarter of an instruction and a store for each word.
         Family::Wgmma => {
