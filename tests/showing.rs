@@ -131,7 +131,11 @@ fn a_bundle_verifies_itself() {
 
 #[test]
 fn targets_name_this_machine() {
-    assert!(succeed(&["targets"]).contains("this machine"));
+    let text = succeed(&["targets"]);
+    assert!(text.contains("this machine"), "{text}");
+    for gpu in coldpress_compiler::target::cuda::PRESETS {
+        assert!(text.contains(gpu.about), "{text}");
+    }
 }
 
 #[test]

@@ -23,7 +23,6 @@ mod schedule;
 /// Kernels without one of their barriers.
 mod syncs;
 
-#[allow(unused_imports)]
 pub use syncs::{syncs, without_sync};
 
 /// Architecture that kernels see as `SM_ARCH` unless a test asks for another.
@@ -61,6 +60,13 @@ pub struct Buffer {
     index: u64,
     /// Its size.
     pub bytes: usize,
+}
+
+impl Buffer {
+    /// Whether both are the same memory.
+    pub fn same(&self, other: &Buffer) -> bool {
+        self.index == other.index
+    }
 }
 
 /// An argument of a launch.

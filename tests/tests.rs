@@ -1,6 +1,10 @@
 //! One integration binary; modules mirror the rooms they test. Whatever needs a device or the fixtures says so when it
 //! skips, and `CI=true` turns a missing fixture into a failure.
 
+/// Generated GPU matmuls on the CPU, against exact sums, and every stamp of a class against the others.
+mod cuda_matmul;
+/// Whole models compiled for GPUs, executed by the shim.
+mod cuda_models;
 /// GPU kernels that are not matmuls, on the CPU, against their references.
 mod cuda_ops;
 /// Damaged and absurd models through the front end, in thousands: refused, never a panic or a wild allocation.
@@ -16,6 +20,10 @@ mod invariance;
 mod layering;
 /// Whole models against exact logits and against the interpreter.
 mod logits;
+/// CUDA source to cubins, on every architecture.
+mod nvrtc;
+/// What is counted in machine code, against kernels whose instructions are known.
+mod sass;
 /// Commands that show things: inspect, explain, verify, targets, emit, reproducibility.
 mod showing;
 /// GPU kernels on the CPU: the device that runs them, and its own tests.

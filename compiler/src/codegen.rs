@@ -3,3 +3,12 @@
 
 pub mod cpu;
 pub mod cuda;
+
+/// The code of a plan.
+#[derive(Debug)]
+pub enum Code {
+    /// Machine code that calls micro-kernels.
+    Cpu(cpu::CpuCode),
+    /// Compiled kernels.
+    Cuda(cuda::CudaCode),
+}

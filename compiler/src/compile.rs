@@ -1,7 +1,7 @@
 //! The pipeline: GGUF to bundle, as a list of steps. Each step is a module; nothing here decides anything.
 
 use crate::bundle::{self, Contents};
-use crate::codegen;
+use crate::codegen::{self, Code};
 use crate::error::Error;
 use crate::explain::Notes;
 use crate::gguf::Gguf;
@@ -10,7 +10,7 @@ use crate::graph::dump;
 use crate::model::{self, Model};
 use crate::pass;
 use crate::plan::{self, MAX_WORKERS, Plan};
-use crate::target::TargetProfile;
+use crate::target::Target;
 use crate::tokenizer;
 use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS};
 use coldpress_runtime::bundle::{embedded, folder_of};
@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 /// What to compile for.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Machine.
-    pub target: TargetProfile,
+    /// Machines; the bundle has a plan for each, and the runtime takes the first that it can run.
+    pub targets: Vec<Target>,
     /// Sequences that decode together.
     pub max_batch: usize,
     /// Tokens per sequence; `None` takes the model's own, at most `DEFAULT_CONTEXT`.
@@ -35,19 +35,24 @@ pub struct Options {
     pub deny_cliffs: bool,
     /// Where to write graph, plan and code as text.
     pub emit: Option<PathBuf>,
+    /// Where compiled GPU kernels are kept for the next compile; none are without.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 /// Sequences compiled for when nothing else is asked for.
 pub const DEFAULT_BATCH: usize = 8;
+
+/// Times a plan is made again with what is known of its kernels.
+const MOST_ROUNDS: usize = 6;
 
 /// Context compiled for when none is asked for, in tokens (less if the model was trained for less).
 pub const DEFAULT_CONTEXT: usize = 4096;
 
 impl Options {
     /// Defaults for `target`: batch 8, f16 KV, physical cores.
-    pub fn new(target: TargetProfile) -> Options {
+    pub fn new(target: impl Into<Target>) -> Options {
         Options {
-            target,
+            targets: vec![target.into()],
             max_batch: DEFAULT_BATCH,
             max_context: None,
             kv_type: KvType::F16,
@@ -55,6 +60,7 @@ impl Options {
             fit: None,
             deny_cliffs: false,
             emit: None,
+            kernel_cache: None,
         }
     }
 
@@ -91,8 +97,8 @@ pub struct Prepared {
     pub gguf: Gguf,
     /// Its graph after all passes, and what it is.
     pub model: Model,
-    /// The plan.
-    pub plan: Plan,
+    /// The plans, one per target.
+    pub plans: Vec<Plan>,
 }
 
 /// Reads, builds and plans without writing anything: all of `--dry-run`.
@@ -113,12 +119,16 @@ pub fn prepare(path: &Path, options: &Options) -> Result<Prepared, Error> {
     if let Some(e) = failed {
         return Err(e);
     }
-    let plan = fit(&model, options)?;
-    emitter.write("plan.txt", plan.dump().as_bytes())?;
-    if options.deny_cliffs {
-        deny_cliffs(&plan)?;
+    let mut plans = Vec::with_capacity(options.targets.len());
+    for target in &options.targets {
+        let plan = fit(&model, target, options)?;
+        emitter.write(&emitted(&plan, options, "plan.txt"), plan.dump().as_bytes())?;
+        if options.deny_cliffs {
+            deny_cliffs(&plan)?;
+        }
+        plans.push(plan);
     }
-    Ok(Prepared { gguf, model, plan })
+    Ok(Prepared { gguf, model, plans })
 }
 
 /// Compiles `path` into the bundle `out`.
@@ -128,51 +138,95 @@ pub fn compile(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
-    let prepared = prepare(path, options)?;
+    let mut prepared = prepare(path, options)?;
     check_output(out, &prepared.gguf)?;
-    write(&prepared, path, out, options, progress)?;
+    write(&mut prepared, path, out, options, progress)?;
     Ok(prepared)
 }
 
 /// Generates code and writes the bundle of what was prepared.
 fn write(
-    prepared: &Prepared,
+    prepared: &mut Prepared,
     path: &Path,
     out: &Path,
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<(), Error> {
-    let Prepared { gguf, model, plan } = prepared;
+    let Prepared { gguf, model, plans } = prepared;
     let spec = tokenizer::from_gguf(gguf)?;
 
-    progress.phase("generating code", plan.programs.len() as u64);
-    let (code, golden) = std::thread::scope(|scope| {
-        let golden =
-            scope.spawn(|| golden::prompts(gguf, model, plan.limits.max_context, options.kv_type));
-        let code = codegen::cpu::generate(plan, || progress.advance(1));
+    let programs: usize = plans.iter().map(|p| p.programs.len()).sum();
+    progress.phase("generating code", programs as u64);
+    let contexts = plans.iter().map(|p| p.limits.max_context);
+    let context = contexts.min().unwrap_or(0);
+    let (codes, golden) = std::thread::scope(|scope| {
+        let golden = scope.spawn(|| golden::prompts(gguf, model, context, options.kv_type));
+        let codes: Result<Vec<Code>, Error> = plans
+            .iter_mut()
+            .map(|plan| generate(model, plan, options, progress))
+            .collect();
         progress.phase("golden prompts", 1);
         let golden = golden
             .join()
             .unwrap_or_else(|_| Err(Error::Internal("the reference stopped".into())));
         progress.advance(1);
-        (code, golden)
+        (codes, golden)
     });
-    let (code, golden) = (code?, golden?);
-    Emitter::new(options.emit.as_deref())?.code(plan, &code)?;
+    let (codes, golden) = (codes?, golden?);
+    let mut emitter = Emitter::new(options.emit.as_deref())?;
+    for (plan, code) in plans.iter().zip(&codes) {
+        emitter.code(plan, code, options)?;
+    }
 
-    let notes = Notes::new(&model.graph, plan, &code)?;
-    progress.phase("packing weights", plan.weight_bytes);
+    let notes = plans.iter().zip(&codes);
+    let notes: Result<Vec<Notes>, Error> = notes
+        .map(|(plan, code)| Notes::new(&model.graph, plan, code))
+        .collect();
+    let notes = notes?;
+    let sections = bundle::weight_sections(plans);
+    let bytes = sections.iter().map(|s| plans[s[0]].weight_bytes).sum();
+    progress.phase("packing weights", bytes);
     let contents = Contents {
         gguf,
         model,
-        plan,
-        code: &code,
+        plans,
+        codes: &codes,
         spec: &spec,
         golden: &golden,
         notes: &notes,
         path,
     };
     bundle::write(out, &contents, |bytes| progress.advance(bytes))
+}
+
+/// Generates the code of `plan`. For a GPU the plan is made again with what the assembler says of its kernels, until it
+/// chooses none that it does not know.
+fn generate(
+    model: &Model,
+    plan: &mut Plan,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Code, Error> {
+    let mut target = match plan.target.clone() {
+        Target::Cpu(target) => {
+            let code = codegen::cpu::generate(plan, &target, || progress.advance(1))?;
+            return Ok(Code::Cpu(code));
+        }
+        Target::Cuda(target) => target,
+    };
+    let cache = options.kernel_cache.as_deref();
+    let mut compiler = codegen::cuda::Compiler::new(target.profile.arch, cache)?;
+    for _ in 0..MOST_ROUNDS {
+        let found = compiler.compile(plan, || ())?;
+        if found.is_empty() {
+            break;
+        }
+        target.compiled.extend(found);
+        *plan = fit(model, &Target::Cuda(target.clone()), options)?;
+    }
+    compiler.compile(plan, || ())?;
+    progress.advance(plan.programs.len() as u64);
+    Ok(Code::Cuda(compiler.code(plan, &target.profile)?))
 }
 
 /// Compiles `path` into one executable: this program, then the bundle. It runs the bundle unless told otherwise.
@@ -182,7 +236,7 @@ pub fn compile_exe(
     options: &Options,
     progress: &mut dyn Progress,
 ) -> Result<Prepared, Error> {
-    let prepared = prepare(path, options)?;
+    let mut prepared = prepare(path, options)?;
     check_output(out, &prepared.gguf)?;
     let io = |source| Error::Io {
         doing: format!("writing {}", out.display()),
@@ -193,7 +247,7 @@ pub fn compile_exe(
         .tempfile_in(folder_of(out))
         .map_err(io)?
         .into_temp_path();
-    write(&prepared, path, &bundle, options, progress)?;
+    write(&mut prepared, path, &bundle, options, progress)?;
     let launcher = std::env::current_exe().map_err(io)?;
     embedded::write(&launcher, &bundle, out)?;
     Ok(prepared)
@@ -232,7 +286,7 @@ fn check_output(out: &Path, gguf: &Gguf) -> Result<(), Error> {
 }
 
 /// Plans for the asked context, or for the largest that `fit` allows.
-fn fit(model: &Model, options: &Options) -> Result<Plan, Error> {
+fn fit(model: &Model, target: &Target, options: &Options) -> Result<Plan, Error> {
     let wanted = options
         .max_context
         .unwrap_or(model.info.max_context.clamp(1, DEFAULT_CONTEXT));
@@ -244,7 +298,7 @@ fn fit(model: &Model, options: &Options) -> Result<Plan, Error> {
             kv_type: options.kv_type,
             workers,
         };
-        plan::build(&model.graph, &options.target, sized)
+        plan::build(&model.graph, target, sized)
     };
     let Some(limit) = options.fit else {
         return build(wanted);
@@ -277,6 +331,14 @@ pub fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 
+/// Name of an emitted file: with several targets each has its own.
+fn emitted(plan: &Plan, options: &Options, name: &str) -> String {
+    match options.targets.len() {
+        1 => name.to_string(),
+        _ => format!("{}-{name}", plan.target.name().replace(':', "-")),
+    }
+}
+
 /// Writes intermediate text into the `--emit` folder; does nothing without one.
 struct Emitter<'a> {
     folder: Option<&'a Path>,
@@ -300,19 +362,44 @@ impl<'a> Emitter<'a> {
         self.write(&format!("{number:02}-{name}.txt"), text.as_bytes())
     }
 
-    fn code(&mut self, plan: &Plan, code: &codegen::cpu::CpuCode) -> Result<(), Error> {
+    fn code(&mut self, plan: &Plan, code: &Code, options: &Options) -> Result<(), Error> {
         if self.folder.is_none() {
             return Ok(());
         }
-        for program in &plan.programs {
-            for worker in 0..plan.workers {
-                let name = format!("{:?}-{}-worker{worker}.clif", program.stage, program.rows)
-                    .to_lowercase();
-                self.write(&name, codegen::cpu::clif(plan, program, worker)?.as_bytes())?;
+        let write = |name: &str, bytes: &[u8]| self.write(&emitted(plan, options, name), bytes);
+        match (code, &plan.target) {
+            (Code::Cpu(code), Target::Cpu(target)) => {
+                for program in &plan.programs {
+                    for worker in 0..plan.workers {
+                        let name =
+                            format!("{:?}-{}-worker{worker}.clif", program.stage, program.rows);
+                        let text = codegen::cpu::clif(plan, target, program, worker)?;
+                        write(&name.to_lowercase(), text.as_bytes())?;
+                    }
+                }
+                write("code.bin", &code.bytes)?;
+                write("symbols.txt", code.symbols.join("\n").as_bytes())
+            }
+            (Code::Cuda(code), _) => {
+                for kernel in &code.kernels {
+                    let bytes = |(offset, bytes): (u64, u64), of: &[u8]| {
+                        of[offset as usize..][..bytes as usize].to_vec()
+                    };
+                    write(
+                        &format!("{}.cubin", kernel.name),
+                        &bytes(kernel.code, &code.bytes),
+                    )?;
+                    write(
+                        &format!("{}.cu", kernel.name),
+                        &bytes(kernel.source, &code.sources),
+                    )?;
+                }
+                Ok(())
+            }
+            (Code::Cpu(_), Target::Cuda(_)) => {
+                Err(Error::Internal("code of another target".into()))
             }
         }
-        self.write("code.bin", &code.bytes)?;
-        self.write("symbols.txt", code.symbols.join("\n").as_bytes())
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {

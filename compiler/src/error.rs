@@ -23,6 +23,8 @@ pub enum Error {
     },
     /// The plan needs more memory than allowed (exit 5).
     DoesNotFit(String),
+    /// A tool that compiling for the target needs is not on this machine; says which and how to get it (exit 7).
+    Toolchain(String),
     /// Predicted tokens/s fall between two batch sizes and `--deny-cliffs` was given (exit 8).
     Cliff(String),
     /// Wrong use of the command line found after parsing (exit 2).
@@ -49,6 +51,7 @@ impl Error {
             Error::Usage(_) => 2,
             Error::Unsupported { .. } => 3,
             Error::DoesNotFit(_) => 5,
+            Error::Toolchain(_) => 7,
             Error::Cliff(_) => 8,
         }
     }
@@ -62,7 +65,9 @@ impl fmt::Display for Error {
             Error::Unsupported { what, why } | Error::Model { what, why } => {
                 write!(f, "{what}: {why}")
             }
-            Error::DoesNotFit(s) | Error::Cliff(s) | Error::Usage(s) => write!(f, "{s}"),
+            Error::DoesNotFit(s) | Error::Toolchain(s) | Error::Cliff(s) | Error::Usage(s) => {
+                write!(f, "{s}")
+            }
             Error::Io { doing, source } => write!(f, "{doing}: {source}"),
             Error::Internal(s) => write!(f, "internal error (please report): {s}"),
         }

@@ -1,16 +1,17 @@
 //! What a bundle remembers of the decisions behind it, and how one tensor is followed from GGUF to machine code:
 //! type and shape, packed place, candidates with costs, launch lines, instructions.
 
-use crate::codegen::cpu::CpuCode;
+use crate::codegen::Code;
 use crate::error::Error;
-use crate::graph::{OpGraph, dump};
+use crate::graph::{OpGraph, Weight, dump};
+use crate::plan::lower::cuda;
 use crate::plan::select::{Selector, packed_layout};
 use crate::plan::{Form, Launch, Plan, Work};
+use crate::target::Target;
 use coldpress_kernels::matmul::{Reason, SubBatch};
-use coldpress_runtime::manifest::Stage;
+use coldpress_runtime::manifest::{GridArg, Stage};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
-use std::ops::Range;
 
 /// Decisions kept in a bundle.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -25,6 +26,8 @@ pub struct Notes {
     pub choices: Vec<Choice>,
     /// Every program's launches, in plan order.
     pub programs: Vec<ProgramNote>,
+    /// GPU kernels: name, and what each takes of the target.
+    pub kernels: Vec<(String, String)>,
 }
 
 /// One program.
@@ -43,7 +46,11 @@ pub struct ProgramNote {
 pub struct LaunchNote {
     /// Its own label and, of a fused matmul, every weight's.
     pub labels: Vec<String>,
-    /// Worker 0's instructions: (start, end) in the code section.
+    /// What runs.
+    pub kernel: String,
+    /// Why; empty where there was no choice.
+    pub reason: String,
+    /// Worker 0's instructions, (start, end) in the code section; of a GPU the source, in its section.
     pub code: (u64, u64),
 }
 
@@ -90,8 +97,8 @@ pub struct CandidateNote {
 
 impl Notes {
     /// Collects notes of a finished plan and its code.
-    pub fn new(graph: &OpGraph, plan: &Plan, code: &CpuCode) -> Result<Notes, Error> {
-        let selector = Selector::new(&plan.target, plan.workers);
+    pub fn new(graph: &OpGraph, plan: &Plan, code: &Code) -> Result<Notes, Error> {
+        let catalogue = Catalogue::new(plan);
         let mut rows: Vec<(Stage, usize)> =
             plan.programs.iter().map(|p| (p.stage, p.rows)).collect();
         rows.sort_by_key(|r| r.1);
@@ -114,7 +121,7 @@ impl Notes {
                         None => {
                             let mut buckets = Vec::new();
                             for &(_, r) in rows.iter().filter(|r| r.0 == stage) {
-                                buckets.push((r as u32, candidates(&selector, w, r)?));
+                                buckets.push((r as u32, catalogue.candidates(w, place.offset, r)?));
                             }
                             let index = notes.choices.len() as u32;
                             notes.choices.push(Choice { buckets });
@@ -135,28 +142,45 @@ impl Notes {
                 choice,
             });
         }
-        notes.programs = plan
-            .programs
-            .iter()
-            .zip(&code.launches)
-            .map(|(program, ranges)| ProgramNote {
+        if let Code::Cuda(code) = code {
+            let kernels = code.resources.iter();
+            notes.kernels = kernels
+                .map(|(name, r)| (name.clone(), r.to_string()))
+                .collect();
+        }
+        let programs = plan.programs.iter().enumerate();
+        notes.programs = programs
+            .map(|(index, program)| ProgramNote {
                 stage: program.stage,
                 rows: program.rows as u32,
-                launches: program.launches.iter().zip(ranges).map(launch).collect(),
+                launches: match code {
+                    Code::Cpu(code) => {
+                        let ranges = program.launches.iter().zip(&code.launches[index]);
+                        ranges.map(|(l, r)| launch(l, (r.start, r.end))).collect()
+                    }
+                    Code::Cuda(code) => {
+                        let launches = program.launches.iter();
+                        launches.map(|l| launch(l, code.source_of(l))).collect()
+                    }
+                },
             })
             .collect();
         Ok(notes)
     }
 }
 
-fn launch((launch, code): (&Launch, &Range<u64>)) -> LaunchNote {
+fn launch(launch: &Launch, code: (u64, u64)) -> LaunchNote {
     let mut labels = vec![launch.label.clone()];
-    if let Work::Matmul(matmul) = &launch.work {
-        labels.extend(matmul.parts.iter().map(|p| p.label.clone()));
+    match &launch.work {
+        Work::Matmul(matmul) => labels.extend(matmul.parts.iter().map(|p| p.label.clone())),
+        Work::Grid(grid) => labels.extend(grid.weights.iter().cloned()),
+        _ => {}
     }
     LaunchNote {
         labels,
-        code: (code.start, code.end),
+        kernel: launch.kernel(),
+        reason: launch.reason.clone(),
+        code,
     }
 }
 
@@ -165,15 +189,61 @@ fn stage_of(plan: &Plan, offset: u64) -> Option<Stage> {
     plan.programs.iter().find_map(|program| {
         let reads = program.launches.iter().any(|l| match &l.work {
             Work::Matmul(m) => m.parts.iter().any(|p| p.weights == offset),
+            Work::Grid(grid) if l.macs > 0 => grid.args.contains(&GridArg::Weights(offset)),
             _ => false,
         });
         reads.then_some(program.stage)
     })
 }
 
+/// Whoever chose the variants of a plan, to be asked again.
+enum Catalogue<'a> {
+    Cpu(Selector<'a>),
+    Cuda(cuda::Selector, &'a Plan),
+}
+
+impl<'a> Catalogue<'a> {
+    fn new(plan: &'a Plan) -> Catalogue<'a> {
+        match &plan.target {
+            Target::Cpu(profile) => Catalogue::Cpu(Selector::new(profile, plan.workers)),
+            Target::Cuda(target) => {
+                let selector = cuda::Selector::new(target, plan.limits.max_batch as usize);
+                Catalogue::Cuda(selector, plan)
+            }
+        }
+    }
+
+    /// Candidates for `weight`, whose tiles are at `offset`.
+    fn candidates(
+        &self,
+        weight: &Weight,
+        offset: u64,
+        rows: usize,
+    ) -> Result<Vec<CandidateNote>, Error> {
+        match self {
+            Catalogue::Cpu(selector) => candidates(selector, weight, rows),
+            Catalogue::Cuda(selector, plan) => {
+                let used = |symbol: &str| runs(plan, offset, rows, symbol);
+                selector.notes(weight, rows, &used)
+            }
+        }
+    }
+}
+
+/// Whether the plan's program of `rows` rows multiplies the tiles at `offset` with a kernel whose name begins so.
+fn runs(plan: &Plan, offset: u64, rows: usize, symbol: &str) -> bool {
+    let programs = plan.programs.iter().filter(|p| p.rows == rows);
+    programs.flat_map(|p| &p.launches).any(|l| match &l.work {
+        Work::Grid(grid) => {
+            grid.kernel.name.starts_with(symbol) && grid.args.contains(&GridArg::Weights(offset))
+        }
+        _ => false,
+    })
+}
+
 fn candidates(
     selector: &Selector<'_>,
-    weight: &crate::graph::Weight,
+    weight: &Weight,
     rows: usize,
 ) -> Result<Vec<CandidateNote>, Error> {
     let picked = selector.pick(weight, rows)?;
@@ -290,13 +360,34 @@ pub fn explain(
         }
     }
     let reads = |launch: &&LaunchNote| launch.labels.iter().any(|l| l == label);
+    if !notes.kernels.is_empty() {
+        let _ = writeln!(out, "\nkernels:");
+    }
+    for (name, resources) in &notes.kernels {
+        let mut reasons: Vec<(&str, u32)> = Vec::new();
+        for program in &notes.programs {
+            let own = program
+                .launches
+                .iter()
+                .filter(|l| reads(l) && l.kernel == *name);
+            for launch in own {
+                reasons.push((&launch.reason, program.rows));
+            }
+        }
+        if !reasons.is_empty() {
+            let _ = writeln!(out, "  {name}\n    {resources}");
+        }
+        for (reason, rows) in reasons.iter().filter(|r| !r.0.is_empty()) {
+            let _ = writeln!(out, "    {rows} rows: {reason}");
+        }
+    }
     let first = notes
         .programs
         .iter()
         .find(|p| p.launches.iter().any(|l| reads(&l)));
     if let Some(program) = first {
         let (stage, rows) = (program.stage, program.rows);
-        let _ = writeln!(out, "\nmachine code, {stage:?} {rows} rows, worker 0:");
+        let _ = writeln!(out, "\ncode, {stage:?} {rows} rows:");
         for launch in program.launches.iter().filter(reads) {
             let _ = writeln!(out, "{}", instructions(launch.code.0, launch.code.1));
         }

@@ -5,9 +5,9 @@ use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::graph::{OpGraph, Source, Weight};
 use crate::plan::{Form, Placement};
+use crate::target::TileOrder;
 use coldpress_kernels::cpu::abi::TILE_N;
-use coldpress_kernels::cpu::tile;
-use coldpress_kernels::quant;
+use coldpress_kernels::{cpu, gpu, quant};
 use coldpress_runtime::bundle::BundleWriter;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -25,42 +25,87 @@ struct Job<'a> {
     bytes: usize,
 }
 
-/// Writes every placement to the open section of `out`. `progress` receives the bytes written since its last call.
-pub fn pack(
-    gguf: &Gguf,
-    graph: &OpGraph,
-    placements: &[Placement],
-    threads: usize,
-    out: &mut BundleWriter,
-    mut progress: impl FnMut(u64),
-) -> Result<(), Error> {
-    let jobs = jobs(graph, placements)?;
-    let threads = threads.clamp(1, jobs.len().max(1));
-    std::thread::scope(|scope| {
-        let queues: Vec<Receiver<Result<Vec<u8>, Error>>> = (0..threads)
-            .map(|t| {
-                let (send, receive) = sync_channel(AHEAD);
-                let jobs = &jobs;
-                scope.spawn(move || {
-                    for job in jobs.iter().skip(t).step_by(threads) {
-                        // A closed queue means the writer failed and will report it.
-                        if send.send(run(gguf, job)).is_err() {
-                            break;
+/// What is packed, and how.
+pub struct Packer<'a> {
+    /// Source of the weights.
+    pub gguf: &'a Gguf,
+    /// Names and shapes.
+    pub graph: &'a OpGraph,
+    /// Order of the tiles.
+    pub order: TileOrder,
+}
+
+impl Packer<'_> {
+    /// Writes every placement to the open section of `out`. `progress` receives the bytes written since its last call.
+    pub fn pack(
+        &self,
+        placements: &[Placement],
+        threads: usize,
+        out: &mut BundleWriter,
+        mut progress: impl FnMut(u64),
+    ) -> Result<(), Error> {
+        let jobs = jobs(self.graph, placements)?;
+        let threads = threads.clamp(1, jobs.len().max(1));
+        std::thread::scope(|scope| {
+            let queues: Vec<Receiver<Result<Vec<u8>, Error>>> = (0..threads)
+                .map(|t| {
+                    let (send, receive) = sync_channel(AHEAD);
+                    let jobs = &jobs;
+                    scope.spawn(move || {
+                        for job in jobs.iter().skip(t).step_by(threads) {
+                            // A closed queue means the writer failed and will report it.
+                            if send.send(self.run(job)).is_err() {
+                                break;
+                            }
                         }
-                    }
-                });
-                receive
-            })
-            .collect();
-        for i in 0..jobs.len() {
-            let bytes = queues[i % threads].recv().map_err(|_| {
-                Error::Internal(format!("packing {} stopped", jobs[i].weight.name))
-            })??;
-            out.write_bytes(&bytes)?;
-            progress(bytes.len() as u64);
+                    });
+                    receive
+                })
+                .collect();
+            for i in 0..jobs.len() {
+                let bytes = queues[i % threads].recv().map_err(|_| {
+                    Error::Internal(format!("packing {} stopped", jobs[i].weight.name))
+                })??;
+                out.write_bytes(&bytes)?;
+                progress(bytes.len() as u64);
+            }
+            Ok(())
+        })
+    }
+
+    fn run(&self, job: &Job<'_>) -> Result<Vec<u8>, Error> {
+        let mut out = vec![0u8; job.bytes];
+        match (job.form, &job.weight.source) {
+            (Form::Vector, Source::Computed(values)) => store(values, &mut out),
+            (Form::Vector, Source::Gguf) => store(&vector(self.gguf, job.weight)?, &mut out),
+            (Form::Tiles, Source::Gguf) => self.tiles(job, &mut out)?,
+            (Form::Tiles, Source::Computed(_)) => {
+                return Err(Error::Internal(format!(
+                    "{}: a computed matrix",
+                    job.weight.name
+                )));
+            }
+        }
+        Ok(out)
+    }
+
+    fn tiles(&self, job: &Job<'_>, out: &mut [u8]) -> Result<(), Error> {
+        let w = job.weight;
+        let (format, data) = w.stored(self.gguf)?;
+        let pack_tile = match self.order {
+            TileOrder::Cpu => cpu::tile::pack_tile,
+            TileOrder::Gpu => gpu::tile::pack_tile_row,
+        };
+        let row_bytes = data.len() / w.n;
+        let tile_bytes = out.len() / job.tiles.len();
+        for (tile, packed) in job.tiles.clone().zip(out.chunks_exact_mut(tile_bytes)) {
+            let rows: Vec<&[u8]> = (tile * TILE_N..((tile + 1) * TILE_N).min(w.n))
+                .map(|row| &data[row * row_bytes..(row + 1) * row_bytes])
+                .collect();
+            pack_tile(format, w.k, &rows, packed);
         }
         Ok(())
-    })
+    }
 }
 
 fn jobs<'a>(graph: &'a OpGraph, placements: &[Placement]) -> Result<Vec<Job<'a>>, Error> {
@@ -92,36 +137,6 @@ fn jobs<'a>(graph: &'a OpGraph, placements: &[Placement]) -> Result<Vec<Job<'a>>
         }
     }
     Ok(jobs)
-}
-
-fn run(gguf: &Gguf, job: &Job<'_>) -> Result<Vec<u8>, Error> {
-    let mut out = vec![0u8; job.bytes];
-    match (job.form, &job.weight.source) {
-        (Form::Vector, Source::Computed(values)) => store(values, &mut out),
-        (Form::Vector, Source::Gguf) => store(&vector(gguf, job.weight)?, &mut out),
-        (Form::Tiles, Source::Gguf) => tiles(gguf, job, &mut out)?,
-        (Form::Tiles, Source::Computed(_)) => {
-            return Err(Error::Internal(format!(
-                "{}: a computed matrix",
-                job.weight.name
-            )));
-        }
-    }
-    Ok(out)
-}
-
-fn tiles(gguf: &Gguf, job: &Job<'_>, out: &mut [u8]) -> Result<(), Error> {
-    let w = job.weight;
-    let (format, data) = w.stored(gguf)?;
-    let row_bytes = data.len() / w.n;
-    let tile_bytes = out.len() / job.tiles.len();
-    for (tile, packed) in job.tiles.clone().zip(out.chunks_exact_mut(tile_bytes)) {
-        let rows: Vec<&[u8]> = (tile * TILE_N..((tile + 1) * TILE_N).min(w.n))
-            .map(|row| &data[row * row_bytes..(row + 1) * row_bytes])
-            .collect();
-        tile::pack_tile(format, w.k, &rows, packed);
-    }
-    Ok(())
 }
 
 fn vector(gguf: &Gguf, w: &Weight) -> Result<Vec<f32>, Error> {

@@ -7,7 +7,7 @@ mod fuse_qkv;
 mod fuse_residual;
 mod fuse_rope_append;
 mod group_matmuls;
-mod quantise_activations;
+pub mod quantise_activations;
 #[cfg(test)]
 pub(crate) mod tests;
 

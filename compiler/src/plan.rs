@@ -17,9 +17,10 @@ pub mod verify;
 
 use crate::error::Error;
 use crate::graph::{Activation, Value, WeightId};
-use crate::target::TargetProfile;
+use crate::target::Target;
 use coldpress_kernels::attention::Shape;
-use coldpress_runtime::manifest::{KvPlan, Limits, Stage};
+use coldpress_kernels::gpu::{Geometry, Kernel};
+use coldpress_runtime::manifest::{CandidatePlan, GridArg, KvPlan, Limits, Stage};
 use std::ops::Range;
 
 pub use build::{Options, build};
@@ -28,7 +29,7 @@ pub use build::{Options, build};
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Machine it is for.
-    pub target: TargetProfile,
+    pub target: Target,
     /// Instruction streams per program.
     pub workers: usize,
     /// Maxima.
@@ -37,12 +38,18 @@ pub struct Plan {
     pub weights: Vec<Placement>,
     /// Bytes of the weights section.
     pub weight_bytes: u64,
+    /// First bytes of the arena that belong to no value.
+    pub reserved_bytes: usize,
+    /// Of these, the first that are zero between launches.
+    pub zeroed_bytes: usize,
     /// Bytes of the activation arena.
     pub arena_bytes: usize,
     /// The rows that every trunk program leaves and every head program reads.
     pub hidden: Access,
     /// The rows that every head program leaves.
     pub logits: Access,
+    /// Where head programs leave the largest logits of each row, if they do.
+    pub candidates: Option<CandidatePlan>,
     /// KV pool.
     pub kv: KvPlan,
     /// Programs by stage, then rows ascending.
@@ -126,6 +133,8 @@ pub enum Work {
     Matmul(Matmul),
     /// A part of attention, called by every worker; they divide the step's live work among themselves.
     Attention(Attention),
+    /// Thread blocks of a GPU kernel.
+    Grid(Grid),
     /// A loop emitted inline over `rows` rows of `width` elements (rows are divided among workers).
     Elementwise {
         /// What to compute per element.
@@ -139,6 +148,32 @@ pub enum Work {
         /// Rows.
         rows: usize,
     },
+}
+
+/// A GPU kernel and what it runs on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grid {
+    /// What is rendered and compiled.
+    pub kernel: Kernel,
+    /// Thread blocks.
+    pub geometry: Geometry,
+    /// Arguments in order.
+    pub args: Vec<GridArg>,
+    /// Whether it waits for the launch before it itself, and may so start early.
+    pub overlaps: bool,
+    /// Graph labels of the matrices it multiplies.
+    pub weights: Vec<String>,
+    /// What its main loop is there for, if it streams weights.
+    pub main_loop: Option<MainLoop>,
+}
+
+/// What a thread block does in one pass of a kernel's main loop.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MainLoop {
+    /// Weights it multiplies.
+    pub weights: u32,
+    /// Bytes of memory that a weight takes, its share of scales included.
+    pub weight_bytes: f64,
 }
 
 /// An element-wise function that codegen emits inline.
@@ -236,6 +271,21 @@ pub struct Scratch {
     pub cells: usize,
     /// Bytes of a cell: a partial result of each query that shares a pass over the cache.
     pub cell: usize,
+}
+
+impl Scratch {
+    /// One piece of `bytes` bytes, a multiple of 64.
+    pub fn piece(bytes: usize) -> Scratch {
+        Scratch {
+            buffer: Buffer {
+                offset: 0,
+                stride: bytes,
+            },
+            slots: 1,
+            cells: 1,
+            cell: bytes,
+        }
+    }
 }
 
 /// A matmul launch.

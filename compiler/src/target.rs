@@ -1,11 +1,112 @@
 //! Target profiles: what a machine has and how fast it is, as numbers the planner reads. Presets, parsing of `--target`,
 //! and detection of this machine. Only `plan` and `codegen` may look at a profile; passes never do.
 
+pub mod cuda;
+
 use crate::error::Error;
 use coldpress_kernels::matmul::{Isa, Timing};
 use coldpress_kernels::quant::PackedLayout;
+use cuda::CudaProfile;
+use std::collections::BTreeMap;
 
 /// A machine to compile for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// Micro-kernels and machine code.
+    Cpu(TargetProfile),
+    /// Compiled CUDA kernels.
+    Cuda(CudaTarget),
+}
+
+/// A GPU to compile for, and what is known of the kernels that were compiled for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CudaTarget {
+    /// The card.
+    pub profile: CudaProfile,
+    /// What the assembler said of kernels, by name; estimates stand in for all others.
+    pub compiled: BTreeMap<String, Compiled>,
+}
+
+/// What the assembler said of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of registers that a thread keeps in memory.
+    pub spill_bytes: u32,
+}
+
+/// The order of a packed weight matrix: tiles of 16 outputs, all of k, in one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TileOrder {
+    /// `coldpress_kernels::cpu::tile`.
+    Cpu,
+    /// `coldpress_kernels::gpu::tile`.
+    Gpu,
+}
+
+impl Target {
+    /// What `--target` accepts and `inspect` prints.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Target::Cpu(profile) => profile.name,
+            Target::Cuda(target) => target.profile.name,
+        }
+    }
+
+    /// What the bundle asks of a machine: its kind, and what it must be able to do.
+    pub fn requires(&self) -> (String, Vec<String>) {
+        match self {
+            Target::Cpu(profile) => (profile.arch.to_string(), profile.features()),
+            Target::Cuda(target) => ("cuda".into(), vec![target.profile.arch.to_string()]),
+        }
+    }
+
+    /// How its kernels read weight matrices.
+    pub fn order(&self) -> TileOrder {
+        match self {
+            Target::Cpu(_) => TileOrder::Cpu,
+            Target::Cuda(_) => TileOrder::Gpu,
+        }
+    }
+
+    /// The CPU, if it is one.
+    pub fn cpu(&self) -> Option<&TargetProfile> {
+        match self {
+            Target::Cpu(profile) => Some(profile),
+            Target::Cuda(_) => None,
+        }
+    }
+
+    /// The target `name` stands for.
+    ///
+    /// # Errors
+    /// `Unsupported` with the names that exist.
+    pub fn parse(name: &str) -> Result<Target, Error> {
+        match CudaProfile::named(name) {
+            Some(profile) => Ok(Target::Cuda(CudaTarget {
+                profile,
+                compiled: BTreeMap::new(),
+            })),
+            None => TargetProfile::parse(name).map(Target::Cpu),
+        }
+    }
+}
+
+impl Target {
+    /// The best preset this machine can run.
+    pub fn native() -> Target {
+        Target::Cpu(TargetProfile::native())
+    }
+}
+
+impl From<TargetProfile> for Target {
+    fn from(profile: TargetProfile) -> Target {
+        Target::Cpu(profile)
+    }
+}
+
+/// A CPU to compile for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TargetProfile {
     /// `cpu:avx512`; what `--target` accepts and `inspect` prints.
@@ -52,6 +153,17 @@ pub const PRESETS: &[TargetProfile] = &[
         hz: 3e9,
         l2_bytes: 1 << 20,
         about: "x86-64 with AVX-512 F/BW/VL/DQ and VNNI (Ice Lake, Zen 4 and later)",
+        measured: Vec::new(),
+    },
+    TargetProfile {
+        name: "cpu:avxvnni",
+        arch: "x86_64",
+        isas: &[Isa::AvxVnni, Isa::Avx2, Isa::Scalar],
+        core_bandwidth: 15e9,
+        total_bandwidth: 30e9,
+        hz: 3e9,
+        l2_bytes: 1 << 20,
+        about: "x86-64 with AVX2 and AVX-VNNI (Alder Lake and later)",
         measured: Vec::new(),
     },
     TargetProfile {

@@ -47,7 +47,7 @@ fn main() {
         "| kernel | heads / KV heads x head_dim | rows (of one slot) | depth | GB/s of KV | plain read GB/s | GMAC/s |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
-    for &i in Isa::ALL.iter().filter(|i| i.available()) {
+    for i in Isa::classes().filter(|i| i.available()) {
         for kv in [KvType::F32, KvType::F16, KvType::Q8_0] {
             let wanted = ty.as_ref().is_none_or(|t| *t == kv.name())
                 && isa.as_ref().is_none_or(|n| *n == i.name());

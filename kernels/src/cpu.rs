@@ -6,6 +6,8 @@ pub mod abi;
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub mod avxvnni;
 pub mod features;
 #[cfg(target_arch = "x86_64")]
 mod lanes;

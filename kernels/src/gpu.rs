@@ -8,6 +8,8 @@ pub mod abi;
 pub mod attention;
 pub mod embed;
 pub mod logits;
+pub mod matmul;
+pub mod rates;
 pub mod rope;
 pub mod rows;
 pub mod tile;

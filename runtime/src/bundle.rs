@@ -19,7 +19,7 @@ pub(crate) mod sample;
 mod tests;
 
 pub use header::{Header, Section, SectionKind};
-pub use machine::Machine;
+pub use machine::{Machine, TARGETS_BY_CAPABILITY, TARGETS_BY_NAME, target_for};
 pub use writer::BundleWriter;
 
 use crate::error::Error;
@@ -269,13 +269,22 @@ impl Bundle {
         lines.concat()
     }
 
-    /// The first plan `machine` can run.
+    /// This machine, as far as the bundle's plans ask about it.
+    pub fn machine(&self) -> Machine {
+        Machine::detect_for(self.manifest.plans.iter().map(|plan| &plan.requires))
+    }
+
+    /// The first plan `machine` can run, plans for GPUs before others.
     ///
     /// # Errors
     /// [`Error::Memory`] if only memory is missing, else [`Error::Mismatch`] with all of [`Bundle::mismatches`].
     pub fn pick_plan(&self, machine: &Machine) -> Result<&TargetPlan, Error> {
         let runs = |plan: &&TargetPlan| machine.platform_mismatches(&plan.requires).is_empty();
-        let mut candidates = self.manifest.plans.iter().filter(runs).peekable();
+        let plans = || self.manifest.plans.iter().filter(runs);
+        let on_gpu = plans().filter(|plan| plan.gpu.is_some());
+        let mut candidates = on_gpu
+            .chain(plans().filter(|plan| plan.gpu.is_none()))
+            .peekable();
         let Some(first) = candidates.peek() else {
             return Err(Error::Mismatch(self.mismatches(machine)));
         };

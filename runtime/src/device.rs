@@ -1,9 +1,14 @@
 //! What runs programs. A device owns the memory a plan asks for and executes one program at a time; which program, with
-//! which rows, is `executor`'s decision. `cpu` jumps into machine code; a GPU would replay a launch list.
+//! which rows, is `executor`'s decision. `cpu` jumps into machine code; `gpu` plays a launch list on an `accelerator`.
 
+pub mod accelerator;
 pub mod cpu;
+pub mod cuda;
+pub mod gpu;
+mod limits;
 
 pub use cpu::CpuDevice;
+pub use gpu::GpuDevice;
 
 use crate::error::Error;
 use crate::kv_cache::KvCache;
@@ -21,6 +26,17 @@ pub struct StepInput<'a> {
     pub logit_rows: &'a [u32],
     /// Page table.
     pub kv: &'a KvCache,
+}
+
+/// The largest logits of a row: by logit descending, then by id ascending; none is NaN or minus infinity.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidates<'a> {
+    /// Token ids.
+    pub ids: &'a [u32],
+    /// Their logits.
+    pub logits: &'a [f32],
+    /// Whether there are no others above minus infinity.
+    pub all: bool,
 }
 
 /// How long the parts of one program run took; times in seconds.
@@ -49,24 +65,68 @@ pub struct WorkerTimeline {
 
 /// Something that runs the programs of one plan.
 pub trait Device: Send {
-    /// Runs program `program` of the plan over `step` and returns when it is done.
+    /// Runs program `program` of the plan over `step`. It may return before the program is done; programs are done in the
+    /// order they were run, and [`Device::finish`] waits for them.
     ///
     /// # Errors
     /// [`Error::Device`] if the input is outside what the program was compiled for, or the device fails.
     fn run(&mut self, program: usize, step: &StepInput<'_>) -> Result<(), Error>;
 
+    /// Returns when all programs are done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if one of them failed.
+    fn finish(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Row `row` of the logits that the last head program left: `[vocab_size]`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot give them.
     ///
     /// # Panics
     /// If the plan has no such row.
-    fn logits(&self, row: usize) -> &[f32];
+    fn logits(&mut self, row: usize) -> Result<&[f32], Error>;
 
     /// Calls `visit(row, logits)` once for each of the first `rows` logits rows, on any worker, in any order.
     ///
+    /// # Errors
+    /// As [`Device::logits`]; some rows may have been visited then.
+    ///
     /// # Panics
     /// If the plan has no such rows.
-    fn visit_logits(&mut self, rows: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
-        (0..rows).for_each(|row| visit(row, self.logits(row)));
+    fn visit_logits(
+        &mut self,
+        rows: usize,
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<(), Error> {
+        for row in 0..rows {
+            visit(row, self.logits(row)?);
+        }
+        Ok(())
+    }
+
+    /// The largest logits of row `row` of the last head program, if the device sorts them out: a few of them are a small
+    /// part of what [`Device::logits`] would bring from its memory.
+    ///
+    /// # Errors
+    /// As [`Device::logits`].
+    ///
+    /// # Panics
+    /// If the plan has no such row.
+    fn candidates(&mut self, row: usize) -> Result<Option<Candidates<'_>>, Error> {
+        let _ = row;
+        Ok(None)
+    }
+
+    /// Bytes per second that programs can read of the device's own memory, measured now; none if it has none, or cannot
+    /// tell.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
+        Ok(None)
     }
 
     /// Starts or stops keeping the times of what runs.

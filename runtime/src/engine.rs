@@ -221,15 +221,15 @@ impl Engine {
     /// Runs one step for all requests in the batch and tells what happened, in the order the requests were submitted.
     ///
     /// # Errors
-    /// The device failed. No request has moved; stepping again repeats the step.
+    /// The device failed. No request has moved; unless the device is lost, stepping again repeats the step.
     pub fn step(&mut self) -> Result<Vec<Event>, Error> {
         self.admit();
         let taken = self.plan_rows();
         if !self.rows.is_empty() {
             self.executor.step(&self.rows)?;
         }
+        let mut tokens = self.sample(&taken)?.into_iter();
         let mut events = std::mem::take(&mut self.pending);
-        let mut tokens = self.sample(&taken).into_iter();
         let mut running = Vec::with_capacity(self.active.len());
         for (mut sequence, rows) in std::mem::take(&mut self.active).into_iter().zip(taken) {
             let mut finished = None;
@@ -251,20 +251,38 @@ impl Engine {
         Ok(events)
     }
 
-    /// The next token of each sequence whose last row has logits, in order. Samplers are independent of each other, so
-    /// they run on whatever threads the executor has.
-    fn sample(&mut self, taken: &[usize]) -> Vec<u32> {
+    /// The next token of each sequence whose last row has logits, in order: from the largest logits where the device sorts
+    /// them out and they decide it, else from all. Samplers are independent of each other, so they run on whatever threads
+    /// the executor has.
+    fn sample(&mut self, taken: &[usize]) -> Result<Vec<u32>, Error> {
+        let executor = &mut self.executor;
         let sampled = self.active.iter_mut().zip(taken);
         let sampled = sampled.filter(|(sequence, rows)| sequence.has_logits(**rows));
-        // Each lock is taken once, by the one who visits its row.
-        let sampled: Vec<Mutex<(&mut Sequence, u32)>> =
-            sampled.map(|(s, _)| Mutex::new((s, 0))).collect();
-        self.executor.visit_logits(sampled.len(), &|row, logits| {
-            let mut sampled = sampled[row].lock().unwrap_or_else(PoisonError::into_inner);
-            sampled.1 = sampled.0.choose(logits);
-        });
-        let token = |s: Mutex<(_, u32)>| s.into_inner().unwrap_or_else(PoisonError::into_inner).1;
-        sampled.into_iter().map(token).collect()
+        let mut sampled: Vec<(&mut Sequence, Option<u32>)> =
+            sampled.map(|(s, _)| (s, None)).collect();
+        for (row, (sequence, token)) in sampled.iter_mut().enumerate() {
+            if !sequence.takes_candidates() {
+                continue;
+            }
+            match executor.candidates(row)? {
+                Some(candidates) => *token = sequence.choose_among(&candidates),
+                None => break,
+            }
+        }
+        if sampled.iter().all(|(_, token)| token.is_none()) {
+            // Each lock is taken once, by the one who visits its row.
+            let locked: Vec<Mutex<_>> = sampled.iter_mut().map(Mutex::new).collect();
+            executor.visit_logits(locked.len(), &|row, logits| {
+                let mut sampled = locked[row].lock().unwrap_or_else(PoisonError::into_inner);
+                sampled.1 = Some(sampled.0.choose(logits));
+            })?;
+        }
+        for (row, (sequence, token)) in sampled.iter_mut().enumerate() {
+            if token.is_none() {
+                *token = Some(sequence.choose(executor.logits(row)?));
+            }
+        }
+        Ok(sampled.into_iter().filter_map(|(_, token)| token).collect())
     }
 
     fn admit(&mut self) {

@@ -6,9 +6,10 @@ mod buckets;
 #[cfg(test)]
 mod tests;
 
-use crate::bundle::{Bundle, Machine};
+use crate::bundle::Bundle;
 use crate::device::cpu::{CpuDevice, DEFAULT_SPIN};
-use crate::device::{Device, StepInput, Timeline};
+use crate::device::cuda::Cuda;
+use crate::device::{Candidates, Device, GpuDevice, StepInput, Timeline};
 use crate::error::Error;
 use crate::kv_cache::KvCache;
 use crate::manifest::{Limits, Manifest, Stage};
@@ -63,9 +64,9 @@ pub struct StepStats {
     pub head_program: Option<usize>,
     /// Head programs run; more than one if more logits were wanted than the largest computes.
     pub head_runs: u32,
-    /// Seconds in the trunk program.
+    /// Seconds until the trunk program was done or, where the device works on its own, given to it.
     pub trunk_seconds: f64,
-    /// Seconds in head programs.
+    /// Seconds from then until the device had done everything.
     pub head_seconds: f64,
 }
 
@@ -104,14 +105,24 @@ impl Executor {
     /// [`Error::Mismatch`] and [`Error::Memory`] from [`Bundle::pick_plan`]; whatever loading reports.
     pub fn new(bundle: impl Into<Arc<Bundle>>, options: ExecutorOptions) -> Result<Self, Error> {
         let bundle = bundle.into();
-        let picked = bundle.pick_plan(&Machine::detect())?;
+        let machine = bundle.machine();
+        let picked = bundle.pick_plan(&machine)?;
         let plans = &bundle.manifest().plans;
         let plan = plans
             .iter()
             .position(|p| std::ptr::eq(p, picked))
             .unwrap_or(0);
-        let device = CpuDevice::new(bundle.clone(), plan, options.spin, options.touch_memory)?;
-        Self::with_plan(bundle.manifest(), plan, Box::new(device))
+        let device: Box<dyn Device> = match &picked.gpu {
+            Some(_) => {
+                let ordinal = machine.gpu_for(&picked.requires).unwrap_or(0);
+                Box::new(GpuDevice::new(&bundle, plan, Cuda::open(ordinal)?)?)
+            }
+            None => {
+                let (spin, touch) = (options.spin, options.touch_memory);
+                Box::new(CpuDevice::new(bundle.clone(), plan, spin, touch)?)
+            }
+        };
+        Self::with_plan(bundle.manifest(), plan, device)
     }
 
     /// Runs the first plan of `manifest` on any device, as tests do.
@@ -226,33 +237,67 @@ impl Executor {
 
     /// Logits of the i-th row of the last step that wanted them: `[vocab_size]`.
     ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot give them.
+    ///
     /// # Panics
     /// If the last step had no such row.
-    pub fn logits(&self, i: usize) -> &[f32] {
+    pub fn logits(&mut self, i: usize) -> Result<&[f32], Error> {
         let count = self.stats.logits_rows as usize;
         assert!(i < count, "logits row {i} of {count}");
         if self.gathered.is_empty() {
             return self.device.logits(i);
         }
         let width = self.vocab_size as usize;
-        &self.gathered[i * width..][..width]
+        Ok(&self.gathered[i * width..][..width])
     }
 
     /// Calls `visit(i, logits)` once for each of the first `count` logits rows of the last step, on all workers, in any
     /// order. A panic in it aborts the process.
     ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot give them; some rows may have been visited then.
+    ///
     /// # Panics
     /// If the last step had fewer such rows.
-    pub fn visit_logits(&mut self, count: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+    pub fn visit_logits(
+        &mut self,
+        count: usize,
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<(), Error> {
         let rows = self.stats.logits_rows as usize;
         assert!(count <= rows, "{count} logits rows of {rows}");
         if self.gathered.is_empty() {
-            self.device.visit_logits(count, visit);
-            return;
+            return self.device.visit_logits(count, visit);
         }
         let rows = self.gathered.chunks_exact(self.vocab_size as usize);
         let rows = rows.take(count).enumerate();
         rows.for_each(|(i, logits)| visit(i, logits));
+        Ok(())
+    }
+
+    /// The largest logits of the i-th row of the last step that wanted them, if the device sorts them out.
+    ///
+    /// # Errors
+    /// As [`Executor::logits`].
+    ///
+    /// # Panics
+    /// If the last step had no such row.
+    pub fn candidates(&mut self, i: usize) -> Result<Option<Candidates<'_>>, Error> {
+        let count = self.stats.logits_rows as usize;
+        assert!(i < count, "logits row {i} of {count}");
+        match self.gathered.is_empty() {
+            true => self.device.candidates(i),
+            false => Ok(None),
+        }
+    }
+
+    /// Bytes per second that programs can read of the device's own memory; none where that is this machine's memory.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    pub fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
+        self.device.read_bandwidth()
     }
 
     /// Starts or stops keeping the times of every kernel call; a step then takes a little longer.
@@ -365,10 +410,11 @@ impl Executor {
             self.stats.head_runs += 1;
             if several {
                 for row in 0..logit_rows.len() {
-                    self.gathered.extend_from_slice(self.device.logits(row));
+                    self.gathered.extend_from_slice(self.device.logits(row)?);
                 }
             }
         }
+        self.device.finish()?;
         self.stats.logits_rows = self.logit_rows.len() as u32;
         self.stats.head_seconds = start.elapsed().as_secs_f64();
         Ok(())

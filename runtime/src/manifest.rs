@@ -80,10 +80,23 @@ pub struct GpuPlan {
     pub step: StepLayout,
     /// First bytes of the arena that are zero before the first launch; kernels leave them zero.
     pub zeroed_bytes: u64,
+    /// The largest logits of each row, if head programs sort them out.
+    pub candidates: Option<CandidatePlan>,
     /// Index of the section of kernel sources.
     pub source_section: u32,
     /// What launches name.
     pub kernels: Vec<GpuKernel>,
+}
+
+/// Where head programs leave the largest logits of each logits row: by logit descending, then by id ascending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CandidatePlan {
+    /// Logits per row.
+    pub count: u32,
+    /// Arena offset of their ids, `[rows][count]` u32; `u32::MAX` where a row has fewer.
+    pub ids_offset: u64,
+    /// Arena offset of their values, `[rows][count]` f32.
+    pub values_offset: u64,
 }
 
 /// One compiled kernel.

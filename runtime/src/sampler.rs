@@ -7,6 +7,7 @@ mod penalties;
 #[cfg(test)]
 mod tests;
 
+use crate::device::Candidates;
 use candidates::Candidate;
 pub use candidates::argmax;
 pub use penalties::Penalties;
@@ -195,34 +196,79 @@ impl Sampler {
         token
     }
 
+    /// Whether [`Sampler::sample_among`] may have an answer: not if penalties change logits, or all of them take part.
+    pub fn takes_candidates(&self) -> bool {
+        let penalise = self.params.penalties.active() && !self.seen.is_empty();
+        let few = self.params.temperature <= 0.0 || self.params.top_k > 0;
+        let forbids = |&(_, bias): &(u32, f32)| bias == f32::NEG_INFINITY;
+        few && !penalise && self.params.logit_bias.iter().all(forbids)
+    }
+
+    /// The token that [`Sampler::sample`] would choose from all logits, if the largest ones decide it; else nothing has
+    /// happened.
+    pub fn sample_among(&mut self, largest: &Candidates<'_>) -> Option<u32> {
+        if !self.takes_candidates() {
+            return None;
+        }
+        let k = match self.params.temperature <= 0.0 {
+            true => 1,
+            false => self.params.top_k as usize,
+        };
+        let bias = &self.params.logit_bias;
+        let forbidden = |id: u32| bias.iter().any(|&(token, _)| token == id);
+        self.kept.clear();
+        let pairs = largest.ids.iter().zip(largest.logits);
+        let left = pairs.filter(|(id, _)| !forbidden(**id)).take(k);
+        self.kept
+            .extend(left.map(|(&id, &logit)| Candidate { id, logit }));
+        if self.params.temperature <= 0.0 {
+            return match self.kept.first() {
+                // Their order tells the two zeros apart, which are equal.
+                Some(best) => (best.logit != 0.0).then_some(best.id),
+                None => largest.all.then_some(0),
+            };
+        }
+        // Where top-k keeps everything, what is kept is in the order of ids.
+        let more = !largest.all || largest.ids.len() > k;
+        (self.kept.len() == k && more).then(|| self.draw(true))
+    }
+
     fn choose(&mut self, logits: &[f32]) -> u32 {
         let Sampling {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            ..
+            temperature, top_k, ..
         } = self.params;
         if temperature <= 0.0 {
             return candidates::argmax(logits);
         }
-        let kept = &mut self.kept;
         let k = if top_k == 0 {
             logits.len()
         } else {
             (top_k as usize).min(logits.len())
         };
-        if k == logits.len() {
-            candidates::all(logits, kept);
-            if top_p < 1.0 {
-                let total = candidates::mass(kept, 1.0);
-                candidates::sort_until_mass(kept, f64::from(top_p) * total);
-            }
+        let few = k < logits.len();
+        if few {
+            candidates::top_k(logits, k, &mut self.kept);
         } else {
-            candidates::top_k(logits, k, kept);
-            if top_p < 1.0 {
-                let total = candidates::mass(kept, 1.0);
-                candidates::truncate_at_mass(kept, f64::from(top_p) * total);
+            candidates::all(logits, &mut self.kept);
+        }
+        self.draw(few)
+    }
+
+    /// Filters what is kept and draws from it; `sorted`: it is, best first.
+    fn draw(&mut self, sorted: bool) -> u32 {
+        let Sampling {
+            temperature,
+            top_p,
+            min_p,
+            ..
+        } = self.params;
+        let kept = &mut self.kept;
+        if top_p < 1.0 {
+            let target = f64::from(top_p) * candidates::mass(kept, 1.0);
+            if sorted {
+                candidates::truncate_at_mass(kept, target);
+            } else {
+                candidates::sort_until_mass(kept, target);
             }
         }
         if min_p > 0.0 {

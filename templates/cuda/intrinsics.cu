@@ -35,11 +35,11 @@ struct alignas(8) Arg<u64> {
 // A function that kernels call; a table of constants.
 #define DEVICE __device__ __forceinline__
 #define CONSTANT __device__ constexpr
-// KERNEL(name, threads, Params) { ... p.field ... }; the other one has registers for so few that `blocks` blocks fit a
-// multiprocessor, and uses all of those.
+// KERNEL(name, threads, Params) { ... p.field ... }
 #define KERNEL(NAME, THREADS, PARAMS) \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ PARAMS p)
-#define KERNEL_WITH_BLOCKS(NAME, THREADS, BLOCKS, PARAMS) \
+// The same with registers for BLOCKS thread blocks on a multiprocessor: as many as that allows, but no more.
+#define KERNEL_RESIDENT(NAME, THREADS, BLOCKS, PARAMS) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ PARAMS p)
 
 // 750, 800, 860, 890, 900, 1000, 1200.
@@ -93,6 +93,12 @@ DEVICE T shuffle_xor(T v, u32 mask) { return __shfl_xor_sync(~0u, v, static_cast
 template <typename T>
 DEVICE T shuffle_down(T v, u32 d) { return __shfl_down_sync(~0u, v, d); }
 DEVICE u32 ballot(bool p) { return __ballot_sync(~0u, p); }
+// The same value, which the compiler does not know and so keeps in a register instead of computing it again. All lanes.
+DEVICE u32 keep(u32 v) {
+    u32 r;
+    asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, 0xffffffff;" : "=r"(r) : "r"(v), "r"(lane()));
+    return r;
+}
 
 // ---- Memory.
 

@@ -87,9 +87,9 @@ void land(Block& block, size_t which) {
 void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
     Block& block = *self->warp->block;
     const u8* start = static_cast<u8*>(to);
-    if (start < self->shared || start + bytes > self->shared + current->shared_bytes)
+    if (start < self->shared || start + bytes > self->shared + self->shared_bytes)
         fail("copy_bulk of %u bytes to %lld of %u bytes of shared memory", bytes, (long long)(start - self->shared),
-             current->shared_bytes);
+             self->shared_bytes);
     phase_of("copy_bulk", barrier);
     // Read here, so that an address that is no buffer's is found in the kernel.
     std::vector<u8> bounds(bytes);
@@ -103,8 +103,8 @@ void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
 
 void copy_async(void* to, const void* from) {
     const u8* start = static_cast<u8*>(to);
-    if (start < self->shared || start + 16 > self->shared + current->shared_bytes)
-        fail("copy_async_16 to %lld of %u bytes of shared memory", (long long)(start - self->shared), current->shared_bytes);
+    if (start < self->shared || start + 16 > self->shared + self->shared_bytes)
+        fail("copy_async_16 to %lld of %u bytes of shared memory", (long long)(start - self->shared), self->shared_bytes);
     u8 bytes[16];
     memcpy(bytes, from, 16);
     copy_starts(*self, u64(start - self->shared), 16, false, __builtin_return_address(0));

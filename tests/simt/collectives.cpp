@@ -120,7 +120,7 @@ static void read_b(Warp& warp, const Wgmma& w) {
     for (u32 n = 0; n < w.n; n++)
         for (u32 k = 0; k < 16; k += 8) {
             const u64 row = row_of_b(w.descriptor, n, k);
-            if (row + 16 > current->shared_bytes) fail("wgmma_f16 reads b beyond %u bytes of shared memory", current->shared_bytes);
+            if (row + 16 > self->shared_bytes) fail("wgmma_f16 reads b beyond %u bytes of shared memory", self->shared_bytes);
             tensor_read(warp.threads[0], row, 16, w.pc);
         }
 }

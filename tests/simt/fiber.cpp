@@ -13,11 +13,11 @@ constexpr size_t STACK_BYTES = 256 << 10;
 constexpr size_t PAGE = 65536;
 
 #ifndef SIMT_UCONTEXT
+
 // Saves the registers that calls preserve, stores the stack pointer in *from, and continues at `to`.
 extern "C" void simt_switch(void** from, void* to) __asm__("simt_switch");
-#endif
 
-#if defined(__x86_64__)
+#ifdef __x86_64__
 __asm__(R"(
 .text
 .globl simt_switch
@@ -38,7 +38,7 @@ simt_switch:
     popq %rbp
     ret
 )");
-#elif defined(__aarch64__)
+#else
 __asm__(R"(
 .text
 .globl simt_switch
@@ -73,6 +73,8 @@ simt_switch:
 )");
 #endif
 
+#endif  // SIMT_UCONTEXT
+
 // Who is switched to, and who left: the other side of a switch finishes it.
 static Fiber* arriving;
 static Fiber* leaving;
@@ -88,23 +90,24 @@ void fiber_prepare(Fiber& fiber, size_t stagger, void (*entry)()) {
         fiber.bytes = STACK_BYTES - PAGE;
     }
     char* top = fiber.stack + fiber.bytes - stagger % 61 * 64;
-#if defined(__x86_64__)
+#if defined(SIMT_UCONTEXT)
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack;
+    fiber.context.uc_stack.ss_size = size_t(top - fiber.stack);
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, entry, 0);
+#elif defined(__x86_64__)
+    // As simt_switch leaves it: six registers, the address to continue at, and that function's own return address.
     uintptr_t* words = reinterpret_cast<uintptr_t*>(top);
     words[-1] = 0;
     words[-2] = reinterpret_cast<uintptr_t>(entry);
     fiber.top = words - 8;
-#elif defined(__aarch64__)
+#else
+    // x29 and x30, the frame and the address to continue at, are words 10 and 11.
     uintptr_t* words = reinterpret_cast<uintptr_t*>(top - 160);
     words[10] = 0;
     words[11] = reinterpret_cast<uintptr_t>(entry);
     fiber.top = words;
-#else
-    (void)top;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = fiber.bytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, entry, 0);
 #endif
 }
 

@@ -4,6 +4,8 @@
 
 #if !defined(__x86_64__) && !defined(__aarch64__)
 #define SIMT_UCONTEXT
+#endif
+#ifdef SIMT_UCONTEXT
 #include <ucontext.h>
 #endif
 

@@ -39,7 +39,7 @@ struct alignas(8) Arg<u64> {
     static const simt::Entry NAME##_entry(#NAME, THREADS, sizeof(PARAMS),                            \
                                           [](const void* p) { NAME(*static_cast<const PARAMS*>(p)); }); \
     static void NAME(const PARAMS& p)
-#define KERNEL_WITH_BLOCKS(NAME, THREADS, BLOCKS, PARAMS) KERNEL(NAME, THREADS, PARAMS)
+#define KERNEL_RESIDENT(NAME, THREADS, BLOCKS, PARAMS) KERNEL(NAME, THREADS, PARAMS)
 
 #ifndef SIMT_ARCH
 #define SIMT_ARCH 900
@@ -66,6 +66,7 @@ struct Place {
     const u32* block;  // x, y, z
     const u32* grid;
     u8* shared;
+    u32 shared_bytes;
 };
 // Of the thread that runs.
 extern const Place* here;
@@ -170,6 +171,7 @@ DEVICE T shuffle_down(T v, u32 d, SIMT_LINE) {
     return simt::shuffle(simt::Op::ShuffleDown, v, lane() + d < 32 ? lane() + d : lane(), line);
 }
 DEVICE u32 ballot(bool p, SIMT_LINE) { return simt::warp_ballot(p, line); }
+DEVICE u32 keep(u32 v) { return v; }
 
 DEVICE U4 load_stream(const U4* p) {
     simt::aligned("load_stream", p, 16);

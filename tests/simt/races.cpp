@@ -81,19 +81,20 @@ void learn_signal(Block& block, const u64* barrier, Thread& thread) {
 void forget_signal(Block& block, const u64* barrier) { forget(signal_of(block, barrier)); }
 
 void races_prepare(Block& block, u32 shared_bytes) {
-    block.races.words.assign((shared_bytes + 3) / 4, Word());
-    block.races.engine_time = block.races.last_time = 0;
+    Races& races = block.races;
+    // Words of earlier launches are older than any start; only when time runs out they must go.
+    if (races.last_time > UNDER_WAY / 2) races.words.clear(), races.last_time = 0;
+    if (races.words.size() < (shared_bytes + 3) / 4) races.words.resize((shared_bytes + 3) / 4);
 }
 
 void races_start(Block& block, u32 threads) {
-    // Everything of the slot's earlier blocks has been seen.
     Seen* seen = make(threads + 1);
     std::fill_n(seen->time, threads + 1, block.races.last_time);
     block.races.engine_time = block.races.last_time + 1;
     for (u32 t = 0; t < threads; t++) {
         Order& order = block.threads[t].order;
         know(block.threads[t], seen);
-        order.time = block.races.last_time + 1;
+        order.start = order.time = block.races.last_time + 1;
         order.fenced = block.races.last_time;
     }
     forget(seen);
@@ -129,7 +130,7 @@ void races_end(Block& block, u32 threads) {
 
 // Whether an earlier access to some of `bytes` is not ordered before what `thread` does now.
 static bool unordered(const Access& a, u8 bytes, const Thread& thread) {
-    if (!(a.bytes & bytes)) return false;
+    if (!(a.bytes & bytes) || a.time < thread.order.start) return false;
     if (a.time == UNDER_WAY) return true;
     return a.thread != thread.thread && a.time > thread.order.seen->time[a.thread];
 }
@@ -191,7 +192,10 @@ void bulk_ends(Block& block, u64 offset, u32 bytes, const u64* barrier) {
     Races& races = block.races;
     each_word(block, offset, bytes, [&](Word& word, u8, u64) { word.write.time = races.engine_time; });
     Seen*& signal = signal_of(block, barrier);
-    if (!signal) fail("copy_bulk: nobody expects its bytes");
+    if (!signal) {
+        signal = make(current->kernel->threads + 1);
+        std::fill_n(signal->time, signal->size, 0);
+    }
     signal->time[signal->size - 1] = races.engine_time++;
 }
 
@@ -222,7 +226,7 @@ static bool suspicious(size_t address) {
 static void track(size_t address, size_t bytes, bool writes, const void* pc) {
     if (!self) return;
     const u64 offset = address - reinterpret_cast<size_t>(self->shared);
-    if (offset < current->shared_bytes && bytes <= current->shared_bytes - offset) accessed(offset, u32(bytes), writes, pc);
+    if (offset < self->shared_bytes && bytes <= self->shared_bytes - offset) accessed(offset, u32(bytes), writes, pc);
 }
 
 }  // namespace simt

@@ -25,8 +25,8 @@ struct Seen {
 // A thread's own part of the order.
 struct Order {
     Seen* seen = nullptr;
-    // Rises whenever others may learn of what was before.
-    u32 time = 0;
+    // Rises whenever others may learn of what was before; what was before `start` everybody has seen.
+    u32 time = 0, start = 0;
     // What it wrote up to here is ordered before the asynchronous proxy.
     u32 fenced = 0;
 };
@@ -55,7 +55,7 @@ struct Races {
     std::vector<Signal> signals;
 };
 
-// Before the first block of a launch, at the start and at the end of a block.
+// Before the first block of a launch in this place, at the start and at the end of each.
 void races_prepare(Block& block, u32 shared_bytes);
 void races_start(Block& block, u32 threads);
 void races_end(Block& block, u32 threads);

@@ -262,6 +262,7 @@ static void start(Block& block, u32 number) {
         thread.block = block.index;
         thread.grid = grid;
         thread.shared = block.shared;
+        thread.shared_bytes = current->shared_bytes;
         thread.warp = &block.warps[t / 32];
         thread.waits = "nothing";
         thread.done = false;

@@ -112,9 +112,9 @@ fn every_sync_is_needed(
     let wrong = wrong_seeds(&simt, name, geometry, input, expected, 24);
     assert_eq!(wrong, [0; 0], "{name}");
     for (i, call) in calls.iter().enumerate() {
-        let wrong = wrong_seeds(&simt, &format!("{name}_{i}"), geometry, input, expected, 5);
+        let wrong = wrong_seeds(&simt, &format!("{name}_{i}"), geometry, input, expected, 3);
         assert!(
-            wrong.len() >= 4,
+            wrong.len() >= 2,
             "{name} without {call} is wrong for seeds {wrong:?} only"
         );
     }
@@ -421,7 +421,7 @@ fn mistakes_are_named() {
         return;
     };
     for (kernel, (mistake, says)) in kernels.iter().zip(mistakes) {
-        for seed in 0..3 {
+        for seed in 0..2 {
             let device = simt.fresh();
             let buffer = device.alloc(256);
             let result = device.launch(&kernel.name, geometry(2, 256), &[buffer.into()], seed);

@@ -4,7 +4,7 @@ use super::progress::Bars;
 use crate::compile::{self, DEFAULT_BATCH, Options, size};
 use crate::error::Error;
 use crate::plan::{MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Plan, Work, in_range};
-use crate::target::TargetProfile;
+use crate::target::{Target, TargetProfile};
 use crate::tune::cache::{Cache, Device};
 use clap::{Args, ValueEnum};
 use coldpress_kernels::cpu::abi::KvType;
@@ -15,9 +15,9 @@ use std::time::Instant;
 /// Choices that `compile` and `run MODEL.gguf` share.
 #[derive(Args, Clone, Debug)]
 pub struct CompileFlags {
-    /// Machine to compile for; see `coldpress targets`.
-    #[arg(long, default_value = "native")]
-    pub target: String,
+    /// Machine to compile for, see `coldpress targets`; several by commas or by repeating it.
+    #[arg(long, default_value = "native", value_delimiter = ',')]
+    pub target: Vec<String>,
     /// Tokens per sequence [default: the model's, at most 4096].
     #[arg(short = 'c', long, visible_aliases = ["max-model-len", "context-length"])]
     pub ctx_size: Option<usize>,
@@ -30,6 +30,9 @@ pub struct CompileFlags {
     /// Times measured by `coldpress tune` [default: tune.json in the user's cache folder, if there].
     #[arg(long, value_name = "FILE", conflicts_with = "no_tune_cache")]
     pub tune_cache: Option<PathBuf>,
+    /// Compile every GPU kernel again, and keep none.
+    #[arg(long)]
+    pub no_kernel_cache: bool,
     /// Use the built-in table of kernel speeds only.
     #[arg(long)]
     pub no_tune_cache: bool,
@@ -69,11 +72,18 @@ impl CompileFlags {
             max_context: self.ctx_size,
             kv_type,
             threads: self.threads,
-            ..Options::new(TargetProfile::parse(&self.target)?)
+            kernel_cache: (!self.no_kernel_cache).then(|| super::cache_home().join("kernels")),
+            ..Options::new(TargetProfile::native())
         };
+        let targets = self.target.iter().map(|name| Target::parse(name));
+        options.targets = targets.collect::<Result<_, _>>()?;
         if let Some(cache) = self.cache()? {
-            let device = Device::here(&options.target, options.workers());
-            options.target.measured = cache.measured(&device);
+            let workers = options.workers();
+            for target in &mut options.targets {
+                if let Target::Cpu(profile) = target {
+                    profile.measured = cache.measured(&Device::here(profile, workers));
+                }
+            }
         }
         Ok(options)
     }
@@ -136,7 +146,8 @@ impl CompileArgs {
         options.emit = self.emit.clone();
         if self.dry_run {
             let prepared = compile::prepare(&self.model, &options)?;
-            return Ok(rt::print(&format!("{}\n", summary(&prepared.plan)))?);
+            let summaries: Vec<String> = prepared.plans.iter().map(summary).collect();
+            return Ok(rt::print(&format!("{}\n", summaries.join("\n")))?);
         }
         let out = match &self.output {
             Some(path) => path.clone(),
@@ -149,7 +160,9 @@ impl CompileArgs {
             compile::compile(&self.model, &out, &options, &mut Bars::new())?
         };
         let written = std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0);
-        eprintln!("{}", summary(&prepared.plan));
+        for plan in &prepared.plans {
+            eprintln!("{}", summary(plan));
+        }
         let (context, trained) = (
             options.max_context.unwrap_or(0),
             prepared.model.info.max_context,
@@ -180,10 +193,13 @@ fn default_output(model: &Path, exe: bool) -> PathBuf {
 /// Memory and predicted speed of a plan, as a few lines.
 fn summary(plan: &Plan) -> String {
     let m = plan.memory();
+    let by = match &plan.target {
+        Target::Cpu(_) => format!("{} workers", plan.workers),
+        Target::Cuda(target) => target.profile.arch.to_string(),
+    };
     let mut text = format!(
-        "target   {}, {} workers, batch {}, context {}\nmemory   weights {} + kv {} ({} per token) + activations {} = {}",
-        plan.target.name,
-        plan.workers,
+        "target   {}, {by}, batch {}, context {}\nmemory   weights {} + kv {} ({} per token) + activations {} = {}",
+        plan.target.name(),
         plan.limits.max_batch,
         plan.limits.max_context,
         size(m.weights),
@@ -256,12 +272,13 @@ mod tests {
     #[test]
     fn absurd_numbers_are_usage_errors() {
         let flags = |ctx_size, threads| CompileFlags {
-            target: "native".into(),
+            target: vec!["native".into()],
             ctx_size,
             kv_type: KvFlag::F16,
             threads,
             tune_cache: None,
             no_tune_cache: true,
+            no_kernel_cache: true,
         };
         assert!(
             flags(Some(MAX_CONTEXT), Some(MAX_WORKERS))

@@ -22,23 +22,32 @@ impl ExplainArgs {
     /// Prints how the tensor got from GGUF to machine code.
     pub fn execute(self) -> Result<(), Error> {
         let bundle = Bundle::open(&self.bundle)?;
-        let notes: Notes = bundle.section_value(SectionKind::Notes)?;
-        let plan = &bundle.manifest().plans[0];
-        let code = bundle.section_bytes(plan.code_section).unwrap_or_default();
-        let x86 = plan.requires.arch == "x86_64";
-        let instructions = |start: u64, end: u64| {
-            let bytes = code.get(start as usize..end as usize).unwrap_or_default();
-            if x86 {
-                disassembled(bytes, start)
-            } else {
-                hexadecimal(bytes, start)
+        let notes: Vec<Notes> = bundle.section_value(SectionKind::Notes)?;
+        let mut text = String::new();
+        for (plan, notes) in bundle.manifest().plans.iter().zip(&notes) {
+            if bundle.manifest().plans.len() > 1 {
+                let _ = writeln!(text, "=== {}", plan.requires.target);
             }
-        };
-        let text =
-            explain::explain(&notes, &self.tensor, &instructions).map_err(|why| Error::Model {
-                what: self.tensor.clone(),
-                why,
-            })?;
+            let section = plan
+                .gpu
+                .as_ref()
+                .map_or(plan.code_section, |g| g.source_section);
+            let code = bundle.section_bytes(section).unwrap_or_default();
+            let shown = |start: u64, end: u64| {
+                let bytes = code.get(start as usize..end as usize).unwrap_or_default();
+                match plan.requires.arch.as_str() {
+                    "cuda" => String::from_utf8_lossy(bytes).into_owned(),
+                    "x86_64" => disassembled(bytes, start),
+                    _ => hexadecimal(bytes, start),
+                }
+            };
+            let explained =
+                explain::explain(notes, &self.tensor, &shown).map_err(|why| Error::Model {
+                    what: self.tensor.clone(),
+                    why,
+                })?;
+            text.push_str(&explained);
+        }
         Ok(rt::print(&text)?)
     }
 }

@@ -5,6 +5,7 @@ use super::compile::CompileFlags;
 use super::progress::Bars;
 use crate::compile::{self, DEFAULT_BATCH, Options};
 use crate::error::Error;
+use crate::target::Target;
 use clap::Args;
 use coldpress_runtime::bundle::Bundle;
 use coldpress_runtime::cli::run::RunArgs;
@@ -49,6 +50,9 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
         .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
         .unwrap_or_default();
     let threads = options.workers();
+    let targets: Vec<&str> = options.targets.iter().map(Target::name).collect();
+    let profiles = options.targets.iter().filter_map(Target::cpu);
+    let measured: Vec<_> = profiles.map(|p| &p.measured).collect();
     let mut key = Xxh3::new();
     key.write(
         format!(
@@ -57,11 +61,11 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
             meta.len(),
             modified.as_nanos(),
             crate::bundle::PRODUCER,
-            options.target.name,
+            targets.join(","),
             options.max_batch,
             options.max_context,
             options.kv_type,
-            options.target.measured,
+            measured,
         )
         .as_bytes(),
     );
@@ -72,7 +76,7 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
         eprintln!(
             "compiling {} for {} (once; kept in {})",
             model.display(),
-            options.target.name,
+            targets.join(","),
             bundle.display()
         );
         compile::compile(model, &bundle, &options, &mut Bars::new())?;

@@ -1,9 +1,9 @@
 //! `coldpress targets`.
 
 use crate::error::Error;
-use crate::target::{PRESETS, TargetProfile};
+use crate::target::{PRESETS, TargetProfile, cuda};
 use clap::Args;
-use coldpress_runtime::bundle::Machine;
+use coldpress_runtime::bundle::{Machine, target_for};
 use coldpress_runtime::cli as rt;
 use std::fmt::Write;
 
@@ -24,6 +24,17 @@ impl TargetsArgs {
             };
             let _ = writeln!(text, "{:<12} {}{mark}", preset.name, preset.about);
         }
+        for gpu in cuda::PRESETS {
+            let _ = writeln!(
+                text,
+                "{:<12} {} ({}, {} SMs, {:.0} GB/s)",
+                gpu.name,
+                gpu.about,
+                gpu.arch,
+                gpu.sms,
+                gpu.bandwidth / 1e9
+            );
+        }
         let machine = Machine::detect();
         let _ = writeln!(
             text,
@@ -33,6 +44,37 @@ impl TargetsArgs {
             crate::compile::size(machine.memory_bytes)
         );
         let _ = writeln!(text, "features: {}", machine.features.join(" "));
+        match &machine.gpus {
+            Ok(gpus) => gpus.iter().for_each(|gpu| {
+                let _ = writeln!(text, "gpu: {gpu}; --target {}", target_for(gpu));
+            }),
+            Err(why) => {
+                let _ = writeln!(text, "gpu: {why}");
+            }
+        }
         Ok(rt::print(&text)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coldpress_runtime::bundle::{TARGETS_BY_CAPABILITY, TARGETS_BY_NAME};
+
+    #[test]
+    fn what_the_runtime_recommends_can_be_compiled_for() {
+        let by_name = TARGETS_BY_NAME.iter().map(|&(_, target)| target);
+        let by_capability = TARGETS_BY_CAPABILITY.iter().map(|&(target, _)| target);
+        for target in by_name.chain(by_capability) {
+            assert!(cuda::CudaProfile::named(target).is_some(), "{target}");
+        }
+        let cards = cuda::PRESETS.iter().filter(|p| p.name != p.arch);
+        for card in cards {
+            assert!(
+                TARGETS_BY_NAME.iter().any(|t| t.1 == card.name),
+                "{}",
+                card.name
+            );
+        }
     }
 }

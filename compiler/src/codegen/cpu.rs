@@ -56,7 +56,8 @@ impl<'p> SymbolTable<'p> {
                     .iter()
                     .flat_map(|p| &p.stamps)
                     .for_each(|s| add(&s.symbol)),
-                Work::Elementwise { .. } => {}
+                // No plan for a CPU has grids.
+                Work::Elementwise { .. } | Work::Grid(_) => {}
             }
         }
         SymbolTable(table)
@@ -79,8 +80,12 @@ pub const BARRIER: &str = "barrier";
 
 /// Generates code for every program and worker of `plan`, on all cores; the bytes do not depend on how many. `progress`
 /// is called after each program.
-pub fn generate(plan: &Plan, mut progress: impl FnMut()) -> Result<CpuCode, Error> {
-    let isa = target_isa(&plan.target)?;
+pub fn generate(
+    plan: &Plan,
+    target: &TargetProfile,
+    mut progress: impl FnMut(),
+) -> Result<CpuCode, Error> {
+    let isa = target_isa(target)?;
     let symbols = SymbolTable::of(plan);
     let functions = plan.programs.len() * plan.workers;
     let threads = std::thread::available_parallelism()
@@ -100,7 +105,7 @@ pub fn generate(plan: &Plan, mut progress: impl FnMut()) -> Result<CpuCode, Erro
                         break;
                     }
                     let (program, worker) = (&plan.programs[i / plan.workers], i % plan.workers);
-                    let function = emit::function(isa, plan, program, worker, symbols);
+                    let function = emit::function(isa, (plan, target), program, worker, symbols);
                     // A closed queue means another function failed, which is reported.
                     if send.send((i, compile(isa, function, program))).is_err() {
                         break;
@@ -146,10 +151,15 @@ pub fn generate(plan: &Plan, mut progress: impl FnMut()) -> Result<CpuCode, Erro
 }
 
 /// Cranelift's text for one worker of one program, for `--emit`.
-pub fn clif(plan: &Plan, program: &ProgramPlan, worker: usize) -> Result<String, Error> {
-    let isa = target_isa(&plan.target)?;
+pub fn clif(
+    plan: &Plan,
+    target: &TargetProfile,
+    program: &ProgramPlan,
+    worker: usize,
+) -> Result<String, Error> {
+    let isa = target_isa(target)?;
     let symbols = SymbolTable::of(plan);
-    let function = emit::function(isa.as_ref(), plan, program, worker, &symbols);
+    let function = emit::function(isa.as_ref(), (plan, target), program, worker, &symbols);
     Ok(function.display().to_string())
 }
 

@@ -18,14 +18,14 @@ fn options(max_batch: usize, max_context: usize) -> Options {
         max_batch,
         max_context: Some(max_context),
         threads: Some(2),
-        ..Options::new(TargetProfile::native())
+        ..Options::new(Target::native())
     }
 }
 
 #[test]
 fn fit_takes_the_largest_context_that_fits() {
     let path = model_file();
-    let plan = |o: &Options| prepare(&path, o).map(|p| p.plan);
+    let plan = |o: &Options| prepare(&path, o).map(|mut p| p.plans.remove(0));
     for max_batch in [1, 3, 8] {
         let least = plan(&options(max_batch, PAGE_TOKENS)).expect("plans");
         let (total, page) = (least.memory().total(), least.memory().kv);
@@ -64,7 +64,7 @@ fn fit_lowers_even_an_absurd_context() {
         fit: Some(1 << 30),
         ..options(plan::MAX_BATCH, plan::MAX_CONTEXT)
     };
-    let fitted = prepare(&path, &absurd).expect("fits").plan;
+    let fitted = prepare(&path, &absurd).expect("fits").plans.remove(0);
     assert!(fitted.memory().total() <= 1 << 30);
     let refused = prepare(
         &path,
@@ -84,7 +84,8 @@ fn a_forced_cliff_is_denied() {
     denying.deny_cliffs = true;
     let mut plan = prepare(&path, &denying)
         .expect("no cliff in a small model")
-        .plan;
+        .plans
+        .remove(0);
     for program in plan.programs.iter_mut().filter(|p| p.rows >= 5) {
         program.launches.iter_mut().for_each(|l| l.seconds *= 3.0);
     }
@@ -133,7 +134,7 @@ fn a_bundle_asks_for_the_planned_memory_and_is_the_same_every_time() {
     let mut bytes: Vec<Vec<u8>> = Vec::new();
     for _ in 0..2 {
         let prepared = compile(&path, &out, &options(5, 100), &mut Silent).expect("compiles");
-        let memory = prepared.plan.memory();
+        let memory = prepared.plans[0].memory();
         let bundle = Bundle::open(&out).expect("opens");
         let plan = &bundle.manifest().plans[0];
         assert_eq!(plan.requires.memory_bytes, memory.arena + memory.kv);

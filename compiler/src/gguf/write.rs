@@ -1,9 +1,11 @@
-//! Writes small GGUF files: version 3, little-endian, one file. For tests and example programs; nothing in the compiler
-//! makes GGUFs. Checks that tensor data has the size its shape says and nothing else: read.rs does the judging.
+//! Writes GGUF files: version 3, little-endian, one file. For tests and example programs; nothing in the compiler makes
+//! GGUFs. Checks that tensor data has the size its shape says and nothing else: read.rs does the judging. Large files are
+//! written in pieces, by whoever makes the data: [`GgufWriter::layout`] says where.
 
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use coldpress_kernels::tensor_type::TensorType;
@@ -23,7 +25,8 @@ struct Tensor<'a> {
     name: String,
     ty: TensorType,
     dims: Vec<u64>,
-    bytes: Cow<'a, [u8]>,
+    /// None if somebody else writes it.
+    bytes: Option<Cow<'a, [u8]>>,
 }
 
 impl<'a> GgufWriter<'a> {
@@ -46,11 +49,26 @@ impl<'a> GgufWriter<'a> {
         dims: &[u64],
         bytes: impl Into<Cow<'a, [u8]>>,
     ) -> &mut Self {
+        self.push(name.into(), ty, dims, Some(bytes.into()))
+    }
+
+    /// Adds a tensor whose data the caller writes where [`GgufWriter::layout`] says.
+    pub fn space(&mut self, name: impl Into<String>, ty: TensorType, dims: &[u64]) -> &mut Self {
+        self.push(name.into(), ty, dims, None)
+    }
+
+    fn push(
+        &mut self,
+        name: String,
+        ty: TensorType,
+        dims: &[u64],
+        bytes: Option<Cow<'a, [u8]>>,
+    ) -> &mut Self {
         self.tensors.push(Tensor {
-            name: name.into(),
+            name,
             ty,
             dims: dims.into(),
-            bytes: bytes.into(),
+            bytes,
         });
         self
     }
@@ -69,8 +87,27 @@ impl<'a> GgufWriter<'a> {
     ///
     /// # Errors
     /// `InvalidInput` when a tensor's bytes are not as many as its type and dimensions say or when the alignment is no
-    /// power of two; otherwise what `out` fails with.
+    /// power of two, or a tensor has none; otherwise what `out` fails with.
     pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
+        let (header, places) = self.layout()?;
+        out.write_all(&header)?;
+        let mut end = header.len() as u64;
+        for (tensor, place) in self.tensors.iter().zip(places) {
+            let Some(bytes) = &tensor.bytes else {
+                return Err(invalid(format!("tensor {}: has no bytes", tensor.name)));
+            };
+            pad(out, place.start - end)?;
+            out.write_all(bytes)?;
+            end = place.end;
+        }
+        pad(out, end.next_multiple_of(self.alignment()? as u64) - end)
+    }
+
+    /// The bytes before the first tensor, and the file range of each tensor's data. What lies between is zero.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::write_to`], but tensors need no bytes.
+    pub fn layout(&self) -> io::Result<(Vec<u8>, Vec<Range<u64>>)> {
         let alignment = self.alignment()?;
         let mut header = Vec::new();
         header.extend_from_slice(b"GGUF");
@@ -82,27 +119,24 @@ impl<'a> GgufWriter<'a> {
             header.extend_from_slice(&value.type_id().to_le_bytes());
             put_value(&mut header, value);
         }
-        let mut offset = 0;
+        let mut offset = 0u64;
+        let mut places = Vec::with_capacity(self.tensors.len());
         for tensor in &self.tensors {
-            tensor.check()?;
+            let bytes = tensor.check()?;
             put_str(&mut header, &tensor.name);
             header.extend_from_slice(&(tensor.dims.len() as u32).to_le_bytes());
             for dim in &tensor.dims {
                 header.extend_from_slice(&dim.to_le_bytes());
             }
             header.extend_from_slice(&tensor.ty.id().to_le_bytes());
-            header.extend_from_slice(&(offset as u64).to_le_bytes());
-            offset = (offset + tensor.bytes.len()).next_multiple_of(alignment);
+            header.extend_from_slice(&offset.to_le_bytes());
+            places.push(offset..offset + bytes);
+            offset = (offset + bytes).next_multiple_of(alignment as u64);
         }
         header.resize(header.len().next_multiple_of(alignment), 0);
-        out.write_all(&header)?;
-        for tensor in &self.tensors {
-            out.write_all(&tensor.bytes)?;
-            let bytes = tensor.bytes.len();
-            let padding = bytes.next_multiple_of(alignment) - bytes;
-            io::copy(&mut io::Read::take(io::repeat(0), padding as u64), out)?;
-        }
-        Ok(())
+        let base = header.len() as u64;
+        let place = |range: Range<u64>| base + range.start..base + range.end;
+        Ok((header, places.into_iter().map(place).collect()))
     }
 
     fn alignment(&self) -> io::Result<usize> {
@@ -118,24 +152,30 @@ impl<'a> GgufWriter<'a> {
 }
 
 impl Tensor<'_> {
-    fn check(&self) -> io::Result<()> {
+    /// Bytes of its data.
+    fn check(&self) -> io::Result<u64> {
         let (k, rows) = self.dims.split_first().unwrap_or((&1, &[]));
         let bytes = rows
             .iter()
             .try_fold(self.ty.row_bytes(*k).unwrap_or(u64::MAX), |bytes, &dim| {
                 bytes.checked_mul(dim)
             });
-        if bytes == Some(self.bytes.len() as u64) {
-            return Ok(());
+        let given = self.bytes.as_ref().map(|bytes| bytes.len() as u64);
+        match bytes.filter(|&bytes| bytes < 1 << 48) {
+            Some(bytes) if given.is_none_or(|given| given == bytes) => Ok(bytes),
+            _ => Err(invalid(format!(
+                "tensor {}: {} bytes are not {:?} of {}",
+                self.name,
+                given.unwrap_or(0),
+                self.dims,
+                self.ty
+            ))),
         }
-        Err(invalid(format!(
-            "tensor {}: {} bytes are not {:?} of {}",
-            self.name,
-            self.bytes.len(),
-            self.dims,
-            self.ty
-        )))
     }
+}
+
+fn pad(out: &mut dyn Write, bytes: u64) -> io::Result<()> {
+    io::copy(&mut io::Read::take(io::repeat(0), bytes), out).map(drop)
 }
 
 fn invalid(problem: String) -> io::Error {
@@ -285,6 +325,29 @@ pub(super) mod tests {
         }
         assert_eq!(gguf.total_bytes(), 204 + 4 + 64);
         assert_eq!((gguf.version(), gguf.paths()), (3, &[path][..]));
+    }
+
+    #[test]
+    fn what_is_written_in_pieces_is_the_same_file() {
+        let mut apart = GgufWriter::new();
+        let mut whole = GgufWriter::new();
+        for (name, ty, dims, bytes) in [
+            ("a", TensorType::Q8_0, vec![64, 3], vec![1; 204]),
+            ("b", TensorType::F32, vec![5], vec![2; 20]),
+        ] {
+            apart.space(name, ty, &dims);
+            whole.tensor(name, ty, &dims, bytes);
+        }
+        let (header, places) = apart.layout().unwrap();
+        let mut file = vec![0; bytes(&whole).len()];
+        file[..header.len()].copy_from_slice(&header);
+        for (place, byte) in places.into_iter().zip([1, 2]) {
+            file[place.start as usize..place.end as usize].fill(byte);
+        }
+        assert_eq!(file, bytes(&whole));
+        assert!(apart.write_to(&mut Vec::new()).is_err());
+        apart.space("c", TensorType::Q8_0, &[33]);
+        assert!(apart.layout().is_err());
     }
 
     #[test]

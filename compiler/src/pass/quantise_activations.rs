@@ -11,17 +11,28 @@ use std::collections::BTreeMap;
 use petgraph::stable_graph::NodeIndex;
 
 use crate::error::Error;
-use crate::graph::{DType, Op, OpGraph, Value};
+use crate::graph::{DType, Op, OpGraph, Value, WeightId};
 
 pub(super) fn run(graph: &mut OpGraph) -> Result<(), Error> {
+    before_matmuls(graph, OpGraph::is_integer)
+}
+
+/// Has every matmul whose weights are `narrow` read quantised activations.
+///
+/// # Errors
+/// `Error::Internal` where an activation cannot be quantised.
+pub fn before_matmuls(
+    graph: &mut OpGraph,
+    narrow: impl Fn(&OpGraph, WeightId) -> bool,
+) -> Result<(), Error> {
     let mut wanted = BTreeMap::<Value, Vec<NodeIndex>>::new();
     for node in graph.order() {
         let Op::MatMul { parts, .. } = &graph.nodes[node].op else {
             continue;
         };
         let x = graph.inputs(node)[0];
-        let integers = parts.iter().any(|part| graph.is_integer(part.weight));
-        if integers && graph.value_type(x).dtype == DType::F32 {
+        let reads_narrow = parts.iter().any(|part| narrow(graph, part.weight));
+        if reads_narrow && graph.value_type(x).dtype == DType::F32 {
             wanted.entry(x).or_default().push(node);
         }
     }

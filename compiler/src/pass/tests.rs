@@ -35,6 +35,9 @@ fn bytes(random: &mut Random, ty: TensorType, len: u64, vector: bool) -> Vec<u8>
                 value.to_le_bytes()
             })
             .collect(),
+        TensorType::F16 => (0..len)
+            .flat_map(|_| half::f16::from_f32(random.next() * 0.5).to_le_bytes())
+            .collect(),
         // 1/256 as f16, then 32 integers.
         TensorType::Q8_0 => (0..len / 32)
             .flat_map(|_| {

@@ -1,16 +1,19 @@
 //! Assembles a plan: weights, KV pool, stages, then every bucket of every stage, and has `verify` check the result.
 
-use super::lower::{self, Lowering};
-use super::memory::{ALIGN, place, stride};
-use super::select::{Selector, packed_layout, tile_bytes};
+use super::lower::cpu::Cpu;
+use super::lower::cuda::Cuda;
+use super::lower::{Backend, Context};
+use super::memory::{ALIGN, place};
+use super::select::Selector;
 use super::{
     Access, Buffer, Form, MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Placement, Plan, ProgramPlan, Space,
-    Split, buckets, in_range, schedule, verify,
+    Split, buckets, in_range, verify,
 };
 use crate::error::Error;
 use crate::graph::{Op, OpGraph, Rows, Value, WeightId};
-use crate::target::TargetProfile;
+use crate::target::Target;
 use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS, TILE_N};
+use coldpress_kernels::gpu::abi::StepLayout;
 use coldpress_runtime::manifest::{KvLayerPlan, KvPlan, Limits, Stage};
 use petgraph::stable_graph::NodeIndex;
 
@@ -44,9 +47,35 @@ impl Options {
 /// # Errors
 /// `Usage` for options out of range, `DoesNotFit` for a KV pool beyond any machine, `Model` and `Unsupported` naming the
 /// weight that cannot be packed or multiplied.
-pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Result<Plan, Error> {
+pub fn build(graph: &OpGraph, target: &Target, options: Options) -> Result<Plan, Error> {
     options.check()?;
-    let (placements, weight_bytes) = place_weights(graph)?;
+    match target {
+        Target::Cpu(profile) => {
+            let backend = Cpu {
+                selector: Selector::new(profile, options.workers),
+                options,
+            };
+            assemble(graph, target, options, &backend)
+        }
+        Target::Cuda(cuda) => {
+            let step = StepLayout {
+                max_rows: narrow(buckets::max_rows(options.max_batch))?,
+                slots: narrow(options.max_batch)?,
+                pages_per_slot: narrow(options.max_context.div_ceil(PAGE_TOKENS))?,
+            };
+            let (graph, backend) = Cuda::new(graph, cuda, options, step)?;
+            assemble(&graph, target, options, &backend)
+        }
+    }
+}
+
+fn assemble(
+    graph: &OpGraph,
+    target: &Target,
+    options: Options,
+    backend: &dyn Backend,
+) -> Result<Plan, Error> {
+    let (placements, weight_bytes) = place_weights(graph, backend)?;
     let by_weight = group(graph, &placements);
     let kv = kv_plan(graph, options)?;
     let kv_offsets: Vec<u64> = kv.layers.iter().map(|l| l.offset).collect();
@@ -54,28 +83,29 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
     let (hidden, logits) = boundary_values(graph)?;
 
     let max_rows = buckets::max_rows(options.max_batch);
+    let outliving = |value: Value, offset: usize, rows: usize| {
+        outliving(value, offset, backend.stride(graph, value), rows)
+    };
+    let trunk_rows = backend.buckets(graph, Stage::Trunk, &trunk)?;
+    let head_rows = backend.buckets(graph, Stage::Head, &head)?;
     // Below the arena of the programs, where no program puts anything else.
-    let hidden = outliving(graph, hidden, 0, max_rows);
-    let selector = Selector::new(target, options.workers);
-    let head_rows = buckets::padded(options.max_batch, |rows| {
-        matmul_seconds(graph, &selector, &head, rows)
-    })?;
-    let logits = outliving(graph, logits, hidden.stride * max_rows, head_rows);
-    let base = (logits.offset + logits.stride * head_rows).next_multiple_of(ALIGN);
+    let hidden = outliving(hidden, backend.reserved().next_multiple_of(ALIGN), max_rows);
+    let most = head_rows.last().copied().unwrap_or(options.max_batch);
+    let logits = outliving(logits, hidden.offset + hidden.stride * max_rows, most);
+    let base = (logits.offset + logits.stride * most).next_multiple_of(ALIGN);
 
     let mut programs = Vec::new();
     let mut arena_bytes = base;
-    for (stage, nodes, result) in [(Stage::Trunk, &trunk, hidden), (Stage::Head, &head, logits)] {
-        let rows_list = match stage {
-            Stage::Trunk => buckets::trunk(options.max_batch),
-            Stage::Head => buckets::head(options.max_batch, head_rows),
-        };
+    for (stage, nodes, result, rows_list) in [
+        (Stage::Trunk, &trunk, hidden, trunk_rows),
+        (Stage::Head, &head, logits, head_rows),
+    ] {
+        let groups = backend.groups(graph, nodes);
         let mut own = Vec::new();
         for rows in rows_list {
             let pinned: Vec<(Value, usize)> =
                 result.value.iter().map(|&v| (v, result.offset)).collect();
-            let scratch = |node| lower::scratch(graph, node, rows, options);
-            let mut placed = place(graph, nodes, rows, base, &pinned, scratch);
+            let mut placed = place(graph, &groups, rows, base, &pinned, backend);
             if let (Stage::Head, Some(value)) = (stage, hidden.value) {
                 let buffer = Buffer {
                     offset: hidden.offset,
@@ -84,7 +114,7 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
                 placed.buffers.insert(value, buffer);
             }
             arena_bytes = arena_bytes.max(placed.end);
-            let lowering = Lowering {
+            let context = Context {
                 graph,
                 placed: &placed,
                 placements: &by_weight,
@@ -92,25 +122,30 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
                 hidden,
                 rows,
                 options,
-                selector: &selector,
+                backend,
             };
             let mut launches = Vec::new();
-            for &node in nodes {
-                launches.extend(lowering.node(node)?);
+            for group in &groups {
+                launches.extend(backend.launches(&context, group)?);
             }
-            schedule::barriers(&mut launches);
-            own.push(ProgramPlan {
+            let mut program = ProgramPlan {
                 stage,
                 rows,
                 launches,
-            });
+            };
+            backend.finish(&mut program);
+            own.push(program);
         }
         buckets::prune(&mut own, &[options.max_batch, max_rows]);
         programs.append(&mut own);
     }
     let plan = Plan {
         target: target.clone(),
-        workers: options.workers,
+        workers: match target {
+            Target::Cpu(_) => options.workers,
+            // Thread blocks divide every launch among themselves.
+            Target::Cuda(_) => 1,
+        },
         limits: Limits {
             max_batch: narrow(options.max_batch)?,
             max_context: narrow(options.max_context)?,
@@ -118,6 +153,9 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
         },
         weights: placements,
         weight_bytes,
+        reserved_bytes: backend.reserved(),
+        zeroed_bytes: backend.zeroed(),
+        candidates: backend.candidates(),
         arena_bytes,
         hidden,
         logits,
@@ -129,7 +167,7 @@ pub fn build(graph: &OpGraph, target: &TargetProfile, options: Options) -> Resul
 }
 
 /// Every weight's place in the weights section, in graph order, in each form some node reads it.
-fn place_weights(graph: &OpGraph) -> Result<(Vec<Placement>, u64), Error> {
+fn place_weights(graph: &OpGraph, backend: &dyn Backend) -> Result<(Vec<Placement>, u64), Error> {
     let mut as_tiles = vec![false; graph.weights.len()];
     let mut as_vector = vec![false; graph.weights.len()];
     for node in graph.order() {
@@ -164,10 +202,7 @@ fn place_weights(graph: &OpGraph) -> Result<(Vec<Placement>, u64), Error> {
                 continue;
             }
             let bytes = match form {
-                Form::Tiles => {
-                    let tile = tile_bytes(&packed_layout(w)?, w)?;
-                    (w.n.div_ceil(TILE_N) as u64).checked_mul(tile as u64)
-                }
+                Form::Tiles => backend.matrix_bytes(w)?,
                 Form::Vector => (w.n as u64)
                     .checked_mul(w.k as u64)
                     .and_then(|len| len.checked_next_multiple_of(TILE_N as u64)?.checked_mul(4)),
@@ -248,25 +283,6 @@ fn stages(graph: &OpGraph) -> (Vec<NodeIndex>, Vec<NodeIndex>) {
     })
 }
 
-/// Predicted time of the matmuls among `nodes` at `rows` rows.
-fn matmul_seconds(
-    graph: &OpGraph,
-    selector: &Selector<'_>,
-    nodes: &[NodeIndex],
-    rows: usize,
-) -> Result<f64, Error> {
-    let mut seconds = 0.0;
-    for &node in nodes {
-        if let Op::MatMul { parts, .. } = &graph.nodes[node].op {
-            for part in parts {
-                let weight = &graph.weights[part.weight.0 as usize];
-                seconds += selector.pick(weight, rows)?.cost.seconds;
-            }
-        }
-    }
-    Ok(seconds)
-}
-
 /// The value that passes from trunk to head, and the logits.
 fn boundary_values(graph: &OpGraph) -> Result<(Value, Value), Error> {
     let input_of = |wanted: &Op| -> Result<Value, Error> {
@@ -285,8 +301,7 @@ fn boundary_values(graph: &OpGraph) -> Result<(Value, Value), Error> {
 }
 
 /// The rows at `offset` in which `value` outlives its program.
-fn outliving(graph: &OpGraph, value: Value, offset: usize, rows: usize) -> Access {
-    let stride = stride(graph.value_type(value));
+fn outliving(value: Value, offset: usize, stride: usize, rows: usize) -> Access {
     Access {
         space: Space::Arena,
         value: Some(value),

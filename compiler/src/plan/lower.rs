@@ -1,24 +1,55 @@
-//! Graph nodes to launches, for one program: which micro-kernels a node becomes, with their arguments, and what they
-//! touch. Only this module knows both the ops and the micro-kernels' signatures; what it says a launch touches is what
-//! `schedule` and `verify` go by.
+//! Graph nodes to launches. What all kinds of machine have in common is here; `cpu` and `cuda` know their kernels.
 
-mod attention;
-mod matmul;
-mod rows;
+pub mod cpu;
+pub mod cuda;
 
-use super::memory::{Placed, stride};
-use super::select::Selector;
-use super::{
-    Access, Arg, Buffer, Elementwise, Form, Launch, Options, Placement, Space, Split, Work,
-};
+use super::memory::Placed;
+use super::{Access, Buffer, Form, Launch, Options, Placement, ProgramPlan, Scratch, Space, Split};
 use crate::error::Error;
-use crate::graph::{Op, OpGraph, RopeShape, RopeStyle, Value, WeightId};
-pub use attention::scratch;
-use attention::{Rotation, Scores};
+use crate::graph::{OpGraph, Value, Weight, WeightId};
+use coldpress_runtime::manifest::{CandidatePlan, Stage};
 use petgraph::stable_graph::NodeIndex;
 
-/// Everything lowering needs to know besides the node.
-pub struct Lowering<'a> {
+/// A kind of machine, as `build` asks it.
+pub trait Backend {
+    /// Bytes at the start of the arena that belong to no value.
+    fn reserved(&self) -> usize;
+
+    /// Of these, the first that are zero between launches.
+    fn zeroed(&self) -> usize;
+
+    /// Packed bytes of a weight matrix; `None` where they exceed any machine.
+    fn matrix_bytes(&self, weight: &Weight) -> Result<Option<u64>, Error>;
+
+    /// Row counts that get a program, ascending; `nodes` are the stage's.
+    fn buckets(
+        &self,
+        graph: &OpGraph,
+        stage: Stage,
+        nodes: &[NodeIndex],
+    ) -> Result<Vec<usize>, Error>;
+
+    /// The nodes of a stage, in order, those together that become one piece of work.
+    fn groups(&self, graph: &OpGraph, nodes: &[NodeIndex]) -> Vec<Vec<NodeIndex>>;
+
+    /// Bytes between rows of a value; 0 for a value without memory.
+    fn stride(&self, graph: &OpGraph, value: Value) -> usize;
+
+    /// What a node needs besides its values in a step of `rows` rows, its place left open.
+    fn scratch(&self, graph: &OpGraph, node: NodeIndex, rows: usize) -> Option<Scratch>;
+
+    /// Launches of one group, in order.
+    fn launches(&self, context: &Context<'_>, group: &[NodeIndex]) -> Result<Vec<Launch>, Error>;
+
+    /// Where head programs leave the largest logits of each row, if they do.
+    fn candidates(&self) -> Option<CandidatePlan>;
+
+    /// Completes a program whose launches are all there.
+    fn finish(&self, program: &mut ProgramPlan);
+}
+
+/// Everything lowering needs to know besides the nodes.
+pub struct Context<'a> {
     /// The graph.
     pub graph: &'a OpGraph,
     /// Where values lie in this program.
@@ -33,174 +64,12 @@ pub struct Lowering<'a> {
     pub rows: usize,
     /// What the plan is made for.
     pub options: Options,
-    /// Picks matmul variants.
-    pub selector: &'a Selector<'a>,
+    /// The kind of machine.
+    pub backend: &'a dyn Backend,
 }
 
-impl Lowering<'_> {
-    /// Launches of one node, in order.
-    pub fn node(&self, node: NodeIndex) -> Result<Vec<Launch>, Error> {
-        let inputs = self.graph.inputs(node);
-        let n = &self.graph.nodes[node];
-        let label = n.label.as_str();
-        let out = Value { node, port: 0 };
-        // What a launch of this node leaves for the next one in the memory of an input.
-        let between = Value {
-            node,
-            port: n.outputs.len() as u16,
-        };
-        let launches = match &n.op {
-            Op::Embed { weight, scale } => vec![self.embed(label, *weight, *scale, out)?],
-            Op::RopeTable { inv_freq, mscale } => {
-                vec![self.rope_table(label, *inv_freq, *mscale, out)?]
-            }
-            Op::RmsNorm { weight, eps } => {
-                vec![self.norm(label, "rmsnorm", (*weight, *eps), inputs[0], out)?]
-            }
-            Op::NormQuantise { weight, eps } => {
-                vec![self.norm(label, "rmsnorm_q8", (*weight, *eps), inputs[0], out)?]
-            }
-            Op::MatMul { parts, residual } => vec![self.matmul(label, node, parts, *residual)?],
-            Op::HeadNorm { norm, heads } => {
-                self.same_memory(label, inputs[0], out)?;
-                let rotation = Rotation {
-                    table: None,
-                    heads: *heads,
-                    shape: RopeShape {
-                        head_dim: self.graph.value_type(out).width / heads,
-                        rot_dim: 0,
-                        style: RopeStyle::Neox,
-                    },
-                    norm: Some(*norm),
-                };
-                vec![self.rope(label, inputs[0], out, &rotation)?]
-            }
-            Op::Rope { heads, shape } => {
-                self.same_memory(label, inputs[0], out)?;
-                let rotation = Rotation {
-                    table: Some(inputs[1]),
-                    heads: *heads,
-                    shape: *shape,
-                    norm: None,
-                };
-                vec![self.rope(label, inputs[0], out, &rotation)?]
-            }
-            Op::KvAppend { layer } => {
-                vec![self.kv_append(label, *layer, (inputs[0], inputs[0]), inputs[1])?]
-            }
-            Op::RopeAppend {
-                layer,
-                heads,
-                shape,
-                q_norm,
-                k_norm,
-            } => {
-                self.same_memory(label, inputs[0], out)?;
-                let (k, v) = (inputs[1], inputs[2]);
-                let of_q = Rotation {
-                    table: Some(inputs[3]),
-                    heads: *heads,
-                    shape: *shape,
-                    norm: *q_norm,
-                };
-                let of_k = Rotation {
-                    heads: self.graph.kv[*layer].kv_heads,
-                    norm: *k_norm,
-                    ..of_q
-                };
-                vec![
-                    self.rope(label, inputs[0], out, &of_q)?,
-                    self.rope(label, k, between, &of_k)?,
-                    self.kv_append(label, *layer, (k, between), v)?,
-                ]
-            }
-            Op::Attention {
-                layer,
-                heads,
-                scale,
-                softcap,
-            } => {
-                let scores = Scores {
-                    layer: *layer,
-                    heads: *heads,
-                    scale: *scale,
-                    softcap: *softcap,
-                };
-                self.attention(label, &scores, inputs[0], out)?
-            }
-            Op::Quantise => vec![self.quantise(label, (inputs[0], inputs[0]), out)?],
-            Op::GatedActQuantise(act) => {
-                let gated = Access {
-                    value: Some(between),
-                    ..self.write(inputs[0], Split::Rows)?
-                };
-                vec![
-                    self.elementwise(label, Elementwise::GatedAct(*act), &inputs, gated)?,
-                    self.quantise(label, (inputs[0], between), out)?,
-                ]
-            }
-            Op::Act(a) => self.inline(label, Elementwise::Act(*a), &inputs, out)?,
-            Op::Mul => self.inline(label, Elementwise::Mul, &inputs, out)?,
-            Op::Add => self.inline(label, Elementwise::Add, &inputs, out)?,
-            Op::GatedAct(a) => self.inline(label, Elementwise::GatedAct(*a), &inputs, out)?,
-            Op::Scale(s) => self.inline(label, Elementwise::Scale(*s), &inputs, out)?,
-            Op::Softcap(c) => self.inline(label, Elementwise::Softcap(*c), &inputs, out)?,
-            Op::SelectRows => vec![self.select_rows(label, inputs[0], out)?],
-            Op::Logits => vec![],
-        };
-        Ok(launches)
-    }
-
-    fn inline(
-        &self,
-        label: &str,
-        op: Elementwise,
-        inputs: &[Value],
-        out: Value,
-    ) -> Result<Vec<Launch>, Error> {
-        let output = self.write(out, Split::Rows)?;
-        Ok(vec![self.elementwise(label, op, inputs, output)?])
-    }
-
-    fn call(
-        &self,
-        label: &str,
-        symbol: String,
-        args: Vec<Arg>,
-        units: usize,
-        accesses: Vec<Access>,
-    ) -> Launch {
-        let touched = accesses
-            .iter()
-            .map(|a| a.width * a.rows.min(self.rows))
-            .sum();
-        let work = Work::Call {
-            symbol,
-            args,
-            units,
-        };
-        self.launch(label, work, touched, accesses)
-    }
-
-    /// A launch without weights that moves `touched` bytes in cache.
-    fn launch(&self, label: &str, work: Work, touched: usize, accesses: Vec<Access>) -> Launch {
-        Launch {
-            label: label.to_string(),
-            work,
-            barrier: false,
-            accesses,
-            reason: String::new(),
-            bytes: 0,
-            macs: 0,
-            seconds: self.selector.light_seconds(touched),
-        }
-    }
-
-    fn symbol(&self, family: &str) -> String {
-        format!("{family}_{}", self.selector.isa_name())
-    }
-
-    fn placement(&self, weight: WeightId, form: Form) -> Result<&Placement, Error> {
+impl Context<'_> {
+    pub(super) fn placement(&self, weight: WeightId, form: Form) -> Result<&Placement, Error> {
         self.placements[weight.0 as usize]
             .iter()
             .find(|p| p.form == form)
@@ -210,7 +79,7 @@ impl Lowering<'_> {
             })
     }
 
-    fn buffer(&self, value: Value) -> Result<Buffer, Error> {
+    pub(super) fn buffer(&self, value: Value) -> Result<Buffer, Error> {
         self.placed.buffers.get(&value).copied().ok_or_else(|| {
             Error::Internal(format!(
                 "{}: output {} has no memory",
@@ -220,7 +89,7 @@ impl Lowering<'_> {
     }
 
     /// In-place ops rely on `memory` having given the output its input's place.
-    fn same_memory(&self, label: &str, a: Value, b: Value) -> Result<(), Error> {
+    pub(super) fn same_memory(&self, label: &str, a: Value, b: Value) -> Result<(), Error> {
         if self.buffer(a)? == self.buffer(b)? {
             return Ok(());
         }
@@ -229,7 +98,7 @@ impl Lowering<'_> {
         )))
     }
 
-    fn read(&self, value: Value, split: Split) -> Result<Access, Error> {
+    pub(super) fn read(&self, value: Value, split: Split) -> Result<Access, Error> {
         let at = self.buffer(value)?;
         Ok(Access {
             space: Space::Arena,
@@ -237,20 +106,16 @@ impl Lowering<'_> {
             offset: at.offset,
             stride: at.stride,
             rows: self.rows,
-            width: stride(self.graph.value_type(value)),
+            width: self.backend.stride(self.graph, value),
             write: false,
             split,
         })
     }
 
-    fn write(&self, value: Value, split: Split) -> Result<Access, Error> {
+    pub(super) fn write(&self, value: Value, split: Split) -> Result<Access, Error> {
         Ok(Access {
             write: true,
             ..self.read(value, split)?
         })
     }
-}
-
-fn bits(value: f32) -> Arg {
-    Arg::Const(value.to_bits() as usize)
 }

@@ -1,7 +1,8 @@
 //! Values to arena offsets: a stage's values live from their producer to their last reader, and values that never live
 //! together share memory. An op that may work in place gets its input's memory when nobody reads that input later.
 
-use super::{Buffer, Scratch};
+use super::Buffer;
+use super::lower::Backend;
 use crate::graph::{DType, Op, OpGraph, Value, ValueType};
 use coldpress_kernels::cpu::abi::q8_row;
 use petgraph::stable_graph::NodeIndex;
@@ -63,20 +64,19 @@ struct Class {
     pinned: Option<usize>,
 }
 
-/// Places the outputs of `nodes` (one stage, in launch order) for `rows` rows, at or above `base`. `pinned` values lie at
-/// the given offsets, which the caller keeps below `base`. `scratch` is what a node needs besides its values, its place
-/// left open.
+/// Places the outputs of `groups` (one stage, in launch order; a group's nodes run together) for `rows` rows, at or above
+/// `base`. `pinned` values lie at the given offsets, which the caller keeps below `base`.
 pub fn place(
     graph: &OpGraph,
-    nodes: &[NodeIndex],
+    groups: &[Vec<NodeIndex>],
     rows: usize,
     base: usize,
     pinned: &[(Value, usize)],
-    scratch: impl Fn(NodeIndex) -> Option<Scratch>,
+    backend: &dyn Backend,
 ) -> Placed {
-    let mut classes = classes(graph, nodes, rows, pinned);
-    for (at, &node) in nodes.iter().enumerate() {
-        classes.extend(scratch(node).map(|s| Class {
+    let mut classes = classes(graph, groups, rows, pinned, backend);
+    for (at, node) in numbered(groups) {
+        classes.extend(backend.scratch(graph, node, rows).map(|s| Class {
             values: vec![scratch_value(graph, node)],
             stride: s.buffer.stride,
             rows: s.slots,
@@ -131,14 +131,20 @@ pub fn place(
     placed
 }
 
+/// Nodes with the number of their group.
+fn numbered(groups: &[Vec<NodeIndex>]) -> impl Iterator<Item = (usize, NodeIndex)> {
+    let groups = groups.iter().enumerate();
+    groups.flat_map(|(at, nodes)| nodes.iter().map(move |&node| (at, node)))
+}
+
 fn classes(
     graph: &OpGraph,
-    nodes: &[NodeIndex],
+    groups: &[Vec<NodeIndex>],
     rows: usize,
     pinned: &[(Value, usize)],
+    backend: &dyn Backend,
 ) -> Vec<Class> {
-    let index: BTreeMap<NodeIndex, usize> =
-        nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
+    let index: BTreeMap<NodeIndex, usize> = numbered(groups).map(|(at, n)| (n, at)).collect();
     let last_use = |value: Value| -> usize {
         graph
             .consumers(value)
@@ -149,16 +155,17 @@ fn classes(
     };
     let mut classes: Vec<Class> = Vec::new();
     let mut class_of: BTreeMap<Value, usize> = BTreeMap::new();
-    for (at, &node) in nodes.iter().enumerate() {
+    for (at, node) in numbered(groups) {
         let inputs = graph.inputs(node);
         for (port, &ty) in graph.nodes[node].outputs.iter().enumerate() {
-            if ty.dtype == DType::KvWritten {
-                continue;
-            }
             let value = Value {
                 node,
                 port: port as u16,
             };
+            let stride = backend.stride(graph, value);
+            if stride == 0 {
+                continue;
+            }
             let last = last_use(value).max(at);
             let taken_over = in_place(&graph.nodes[node].op)
                 .filter(|_| port == 0)
@@ -168,7 +175,7 @@ fn classes(
             let id = taken_over.unwrap_or_else(|| {
                 classes.push(Class {
                     values: vec![],
-                    stride: stride(ty),
+                    stride,
                     rows,
                     first: at,
                     last,

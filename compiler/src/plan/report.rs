@@ -1,7 +1,8 @@
 //! The plan in words and numbers: memory, buckets, predicted curve, and a stable text dump for `--emit`.
 
 use super::{Arg, Attention, Launch, Plan, Work};
-use coldpress_runtime::manifest::{BatchPrediction, Stage};
+use coldpress_kernels::gpu::abi::StepLayout;
+use coldpress_runtime::manifest::{BatchPrediction, GridArg, Stage};
 use std::fmt::Write;
 
 /// Bytes a plan needs, by purpose.
@@ -25,6 +26,15 @@ impl Memory {
 }
 
 impl Plan {
+    /// Where a GPU finds the rows of a step.
+    pub fn step_layout(&self) -> StepLayout {
+        StepLayout {
+            max_rows: self.limits.max_rows,
+            slots: self.limits.max_batch,
+            pages_per_slot: self.kv.pages_per_slot,
+        }
+    }
+
     /// Exact memory of this plan.
     pub fn memory(&self) -> Memory {
         let page_bytes: u64 = self.kv.layers.iter().map(|l| l.page_bytes).sum();
@@ -88,7 +98,11 @@ impl Plan {
         let _ = writeln!(
             out,
             "plan for {}: {} workers, weights {} B, kv {} B, arena {} B",
-            self.target.name, self.workers, m.weights, m.kv, m.arena
+            self.target.name(),
+            self.workers,
+            m.weights,
+            m.kv,
+            m.arena
         );
         for program in &self.programs {
             let us = program.predicted_seconds() * 1e6;
@@ -116,6 +130,7 @@ impl Launch {
     pub fn kernel(&self) -> String {
         match &self.work {
             Work::Call { symbol, .. } | Work::Attention(Attention { symbol, .. }) => symbol.clone(),
+            Work::Grid(grid) => grid.kernel.name.clone(),
             Work::Elementwise { op, .. } => format!("inline {op:?}"),
             Work::Matmul(matmul) => {
                 let mut symbols: Vec<String> = Vec::new();
@@ -142,6 +157,18 @@ impl Launch {
             Work::Attention(a) => {
                 let args: Vec<String> = a.args.iter().map(text).collect();
                 format!("{}({}) / live", a.symbol, args.join(", "))
+            }
+            Work::Grid(grid) => {
+                let args: Vec<String> = grid.args.iter().map(grid_text).collect();
+                let [x, y, z] = grid.geometry.grid;
+                let (name, threads) = (&grid.kernel.name, grid.kernel.threads);
+                let shared = grid.geometry.shared_bytes;
+                let weights = match grid.weights.is_empty() {
+                    true => String::new(),
+                    false => format!(" {}", grid.weights.join("; ")),
+                };
+                let args = args.join(", ");
+                format!("{name}<{x}x{y}x{z}, {threads}, {shared} B>({args}){weights}")
             }
             Work::Elementwise {
                 op,
@@ -179,6 +206,16 @@ impl Launch {
                 format!("arena+{} x {}", m.input.offset, parts.join("; "))
             }
         }
+    }
+}
+
+fn grid_text(arg: &GridArg) -> String {
+    match arg {
+        GridArg::Const(c) => c.to_string(),
+        GridArg::Weights(o) => format!("weights+{o}"),
+        GridArg::Kv(o) => format!("kv+{o}"),
+        GridArg::Arena(o) => format!("arena+{o}"),
+        GridArg::Step(o) => format!("step+{o}"),
     }
 }
 

@@ -28,7 +28,7 @@ fn fused(tiny: &Tiny) -> OpGraph {
 
 /// The plan of a small model for the reference target.
 pub(crate) fn planned(tiny: &Tiny, workers: usize, max_batch: usize) -> Plan {
-    let target = TargetProfile::parse("cpu:avx2").expect("a preset");
+    let target = Target::parse("cpu:avx2").expect("a preset");
     build(&fused(tiny), &target, options(workers, max_batch)).expect("plans")
 }
 
@@ -53,7 +53,7 @@ fn every_small_model_verifies() {
                 };
                 let graph = fused(&tiny);
                 for target in crate::target::PRESETS {
-                    let target = TargetProfile::parse(target.name).expect("a preset");
+                    let target = Target::parse(target.name).expect("a preset");
                     for workers in [1, 2, 3, 5] {
                         for max_batch in [1, 7] {
                             let plan = build(&graph, &target, options(workers, max_batch));
@@ -82,7 +82,7 @@ fn unfused_graphs_plan_too() {
             ..Tiny::PLAIN
         };
         for workers in [1, 3] {
-            build(&tiny.graph(), &TargetProfile::native(), options(workers, 4)).expect("plans");
+            build(&tiny.graph(), &Target::native(), options(workers, 4)).expect("plans");
         }
     }
 }
@@ -131,7 +131,7 @@ fn random_lifetimes_verify() {
     for round in 0..60 {
         let graph = random_graph(&mut random);
         for workers in [1, 2, 3, 5] {
-            if let Err(e) = build(&graph, &TargetProfile::native(), options(workers, 3)) {
+            if let Err(e) = build(&graph, &Target::native(), options(workers, 3)) {
                 panic!(
                     "round {round}, {workers} workers: {e}\n{}",
                     crate::graph::dump::dump(&graph)
@@ -206,7 +206,7 @@ fn kv_pool_holds_every_slot_at_full_context() {
             max_context,
             ..options(2, max_batch)
         };
-        let plan = build(&graph, &TargetProfile::native(), sized).expect("plans");
+        let plan = build(&graph, &Target::native(), sized).expect("plans");
         let slots = max_context.div_ceil(PAGE_TOKENS);
         assert_eq!(plan.kv.pages_per_slot as usize, slots);
         assert_eq!(plan.kv.pages as usize, slots * max_batch);
@@ -223,7 +223,7 @@ fn kv_pool_holds_every_slot_at_full_context() {
 #[test]
 fn options_out_of_range_are_refused() {
     let graph = fused(&Tiny::PLAIN);
-    let plan = |o: Options| build(&graph, &TargetProfile::native(), o);
+    let plan = |o: Options| build(&graph, &Target::native(), o);
     let good = options(1, 1);
     let code = |o: Options| plan(o).expect_err("refused").exit_code();
     for max_batch in [0, MAX_BATCH + 1, 1 << 24, usize::MAX] {
@@ -260,7 +260,7 @@ fn a_weight_beyond_any_machine_is_an_error() {
         for w in 0..graph.weights.len() {
             let was = (graph.weights[w].n, graph.weights[w].k);
             (graph.weights[w].n, graph.weights[w].k) = (n, k);
-            let result = build(&graph, &TargetProfile::native(), options(1, 1));
+            let result = build(&graph, &Target::native(), options(1, 1));
             assert!(result.is_err(), "{}", graph.weights[w].name);
             (graph.weights[w].n, graph.weights[w].k) = was;
         }

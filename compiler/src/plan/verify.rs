@@ -2,6 +2,7 @@
 //! accesses, tiles and rows covered exactly once, values intact until their last reader (`values`), and, between two
 //! barriers, no byte written by one worker and touched by another (`races`).
 
+mod grid;
 mod races;
 #[cfg(test)]
 mod tests;
@@ -130,6 +131,7 @@ fn addresses(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), 
             same_accesses(launch, &named)?;
             covered(plan, program, matmul)
         }
+        Work::Grid(grid) => grid::arguments(plan, launch, grid),
         Work::Elementwise {
             op,
             inputs,

@@ -192,7 +192,7 @@ fn avx512_kernels() {
 
 #[test]
 fn the_largest_group_fits() {
-    for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+    for isa in Isa::classes().filter(|isa| isa.available()) {
         let cache = Cache::filled(isa, KvType::F16, (1, 64), 3, TOKENS);
         let shape = Shape {
             heads: MAX_HEADS_PER_KV_HEAD,
@@ -227,7 +227,7 @@ fn splits_follow_each_other_and_stay_few() {
 #[test]
 fn long_sequences_have_long_splits() {
     const LONG: usize = 18_700;
-    for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+    for isa in Isa::classes().filter(|isa| isa.available()) {
         let cache = Cache::filled(isa, KvType::F16, (1, 32), 1, LONG);
         let shape = Shape {
             heads: 2,
@@ -259,7 +259,7 @@ fn long_sequences_have_long_splits() {
 
 #[test]
 fn extreme_values_stay_in_the_cache_types() {
-    for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+    for isa in Isa::classes().filter(|isa| isa.available()) {
         let mut cache = Cache::filled(isa, KvType::Q8_0, (1, 32), 3, 1);
         let mut k = [1e-12f32; 32];
         let mut v = [3e7f32; 32];

@@ -6,4 +6,4 @@ pub mod matmul;
 pub mod norm;
 pub mod quantise;
 pub mod rope;
-mod weights;
+pub(in crate::cpu) mod weights;

@@ -52,19 +52,28 @@ pub enum Isa {
     Scalar,
     /// AVX2 with FMA and F16C.
     Avx2,
+    /// AVX2 with AVX-VNNI.
+    AvxVnni,
     /// AVX-512 with VNNI.
     Avx512Vnni,
 }
 
 impl Isa {
     /// Every ISA, slowest first.
-    pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
+    pub const ALL: &[Isa] = &[Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
+
+    /// The ISAs that have a numeric class of their own: micro-kernels other than matmuls exist for these.
+    pub fn classes() -> impl Iterator<Item = Isa> {
+        let all = Isa::ALL.iter().copied();
+        all.filter(|isa| isa.numeric_class() == *isa)
+    }
 
     /// Name inside symbols.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512",
         }
     }
@@ -73,7 +82,7 @@ impl Isa {
     pub const fn numeric_class(self) -> Isa {
         match self {
             Isa::Scalar => Isa::Scalar,
-            Isa::Avx2 => Isa::Avx2,
+            Isa::Avx2 | Isa::AvxVnni => Isa::Avx2,
             Isa::Avx512Vnni => Isa::Avx512Vnni,
         }
     }
@@ -83,6 +92,7 @@ impl Isa {
         match self {
             Isa::Scalar => &[],
             Isa::Avx2 => &["avx2", "fma", "f16c"],
+            Isa::AvxVnni => &["avx2", "fma", "f16c", "avxvnni"],
             Isa::Avx512Vnni => &[
                 "avx2",
                 "fma",

@@ -3,7 +3,7 @@
 
 use super::scalar;
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{avx2, avx512, avxvnni};
 
 /// Address of a micro-kernel: an `extern "C"` function of the type its family documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,8 @@ const LISTS: &[&[Named]] = &[
     avx2::rope::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx2::attention::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avxvnni::matmul::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx512::matmul::SYMBOLS,
     #[cfg(target_arch = "x86_64")]

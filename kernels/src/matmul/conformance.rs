@@ -124,7 +124,8 @@ fn quantised(isa: Isa, x: &[f32], k: usize) -> (Aligned, Vec<f32>) {
     let layout = q8_row(k);
     let rows = x.len() / k;
     let mut out = Aligned::new(rows * layout.bytes);
-    let symbol = cpu::lookup(&format!("quantise_{}", isa.name())).expect("every isa quantises");
+    let class = isa.numeric_class().name();
+    let symbol = cpu::lookup(&format!("quantise_{class}")).expect("every class quantises");
     // SAFETY: the symbol has this type by its name; both buffers hold `rows` rows.
     unsafe {
         let quantise: QuantiseFn = std::mem::transmute(symbol.0);
@@ -272,7 +273,8 @@ fn check_shape(isa: Isa, mut case: Case) {
     let exact = reference(&values, &case.weights, k);
     let magnitude = reference(&abs(&values), &abs(&case.weights), k);
     let true_values = reference(&x, &case.weights, k);
-    let ones = batches(fmt, isa, 1, MAX_ROWS).expect("stamp 1 exists");
+    // All of a class are held against one of them.
+    let ones = batches(fmt, isa.numeric_class(), 1, MAX_ROWS).expect("stamp 1 exists");
     let single = run(&mut case, &ones, packed.bytes(), Init::Zero);
     let error = worst(&single, width, &exact, &magnitude, n);
     assert!(
@@ -342,9 +344,10 @@ fn all_quantisers_give_the_same_bytes() {
     let padded = k.next_multiple_of(GROUP_K);
     let layout = q8_row(padded);
     let mut first: Option<Vec<u8>> = None;
-    for isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+    for isa in Isa::classes().filter(|isa| isa.available()) {
         let mut out = Aligned::new(5 * layout.bytes);
-        let symbol = cpu::lookup(&format!("quantise_{}", isa.name())).expect("every isa quantises");
+        let symbol =
+            cpu::lookup(&format!("quantise_{}", isa.name())).expect("every class quantises");
         // SAFETY: the symbol has this type by its name; both buffers hold 5 rows.
         unsafe {
             let quantise: QuantiseFn = std::mem::transmute(symbol.0);
@@ -372,6 +375,14 @@ fn avx2_kernels() {
     match Isa::Avx2.available() {
         true => check_isa(Isa::Avx2),
         false => println!("skipped: avx2"),
+    }
+}
+
+#[test]
+fn avxvnni_kernels() {
+    match Isa::AvxVnni.available() {
+        true => check_isa(Isa::AvxVnni),
+        false => println!("skipped: avxvnni"),
     }
 }
 

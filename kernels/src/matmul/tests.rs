@@ -136,6 +136,9 @@ fn the_widest_stamps_first_are_never_cheaper() {
                 .into_iter()
                 .filter(|s| s.variant.isa == *isa)
                 .collect();
+            if own.is_empty() {
+                continue;
+            }
             let (mut greedy, mut left) = (0.0, rows);
             while left > 0 {
                 let fits = own.iter().filter(|s| s.variant.stamp <= left);

@@ -6,7 +6,7 @@ use crate::cpu;
 const EPS: f32 = 1e-6;
 
 fn each_isa(check: impl Fn(Isa)) {
-    for &isa in Isa::ALL {
+    for isa in Isa::classes() {
         if isa.available() {
             check(isa);
         } else {

@@ -1,7 +1,15 @@
 //! What this machine is, and what a bundle asks that it does not have. Detection only; nothing here fails.
 
+mod gpu;
+
+pub use gpu::{TARGETS_BY_CAPABILITY, TARGETS_BY_NAME, target_for};
+
+use crate::device::cuda::{self, GpuInfo};
 use crate::manifest::Requirements;
 use coldpress_kernels::cpu;
+
+/// The architecture of plans for NVIDIA GPUs.
+const CUDA: &str = "cuda";
 
 /// The machine the process runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,23 +22,49 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// Logical cores this process may use.
     pub cores: u32,
+    /// NVIDIA GPUs in the driver's order, or why there are none.
+    pub gpus: Result<Vec<GpuInfo>, String>,
 }
 
 impl Machine {
-    /// Asks the CPU and the operating system.
+    /// Asks the CPU, the operating system and the NVIDIA driver.
     pub fn detect() -> Self {
+        Self {
+            gpus: cuda::detect(),
+            ..Self::without_gpus()
+        }
+    }
+
+    /// As [`Machine::detect`]; GPUs only if a plan is for one, since starting their driver takes a while.
+    pub fn detect_for<'a>(plans: impl IntoIterator<Item = &'a Requirements>) -> Self {
+        match plans.into_iter().any(|requires| requires.arch == CUDA) {
+            true => Self::detect(),
+            false => Self::without_gpus(),
+        }
+    }
+
+    /// The GPU that runs a plan, by its place in `gpus`: of those that can, one with enough memory if there is one.
+    pub fn gpu_for(&self, requires: &Requirements) -> Option<usize> {
+        gpu::pick(self.gpus.as_deref().ok()?, requires)
+    }
+
+    fn without_gpus() -> Self {
         let names = cpu::detect();
         Self {
             arch: std::env::consts::ARCH.to_owned(),
             features: names.names().iter().map(|&name| name.to_owned()).collect(),
             memory_bytes: available_memory(),
             cores: u32::try_from(num_cpus::get()).unwrap_or(u32::MAX),
+            gpus: Err("nobody looked for one".into()),
         }
     }
 
     /// What of `requires` this machine is not or cannot do, memory aside; each line ends with what helps.
     pub(super) fn platform_mismatches(&self, requires: &Requirements) -> Vec<String> {
         let target = &requires.target;
+        if requires.arch == CUDA {
+            return gpu::mismatches(&self.gpus, requires);
+        }
         if !target.starts_with("cpu") {
             return vec![format!(
                 "target {target}: this runtime has no driver for it; recompile with --target native"
@@ -59,6 +93,9 @@ impl Machine {
 
     /// The line that says memory is short, if it is.
     pub(super) fn memory_mismatch(&self, requires: &Requirements) -> Option<String> {
+        if requires.arch == CUDA {
+            return gpu::memory_mismatch(self.gpus.as_deref().unwrap_or_default(), requires);
+        }
         (requires.memory_bytes > self.memory_bytes).then(|| {
             format!(
                 "target {} allocates {:.2} GiB, {:.2} GiB are available; \
@@ -102,6 +139,7 @@ mod tests {
             features: vec!["avx2".into()],
             memory_bytes: 1 << 30,
             cores: 4,
+            gpus: Err("no NVIDIA driver".into()),
         }
     }
 
@@ -133,6 +171,17 @@ mod tests {
         assert!(arch[0].contains("is for aarch64, this machine is x86_64"));
         let gpu = machine().platform_mismatches(&requires("h200", "x86_64", &[], 0));
         assert!(gpu[0].contains("no driver"));
+        let needs = requires("h200", "cuda", &["sm_90a"], 30 << 30);
+        let none = machine().platform_mismatches(&needs);
+        assert!(none[0].contains("no NVIDIA driver"), "{}", none[0]);
+        let with_gpu = Machine {
+            gpus: Ok(vec![gpu::tests::gpu("NVIDIA H100", (9, 0))]),
+            ..machine()
+        };
+        assert!(with_gpu.platform_mismatches(&needs).is_empty());
+        assert!(with_gpu.memory_mismatch(&needs).is_some());
+        assert_eq!(with_gpu.gpu_for(&needs), Some(0));
+        assert_eq!(machine().gpu_for(&needs), None);
         let fits = requires("cpu:avx2", "x86_64", &["avx2"], 1 << 30);
         assert!(machine().platform_mismatches(&fits).is_empty());
         assert_eq!(machine().memory_mismatch(&fits), None);
@@ -147,5 +196,6 @@ mod tests {
         assert_eq!(parse_meminfo(text), Some(65536));
         assert_eq!(parse_meminfo("MemTotal: 100 kB\n"), None);
         assert!(Machine::detect().cores > 0);
+        assert!(Machine::detect_for([]).gpus.is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! A small well-formed bundle for unit tests: two workers, real x86-64 code, no model.
+//! Small well-formed bundles for unit tests: one of two workers, real x86-64 code and no model; one for a GPU.
 //!
 //! Trunk programs meet at the barrier and do nothing. Head programs write the token id of logits row l, as f32, to
 //! element 0 of row l.
@@ -7,10 +7,13 @@ use super::{BundleWriter, SectionKind};
 use crate::error::Error;
 use crate::manifest::*;
 use coldpress_kernels::cpu::abi::KvType;
+use coldpress_kernels::gpu::abi::StepLayout;
 use std::path::Path;
 
 pub(crate) const STRIDE: u64 = 64;
 pub(crate) const VOCAB: u32 = 8;
+pub(crate) const WEIGHTS: [u8; 100] = [7; 100];
+pub(crate) const SOURCE: &[u8] = b"one two tri ";
 
 const RETURN: u64 = 0;
 const BARRIER: u64 = 16;
@@ -163,11 +166,109 @@ pub(crate) fn manifest() -> Manifest {
     }
 }
 
-/// Writes `manifest` with weights and code.
+/// The same model and buckets for a GPU: trunk programs are one launch of `embed`, head programs one of `gather` and one
+/// of `head`. Logits are at arena offset 512, behind 256 zeroed bytes.
+pub(crate) fn gpu_manifest() -> Manifest {
+    let mut manifest = manifest();
+    let plan = &mut manifest.plans[0];
+    let kernel = |index: u64, name: &str| GpuKernel {
+        name: name.into(),
+        code: (16 * index, 8),
+        source: (4 * index, 4),
+        threads: 32 << index,
+        registers: 16,
+        spill_bytes: 0,
+    };
+    let step = StepLayout {
+        max_rows: 4,
+        slots: 3,
+        pages_per_slot: 2,
+    };
+    let launch = |label: &str, kernel, rows, shared_bytes, args: Vec<GridArg>| Launch {
+        label: label.into(),
+        kernel: label.into(),
+        reason: String::new(),
+        bytes: 64,
+        macs: 0,
+        predicted_seconds: 1e-7,
+        grid: Some(Grid {
+            kernel,
+            grid: [rows, 1, 1],
+            shared_bytes,
+            args,
+            overlaps: kernel == 2,
+        }),
+    };
+    plan.requires.target = "h200".into();
+    plan.requires.arch = "cuda".into();
+    plan.requires.features = vec!["sm_90a".into()];
+    plan.workers = 1;
+    plan.symbols.clear();
+    plan.logits_offset = 512;
+    for program in &mut plan.programs {
+        program.entries.clear();
+        let rows = program.rows;
+        let live = GridArg::Step(StepLayout::LIVE);
+        program.launches = match program.stage {
+            Stage::Trunk => vec![launch(
+                "token_embd",
+                0,
+                rows,
+                0,
+                vec![
+                    live,
+                    GridArg::Step(step.tokens()),
+                    GridArg::Arena(256),
+                    GridArg::Kv(128),
+                ],
+            )],
+            Stage::Head => vec![
+                launch(
+                    "gather",
+                    1,
+                    rows,
+                    256 * rows,
+                    vec![
+                        live,
+                        GridArg::Step(step.logit_rows()),
+                        GridArg::Arena(256),
+                        GridArg::Arena(0),
+                    ],
+                ),
+                launch(
+                    "output",
+                    2,
+                    rows,
+                    0,
+                    vec![
+                        live,
+                        GridArg::Arena(0),
+                        GridArg::Arena(512),
+                        GridArg::Const(STRIDE),
+                        GridArg::Weights(1),
+                    ],
+                ),
+            ],
+        };
+    }
+    plan.gpu = Some(GpuPlan {
+        step,
+        zeroed_bytes: 256,
+        candidates: None,
+        source_section: 2,
+        kernels: vec![kernel(0, "embed"), kernel(1, "gather"), kernel(2, "head")],
+    });
+    manifest
+}
+
+/// Writes `manifest` with weights, code and sources.
 pub(crate) fn write(path: &Path, manifest: &Manifest) -> Result<u64, Error> {
     let mut writer = BundleWriter::create(path)?;
-    writer.write_section(SectionKind::Weights, &[7; 100])?;
+    writer.write_section(SectionKind::Weights, &WEIGHTS)?;
     writer.write_section(SectionKind::Code, &code())?;
+    if manifest.plans.iter().any(|plan| plan.gpu.is_some()) {
+        writer.write_section(SectionKind::Source, SOURCE)?;
+    }
     writer.write_value(SectionKind::Manifest, manifest)?;
     let targets: Vec<Requirements> = manifest.plans.iter().map(|p| p.requires.clone()).collect();
     writer.finish("sample 1", &targets)

@@ -1,5 +1,7 @@
 //! Round trips, and every kind of damage: no damaged file opens, none panics.
 
+mod gpu;
+
 use super::header::{self, FORMAT_VERSION, PREFIX_BYTES};
 use super::*;
 use crate::manifest::{BatchPrediction, Requirements, Stage};
@@ -299,11 +301,17 @@ fn hostile_manifests() {
 
 #[test]
 fn manifests_with_flipped_bytes_and_good_checksums() {
+    for (seed, manifest) in [(1, sample::manifest()), (2, sample::gpu_manifest())] {
+        flip_bytes(&manifest, seed);
+    }
+}
+
+fn flip_bytes(manifest: &Manifest, seed: u64) {
     let directory = directory();
     let path = directory.path().join("flipped.press");
     let mut bytes = Vec::new();
-    encode_value(&sample::manifest(), &mut bytes).expect("encodes");
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    encode_value(manifest, &mut bytes).expect("encodes");
+    let mut state = 0x9e37_79b9_7f4a_7c15u64 ^ seed;
     let mut random = |below: usize| {
         state ^= state << 13;
         state ^= state >> 7;
@@ -385,6 +393,7 @@ fn plans_are_picked_by_machine() {
         features: Vec::new(),
         memory_bytes: 1 << 30,
         cores: 1,
+        gpus: Err("none".into()),
     };
     let picked = |machine: &Machine| {
         bundle

@@ -1,6 +1,8 @@
 //! Checks a decoded manifest against the section table, so that a damaged or hostile one is refused here and every
 //! later use may trust its numbers. It cannot vouch for the machine code: a bundle is an executable.
 
+mod gpu;
+
 use super::header::{Header, SectionKind};
 use crate::manifest::{KvPlan, Limits, Manifest, Program, Stage, TargetPlan};
 use coldpress_kernels::cpu::abi::PAGE_TOKENS;
@@ -65,6 +67,12 @@ fn target_plan(
     limits: &Limits,
     header: &Header,
 ) -> Result<(), String> {
+    if plan.gpu.is_some() != (plan.requires.arch == "cuda") {
+        return Err(format!(
+            "architecture {} contradicts what its launches are for",
+            plan.requires.arch
+        ));
+    }
     bounded("workers", plan.workers.into(), 1, MAX_WORKERS.into())?;
     bounded("symbols", plan.symbols.len() as u64, 0, MAX_SYMBOLS as u64)?;
     let section = |what: &str, index: u32, kind| match header.sections.get(index as usize) {
@@ -75,14 +83,24 @@ fn target_plan(
         )),
         None => Err(format!("{what} section {index} does not exist")),
     };
-    section("weights", plan.weights_section, SectionKind::Weights)?;
+    let weights = section("weights", plan.weights_section, SectionKind::Weights)?.bytes;
     let code_bytes = section("code", plan.code_section, SectionKind::Code)?.bytes;
     bounded("arena bytes", plan.arena_bytes, 1, MAX_BYTES)?;
     programs(plan, limits, code_bytes)?;
     logits(plan, vocab)?;
     curve(plan, limits)?;
     kv(&plan.kv, limits)?;
-    let allocated = plan.arena_bytes + plan.kv.bytes;
+    let mut allocated = plan.arena_bytes + plan.kv.bytes;
+    if let Some(gpu) = &plan.gpu {
+        let source = section("source", gpu.source_section, SectionKind::Source)?.bytes;
+        let sections = gpu::SectionBytes {
+            weights,
+            code: code_bytes,
+            source,
+        };
+        gpu::plan(plan, gpu, limits, &sections)?;
+        allocated = gpu::allocated(plan, gpu, weights);
+    }
     bounded(
         "required memory",
         plan.requires.memory_bytes,
@@ -108,12 +126,19 @@ fn programs(plan: &TargetPlan, limits: &Limits, code_bytes: u64) -> Result<(), S
         if !(program.predicted_seconds >= 0.0 && program.predicted_seconds.is_finite()) {
             return Err(format!("predicted time of program {index} is not a time"));
         }
-        if program.entries.len() != plan.workers as usize {
+        // A GPU's programs are their launches.
+        let entries = match plan.gpu {
+            None => plan.workers as usize,
+            Some(_) => 0,
+        };
+        if program.entries.len() != entries {
             return Err(format!(
-                "program {index} has {} entry points for {} workers",
-                program.entries.len(),
-                plan.workers
+                "program {index} has {} entry points instead of {entries}",
+                program.entries.len()
             ));
+        }
+        if plan.gpu.is_none() && program.launches.iter().any(|l| l.grid.is_some()) {
+            return Err(format!("program {index} launches kernels without a GPU"));
         }
         if let Some(entry) = program.entries.iter().find(|&&e| e >= code_bytes) {
             return Err(format!(

@@ -140,12 +140,7 @@ impl BenchArgs {
         let mut executor = Executor::new(Arc::clone(&bundle), options())?;
         let plan = &bundle.manifest().plans[executor.plan()];
         let cases = self.cases(executor.limits())?;
-        let bandwidth = bandwidth::read_bandwidth(plan.workers as usize);
-        eprintln!(
-            "measured read bandwidth: {:.1} GB/s with {} threads",
-            bandwidth / 1e9,
-            plan.workers
-        );
+        let bandwidth = measured_bandwidth(&mut executor, plan)?;
         let bar = progress(cases.len() as u64 * u64::from(self.repetitions), "runs");
         let mut results = Vec::with_capacity(cases.len());
         for (prompt, generated, batch) in cases {
@@ -244,6 +239,24 @@ impl BenchArgs {
         }
         Ok(cases)
     }
+}
+
+/// What the plan's kernels could read, bytes per second: of the device's memory if it has its own, else of this machine's.
+fn measured_bandwidth(executor: &mut Executor, plan: &TargetPlan) -> Result<f64, Error> {
+    let (bandwidth, by) = match executor.read_bandwidth()? {
+        Some(bandwidth) => (bandwidth, "by a kernel that does nothing else".to_owned()),
+        None if plan.gpu.is_some() => (
+            0.0,
+            "(too little of the GPU's memory is free to tell)".into(),
+        ),
+        None => (
+            bandwidth::read_bandwidth(plan.workers as usize),
+            format!("with {} threads", plan.workers),
+        ),
+    };
+    let shown = bandwidth / 1e9;
+    eprintln!("measured read bandwidth: {shown:.1} GB/s {by}");
+    Ok(bandwidth)
 }
 
 /// One repetition: seconds, and what the decode steps ran in and read.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::output::{bytes, print, seconds, table};
 use crate::bundle::{Bundle, Header, Machine};
+use crate::device::cuda::{GpuInfo, OLDEST_DRIVER};
 use crate::error::Error;
 use crate::manifest::{BatchPrediction, Limits, Manifest, ModelCard, Stage, TargetPlan};
 
@@ -31,7 +32,7 @@ impl InspectArgs {
     /// The file is no bundle, damaged, or of another format version.
     pub fn execute(self) -> Result<(), Error> {
         let bundle = Bundle::open(&self.bundle)?;
-        let machine = Machine::detect();
+        let machine = bundle.machine();
         let mismatches = bundle.mismatches(&machine);
         let view = View {
             path: &self.bundle,
@@ -128,6 +129,9 @@ impl View<'_> {
             },
             machine.features.join(" "),
         );
+        for gpu in machine.gpus.iter().flatten() {
+            let _ = writeln!(out, "gpu       {gpu}");
+        }
         match self.mismatches {
             [] => out.push_str("verdict   this machine runs it\n"),
             lines => {
@@ -165,6 +169,7 @@ impl View<'_> {
                 "features": self.machine.features,
                 "memory_bytes": self.machine.memory_bytes,
                 "cores": self.machine.cores,
+                "gpus": self.machine.gpus.iter().flatten().map(gpu_json).collect::<Vec<_>>(),
             },
             "runs_here": self.mismatches.is_empty(),
             "mismatches": self.mismatches,
@@ -175,6 +180,17 @@ impl View<'_> {
     }
 }
 
+fn gpu_json(gpu: &GpuInfo) -> serde_json::Value {
+    serde_json::json!({
+        "name": gpu.name,
+        "capability": format!("{}.{}", gpu.capability.0, gpu.capability.1),
+        "memory_bytes": gpu.memory_bytes,
+        "multiprocessors": gpu.sms,
+        "cuda": gpu.cuda_version(),
+        "driver": gpu.driver,
+    })
+}
+
 fn needs(plan: &TargetPlan) -> String {
     let requires = &plan.requires;
     let features = if requires.features.is_empty() {
@@ -182,10 +198,16 @@ fn needs(plan: &TargetPlan) -> String {
     } else {
         requires.features.join(" ")
     };
-    format!(
-        "needs     {} with {features}; {} threads\n",
-        requires.arch, plan.workers
-    )
+    match &plan.gpu {
+        Some(gpu) => format!(
+            "needs     an NVIDIA GPU that runs {features}, driver {OLDEST_DRIVER} or later; {} kernels\n",
+            gpu.kernels.len()
+        ),
+        None => format!(
+            "needs     {} with {features}; {} threads\n",
+            requires.arch, plan.workers
+        ),
+    }
 }
 
 fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table {
@@ -196,7 +218,10 @@ fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table
     table.add_row([
         "weights".into(),
         bytes(weights),
-        "mapped from the bundle, shared and evictable".into(),
+        match plan.gpu {
+            Some(_) => "copied to the GPU".into(),
+            None => "mapped from the bundle, shared and evictable".into(),
+        },
     ]);
     table.add_row([
         "KV cache".into(),

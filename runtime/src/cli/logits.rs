@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
                 for position in start..end {
                     let logits = self
                         .executor
-                        .logits(sequence * (end - start) + position - start);
+                        .logits(sequence * (end - start) + position - start)?;
                     file.write((sequence * length + position) * vocab, logits)?;
                     if position + 1 == length {
                         self.next[sequence] = argmax(logits);
@@ -222,7 +222,7 @@ impl<'a> Run<'a> {
                 .collect();
             self.executor.step(&rows)?;
             for (i, next) in self.next.iter_mut().enumerate() {
-                *next = argmax(self.executor.logits(i));
+                *next = argmax(self.executor.logits(i)?);
             }
         }
         Ok(chosen)

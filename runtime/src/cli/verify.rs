@@ -204,7 +204,7 @@ fn run_in(
         }
         executor.step(&step)?;
         for (i, (copy, at)) in wanted.into_iter().enumerate() {
-            let logits = executor.logits(i);
+            let logits = executor.logits(i)?;
             errors[copy].add(&prompt.ids[at], &prompt.logits[at], logits);
             if record {
                 alone.push(logits.to_vec());

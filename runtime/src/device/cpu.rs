@@ -10,13 +10,14 @@ mod timed;
 #[cfg(test)]
 mod tests;
 
+use super::limits::StepLimits;
 use super::{Device, StepInput, Timeline};
 use crate::bundle::Bundle;
 use crate::error::Error;
-use crate::manifest::{Limits, Stage, TargetPlan};
+use crate::manifest::{Stage, TargetPlan};
 use barrier::{Barrier, barrier_symbol};
 use code::{Code, Entry};
-use coldpress_kernels::cpu::abi::{PAGE_TOKENS, Step, WorkerContext};
+use coldpress_kernels::cpu::abi::{Step, WorkerContext};
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,9 +37,7 @@ pub struct CpuDevice {
     programs: Vec<LoadedProgram>,
     /// Per worker.
     contexts: Vec<WorkerContext>,
-    limits: Limits,
-    vocab_size: u32,
-    kv_pages: u32,
+    limits: StepLimits,
     logits: Logits,
     arena: MmapRaw,
     _kv: MmapRaw,
@@ -148,9 +147,7 @@ impl CpuDevice {
             },
             programs,
             contexts,
-            limits: manifest.limits,
-            vocab_size: manifest.model.vocab_size,
-            kv_pages: plan.kv.pages,
+            limits: StepLimits::new(manifest, plan),
             arena,
             _kv: kv,
             symbols,
@@ -161,43 +158,6 @@ impl CpuDevice {
             _bundle: bundle.clone(),
         })
     }
-
-    /// Whether `step` is within what the code of the bundle takes for granted; the reason if not.
-    fn check(&self, program: &LoadedProgram, step: &StepInput<'_>) -> Result<(), String> {
-        let rows = step.tokens.len();
-        if step.positions.len() != rows || step.slots.len() != rows {
-            return Err("tokens, positions and slots differ in length".into());
-        }
-        let (live, most) = match program.stage {
-            Stage::Trunk => (rows, program.rows),
-            Stage::Head => (step.logit_rows.len(), program.rows),
-        };
-        if live == 0 || live > most || rows > self.limits.max_rows as usize {
-            return Err(format!("{live} rows in a program for 1 to {most}"));
-        }
-        let outside = |values: &[u32], end: u32| values.iter().find(|&&v| v >= end).copied();
-        if let Some(token) = outside(step.tokens, self.vocab_size) {
-            return Err(format!(
-                "token {token}: the vocabulary has {}",
-                self.vocab_size
-            ));
-        }
-        if let Some(position) = outside(step.positions, self.limits.max_context) {
-            return Err(format!("position {position} is outside the context"));
-        }
-        let kv = step.kv;
-        let per_slot = self.limits.max_context.div_ceil(PAGE_TOKENS as u32);
-        if kv.pages() > self.kv_pages || kv.pages_per_slot() < per_slot {
-            return Err("the page table is of another plan".into());
-        }
-        if let Some(slot) = outside(step.slots, kv.slots()) {
-            return Err(format!("slot {slot} does not exist"));
-        }
-        if let Some(row) = outside(step.logit_rows, rows as u32) {
-            return Err(format!("logits of row {row} of {rows}"));
-        }
-        Ok(())
-    }
 }
 
 impl Device for CpuDevice {
@@ -205,7 +165,8 @@ impl Device for CpuDevice {
         let Some(loaded) = self.programs.get(program) else {
             return Err(Error::Device(format!("there is no program {program}")));
         };
-        self.check(loaded, step)
+        self.limits
+            .check(loaded.stage, loaded.rows, step)
             .map_err(|why| Error::Device(format!("program {program}: {why}")))?;
         let abi = Step {
             rows: step.tokens.len(),
@@ -236,15 +197,20 @@ impl Device for CpuDevice {
         Ok(())
     }
 
-    fn logits(&self, row: usize) -> &[f32] {
-        self.logits.row(&self.arena, row)
+    fn logits(&mut self, row: usize) -> Result<&[f32], Error> {
+        Ok(self.logits.row(&self.arena, row))
     }
 
-    fn visit_logits(&mut self, rows: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+    fn visit_logits(
+        &mut self,
+        rows: usize,
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<(), Error> {
         let place = &self.logits;
         assert!(rows <= place.rows, "{rows} logits rows of {}", place.rows);
         if rows < 2 {
-            return (0..rows).for_each(|row| visit(row, place.row(&self.arena, row)));
+            (0..rows).for_each(|row| visit(row, place.row(&self.arena, row)));
+            return Ok(());
         }
         let (next, arena) = (AtomicUsize::new(0), &self.arena);
         self.team.run(&|_| {
@@ -256,6 +222,7 @@ impl Device for CpuDevice {
                 visit(row, place.row(arena, row));
             }
         });
+        Ok(())
     }
 
     #[cfg(target_arch = "x86_64")]

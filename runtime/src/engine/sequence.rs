@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::event::{Event, FinishReason, Stats};
 use super::request::{Request, RequestId};
 use super::stop::StopWatch;
+use crate::device::Candidates;
 use crate::sampler::Sampler;
 use crate::tokenizer::{TextStream, Tokenizer};
 
@@ -99,6 +100,16 @@ impl Sequence {
     /// Whether its last row has logits in a step that takes `rows` of it.
     pub(super) fn has_logits(&self, rows: usize) -> bool {
         rows > 0 && self.cached + rows >= self.prompt.len() && self.wants_first_token()
+    }
+
+    /// Chooses the next token from the largest logits of its last row, if they decide it.
+    pub(super) fn choose_among(&mut self, candidates: &Candidates<'_>) -> Option<u32> {
+        self.sampler.sample_among(candidates)
+    }
+
+    /// Whether the largest logits of a row may decide its next token.
+    pub(super) fn takes_candidates(&self) -> bool {
+        self.sampler.takes_candidates()
     }
 
     /// Chooses the next token from the logits of its last row.

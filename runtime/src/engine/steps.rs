@@ -1,6 +1,7 @@
 //! What the engine needs of the thing that runs rows. One implementation runs bundles (`Executor`); another can stand
 //! in for it where scheduling is to be studied without a model.
 
+use crate::device::Candidates;
 use crate::error::Error;
 use crate::executor::{Executor, Row};
 use crate::manifest::Limits;
@@ -21,11 +22,32 @@ pub trait Steps: Send {
     /// The device failed; the caches hold what they held before.
     fn step(&mut self, rows: &[Row]) -> Result<(), Error>;
     /// Logits of the i-th row of the last step that wanted them: `[vocab_size]`.
-    fn logits(&self, i: usize) -> &[f32];
+    ///
+    /// # Errors
+    /// The device failed.
+    fn logits(&mut self, i: usize) -> Result<&[f32], Error>;
+    /// The largest logits of the i-th row of the last step that wanted them, where they come cheaper than all.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn candidates(&mut self, i: usize) -> Result<Option<Candidates<'_>>, Error> {
+        let _ = i;
+        Ok(None)
+    }
     /// Calls `visit(i, logits)` once for each of the first `count` logits rows of the last step, on any thread and in any
     /// order.
-    fn visit_logits(&mut self, count: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
-        (0..count).for_each(|i| visit(i, self.logits(i)));
+    ///
+    /// # Errors
+    /// The device failed; some rows may have been visited.
+    fn visit_logits(
+        &mut self,
+        count: usize,
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<(), Error> {
+        for i in 0..count {
+            visit(i, self.logits(i)?);
+        }
+        Ok(())
     }
 }
 
@@ -50,12 +72,20 @@ impl Steps for Executor {
         Executor::step(self, rows)
     }
 
-    fn logits(&self, i: usize) -> &[f32] {
+    fn logits(&mut self, i: usize) -> Result<&[f32], Error> {
         Executor::logits(self, i)
     }
 
-    fn visit_logits(&mut self, count: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
-        Executor::visit_logits(self, count, visit);
+    fn candidates(&mut self, i: usize) -> Result<Option<Candidates<'_>>, Error> {
+        Executor::candidates(self, i)
+    }
+
+    fn visit_logits(
+        &mut self,
+        count: usize,
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<(), Error> {
+        Executor::visit_logits(self, count, visit)
     }
 }
 

@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+mod candidates;
+
 use super::*;
 use crate::sampler::Sampling;
 use crate::tokenizer::{Algorithm, Alphabet, BpeSpec, TokenKind, TokenizerSpec};
@@ -86,8 +88,8 @@ impl Steps for HashModel {
         Ok(())
     }
 
-    fn logits(&self, i: usize) -> &[f32] {
-        &self.logits[i]
+    fn logits(&mut self, i: usize) -> Result<&[f32], Error> {
+        Ok(&self.logits[i])
     }
 }
 
@@ -165,8 +167,14 @@ impl Default for Setup {
 
 impl Setup {
     fn engine(self) -> (Engine, Log, Arc<AtomicBool>) {
-        let (log, fail_next) = (Log::default(), Arc::default());
-        let model = HashModel {
+        let (options, model) = (self.options, self.model());
+        let (log, fail_next) = (Arc::clone(&model.log), Arc::clone(&model.fail_next));
+        let engine = Engine::with_steps(Box::new(model), Some(tokenizer()), options);
+        (engine, log, fail_next)
+    }
+
+    fn model(self) -> HashModel {
+        HashModel {
             limits: Limits {
                 max_batch: self.slots,
                 max_context: self.context,
@@ -176,14 +184,9 @@ impl Setup {
             logits: Vec::new(),
             script: self.script,
             prompt_len: 1,
-            fail_next: Arc::clone(&fail_next),
-            log: Arc::clone(&log),
-        };
-        (
-            Engine::with_steps(Box::new(model), Some(tokenizer()), self.options),
-            log,
-            fail_next,
-        )
+            fail_next: Arc::default(),
+            log: Log::default(),
+        }
     }
 }
 

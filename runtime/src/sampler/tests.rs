@@ -1,5 +1,7 @@
 //! Each filter of the chain by itself, the distribution of draws, and hostile logits.
 
+mod among;
+
 use super::*;
 
 /// Everything off: plain temperature sampling.

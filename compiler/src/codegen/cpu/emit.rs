@@ -3,6 +3,7 @@
 
 use super::{BARRIER, SymbolTable, elementwise};
 use crate::plan::{Arg, Buffer, Init, Launch, Matmul, MatmulPart, Plan, ProgramPlan, Work, share};
+use crate::target::TargetProfile;
 use coldpress_kernels::cpu::abi::WorkerContext;
 use cranelift_codegen::cursor::{Cursor, FuncCursor};
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -18,7 +19,7 @@ use std::ops::Range;
 /// Builds the function of `worker` for `program`.
 pub(super) fn function(
     isa: &dyn TargetIsa,
-    plan: &Plan,
+    (plan, target): (&Plan, &TargetProfile),
     program: &ProgramPlan,
     worker: usize,
     symbols: &SymbolTable<'_>,
@@ -30,7 +31,7 @@ pub(super) fn function(
         UserFuncName::user(program.rows as u32, worker as u32),
         signature,
     );
-    let mut emit = Emit::begin(&mut function, plan, worker, symbols, call_conv);
+    let mut emit = Emit::begin(&mut function, (plan, target), worker, symbols, call_conv);
     for (i, launch) in program.launches.iter().enumerate() {
         // Source locations carry the launch's index, so that machine code can be shown beside it.
         emit.pos.set_srcloc(SourceLoc::new(i as u32));
@@ -45,6 +46,7 @@ pub(super) fn function(
 pub(super) struct Emit<'f> {
     pub(super) pos: FuncCursor<'f>,
     plan: &'f Plan,
+    target: &'f TargetProfile,
     worker: usize,
     symbols: &'f SymbolTable<'f>,
     call_conv: CallConv,
@@ -60,7 +62,7 @@ pub(super) struct Emit<'f> {
 impl<'f> Emit<'f> {
     fn begin(
         function: &'f mut Function,
-        plan: &'f Plan,
+        (plan, target): (&'f Plan, &'f TargetProfile),
         worker: usize,
         symbols: &'f SymbolTable<'f>,
         call_conv: CallConv,
@@ -87,6 +89,7 @@ impl<'f> Emit<'f> {
         Emit {
             pos,
             plan,
+            target,
             worker,
             symbols,
             call_conv,
@@ -106,6 +109,8 @@ impl<'f> Emit<'f> {
             self.call(BARRIER, &[barrier]);
         }
         match &launch.work {
+            // No plan for a CPU has one.
+            Work::Grid(_) => {}
             Work::Call {
                 symbol,
                 args,
@@ -132,7 +137,7 @@ impl<'f> Emit<'f> {
             } => {
                 let range = share(*rows, self.plan.workers, self.worker);
                 if !range.is_empty() {
-                    let fma = self.plan.target.has_fma();
+                    let fma = self.target.has_fma();
                     elementwise::emit(self, *op, inputs, *output, *width, range, fma);
                 }
             }
@@ -150,7 +155,7 @@ impl<'f> Emit<'f> {
             if tiles.is_empty() {
                 continue;
             }
-            let span = (self.plan.target.l2_bytes / 4 / part.tile_bytes).max(1);
+            let span = (self.target.l2_bytes / 4 / part.tile_bytes).max(1);
             if part.stamps.len() == 1 || tiles.len() <= span {
                 let first = self.iconst(tiles.start);
                 self.stamps(matmul, part, first, tiles.len());

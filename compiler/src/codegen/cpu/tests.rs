@@ -30,7 +30,10 @@ fn plan(target: TargetProfile, workers: usize, work: Work) -> Plan {
         seconds: 0.0,
     };
     Plan {
-        target,
+        target: target.into(),
+        reserved_bytes: 0,
+        zeroed_bytes: 0,
+        candidates: None,
         workers,
         limits: Limits {
             max_batch: 1,
@@ -60,7 +63,7 @@ fn plan(target: TargetProfile, workers: usize, work: Work) -> Plan {
 
 /// Runs all workers of program 0 one after the other on `arena`.
 fn run(plan: &Plan, arena: &mut [f32]) {
-    let code = generate(plan, || ()).expect("generates");
+    let code = generate(plan, plan.target.cpu().expect("a CPU"), || ()).expect("generates");
     assert!(code.symbols.is_empty(), "element-wise work calls nothing");
     let mut map = memmap2::MmapMut::map_anon(code.bytes.len()).expect("memory");
     map.copy_from_slice(&code.bytes);

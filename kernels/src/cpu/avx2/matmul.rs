@@ -13,7 +13,7 @@ use crate::quant::FORMATS;
 pub const SYMBOLS: &[Named] = matmul_symbols!("avx2", int_matmul [1 2 3 4], float_matmul [1 2]);
 
 /// Bytes between the weights being used and those being prefetched.
-const PREFETCH: usize = 8192;
+pub(in crate::cpu) const PREFETCH: usize = 8192;
 
 /// Runs the body for each row and each half of the tile with constant numbers, so that accumulators stay in registers.
 macro_rules! each {
@@ -27,84 +27,94 @@ macro_rules! each {
         })*
     };
 }
+pub(in crate::cpu) use each;
 
-/// # Safety
-/// The contract of [`crate::cpu::symbols::MatmulFn`]: `w` holds `tiles` tiles, `x`, `init` (or null) and `y` hold N rows;
-/// and the CPU has the features.
-#[target_feature(enable = "avx2,fma,f16c")]
-#[allow(clippy::too_many_arguments)]
-unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
-    mut w: *const u8,
-    x: *const u8,
-    init: *const f32,
-    y: *mut f32,
-    k: usize,
-    tiles: usize,
-    x_stride: usize,
-    init_stride: usize,
-    y_stride: usize,
-) {
-    let layout = const { &FORMATS[L].layout };
-    let unit_k = const { FORMATS[L].layout.k_multiple() };
-    let groups_of_16 = const { FORMATS[L].layout.group as usize * 2 == GROUP_K };
-    let Some(bytes) = tile_bytes(layout, k) else {
-        return;
-    };
-    let row = q8_row(k);
-    let ahead_per_group = bytes / (k / GROUP_K);
-    for t in 0..tiles {
-        let mut acc = [[_mm256_setzero_ps(); 2]; N];
-        // SAFETY: reads stay inside tile t and inside the N int8 rows of x: group g of k / 32 has its quants at 32 g,
-        // its d and z16 at 8 g and its s32 at 4 g. Prefetches may point anywhere.
-        unsafe {
-            let mut quants = w.add(scale_plane_bytes(layout, k));
-            let mut ahead = w.wrapping_add(PREFETCH);
-            for g in 0..k / GROUP_K {
-                let unit = w.add(g * GROUP_K / unit_k * scale_unit_bytes(layout));
-                let group = g % (unit_k / GROUP_K);
-                for line in 0..ahead_per_group.div_ceil(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
+/// An integer matmul over halves of a tile: `$dot` multiplies, `$signed` says whether it wants levels that need all 8 bits
+/// as signed bytes. The rest, and so the bits of a row, is the same for every instruction set of the class.
+macro_rules! int_kernel {
+    ($name:ident, $features:literal, $dot:ident, $signed:literal) => {
+        /// # Safety
+        /// The contract of [`crate::cpu::symbols::MatmulFn`]: `w` holds `tiles` tiles, `x`, `init` (or null) and `y` hold N rows;
+        /// and the CPU has the features.
+        #[target_feature(enable = $features)]
+        #[allow(clippy::too_many_arguments)]
+        unsafe extern "C" fn $name<const L: usize, const N: usize>(
+            mut w: *const u8,
+            x: *const u8,
+            init: *const f32,
+            y: *mut f32,
+            k: usize,
+            tiles: usize,
+            x_stride: usize,
+            init_stride: usize,
+            y_stride: usize,
+        ) {
+            let layout = const { &FORMATS[L].layout };
+            let unit_k = const { FORMATS[L].layout.k_multiple() };
+            let groups_of_16 = const { FORMATS[L].layout.group as usize * 2 == GROUP_K };
+            let Some(bytes) = tile_bytes(layout, k) else {
+                return;
+            };
+            let row = q8_row(k);
+            let ahead_per_group = bytes / (k / GROUP_K);
+            for t in 0..tiles {
+                let mut acc = [[_mm256_setzero_ps(); 2]; N];
+                // SAFETY: reads stay inside tile t and inside the N int8 rows of x: group g of k / 32 has its quants at 32 g,
+                // its d and z16 at 8 g and its s32 at 4 g. Prefetches may point anywhere.
+                unsafe {
+                    let mut quants = w.add(scale_plane_bytes(layout, k));
+                    let mut ahead = w.wrapping_add(PREFETCH);
+                    for g in 0..k / GROUP_K {
+                        let unit = w.add(g * GROUP_K / unit_k * scale_unit_bytes(layout));
+                        let group = g % (unit_k / GROUP_K);
+                        for line in 0..ahead_per_group.div_ceil(64) {
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
+                        }
+                        ahead = ahead.wrapping_add(ahead_per_group);
+                        let scales = [
+                            half_scales::<L>(unit, group, 0),
+                            half_scales::<L>(unit, group, 1),
+                        ];
+                        let q = [unpack::<L, $signed>(quants), unpack::<L, $signed>(quants.add(32))];
+                        quants = quants.add(group_bytes(layout));
+                        each!(N, n, h => {
+                            let x = x.add(n * x_stride);
+                            let float = |at: usize| _mm256_set1_ps(x.add(at).cast::<f32>().read_unaligned());
+                            let words = x.add(GROUP_K * g);
+                            let int = |at: usize| _mm256_set1_epi32(x.add(at).cast::<i32>().read_unaligned());
+                            let HalfScales { scale, min } = scales[h];
+                            let a = $dot::<L, 0>(&q[h], words, int(row.z16 + 8 * g));
+                            let b = $dot::<L, 4>(&q[h], words, int(row.z16 + 8 * g + 4));
+                            let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
+                            if groups_of_16 && layout.min {
+                                let z = |half: usize| _mm256_cvtepi32_ps(int(row.z16 + 8 * g + 4 * half));
+                                let a = _mm256_fmadd_ps(a, scale[0], _mm256_mul_ps(min[0], z(0)));
+                                let b = _mm256_fmadd_ps(b, scale[1], _mm256_mul_ps(min[1], z(1)));
+                                acc[n][h] = _mm256_fmadd_ps(a, d0, acc[n][h]);
+                                acc[n][h] = _mm256_fmadd_ps(b, d1, acc[n][h]);
+                            } else if groups_of_16 {
+                                acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(scale[0], d0), acc[n][h]);
+                                acc[n][h] = _mm256_fmadd_ps(b, _mm256_mul_ps(scale[1], d1), acc[n][h]);
+                            } else {
+                                let sum = _mm256_fmadd_ps(b, d1, _mm256_mul_ps(a, d0));
+                                acc[n][h] = _mm256_fmadd_ps(sum, scale[0], acc[n][h]);
+                            }
+                            if layout.min && !groups_of_16 {
+                                acc[n][h] = _mm256_fnmadd_ps(min[0], float(row.s32 + 4 * g), acc[n][h]);
+                            }
+                        });
+                    }
                 }
-                ahead = ahead.wrapping_add(ahead_per_group);
-                let scales = [
-                    half_scales::<L>(unit, group, 0),
-                    half_scales::<L>(unit, group, 1),
-                ];
-                let q = [unpack::<L>(quants), unpack::<L>(quants.add(32))];
-                quants = quants.add(group_bytes(layout));
-                each!(N, n, h => {
-                    let x = x.add(n * x_stride);
-                    let float = |at: usize| _mm256_set1_ps(x.add(at).cast::<f32>().read_unaligned());
-                    let words = x.add(GROUP_K * g);
-                    let int = |at: usize| _mm256_set1_epi32(x.add(at).cast::<i32>().read_unaligned());
-                    let HalfScales { scale, min } = scales[h];
-                    let a = dot::<L, 0>(&q[h], words, int(row.z16 + 8 * g));
-                    let b = dot::<L, 4>(&q[h], words, int(row.z16 + 8 * g + 4));
-                    let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
-                    if groups_of_16 && layout.min {
-                        let z = |half: usize| _mm256_cvtepi32_ps(int(row.z16 + 8 * g + 4 * half));
-                        let a = _mm256_fmadd_ps(a, scale[0], _mm256_mul_ps(min[0], z(0)));
-                        let b = _mm256_fmadd_ps(b, scale[1], _mm256_mul_ps(min[1], z(1)));
-                        acc[n][h] = _mm256_fmadd_ps(a, d0, acc[n][h]);
-                        acc[n][h] = _mm256_fmadd_ps(b, d1, acc[n][h]);
-                    } else if groups_of_16 {
-                        acc[n][h] = _mm256_fmadd_ps(a, _mm256_mul_ps(scale[0], d0), acc[n][h]);
-                        acc[n][h] = _mm256_fmadd_ps(b, _mm256_mul_ps(scale[1], d1), acc[n][h]);
-                    } else {
-                        let sum = _mm256_fmadd_ps(b, d1, _mm256_mul_ps(a, d0));
-                        acc[n][h] = _mm256_fmadd_ps(sum, scale[0], acc[n][h]);
-                    }
-                    if layout.min && !groups_of_16 {
-                        acc[n][h] = _mm256_fnmadd_ps(min[0], float(row.s32 + 4 * g), acc[n][h]);
-                    }
-                });
+                w = w.wrapping_add(bytes);
+                // SAFETY: `init` and `y` hold N rows of 16 * tiles floats.
+                unsafe { store(&acc, init, y, t, init_stride, y_stride) };
             }
         }
-        w = w.wrapping_add(bytes);
-        // SAFETY: `init` and `y` hold N rows of 16 * tiles floats.
-        unsafe { store(&acc, init, y, t, init_stride, y_stride) };
-    }
+    };
 }
+pub(in crate::cpu) use int_kernel;
+
+int_kernel!(int_matmul, "avx2,fma,f16c", dot, true);
 
 /// # Safety
 /// As `int_matmul`, with f32 rows in `x`.
@@ -172,7 +182,7 @@ unsafe extern "C" fn float_matmul<const L: usize, const N: usize>(
 /// `init` (unless null) and `y` hold N rows of at least 16 * (t + 1) floats at their strides.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn store<const N: usize>(
+pub(in crate::cpu) unsafe fn store<const N: usize>(
     acc: &[[__m256; 2]; N],
     init: *const f32,
     y: *mut f32,

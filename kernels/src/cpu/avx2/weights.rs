@@ -13,7 +13,7 @@ use crate::quant::{FORMATS, Scale, Store};
 /// 8 elements of the layout's float storage are readable at `at`.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn load_floats<const L: usize>(at: *const u8) -> __m256 {
+pub(in crate::cpu) unsafe fn load_floats<const L: usize>(at: *const u8) -> __m256 {
     let layout = const { &FORMATS[L].layout };
     // SAFETY: by the caller.
     unsafe {
@@ -42,7 +42,7 @@ unsafe fn load_halves(at: *const u8) -> __m256 {
 /// Scales and mins of 8 outputs for 32 k: both scale groups (twice the same with groups of 32). Mins per 16 are divided
 /// by the 128 in `z16`, which they meet instead of a sum.
 #[derive(Clone, Copy)]
-pub(super) struct HalfScales {
+pub(in crate::cpu) struct HalfScales {
     pub scale: [__m256; 2],
     pub min: [__m256; 2],
 }
@@ -53,7 +53,7 @@ pub(super) struct HalfScales {
 /// `unit` points at a unit of the scale plane.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn half_scales<const L: usize>(
+pub(in crate::cpu) unsafe fn half_scales<const L: usize>(
     unit: *const u8,
     group: usize,
     h: usize,
@@ -135,20 +135,23 @@ fn exponent_scales(e: __m256i) -> __m256 {
 }
 
 /// Whether levels leave `unpack` with their zero subtracted: those that need all 8 bits.
-pub(super) const fn signed<const L: usize>() -> bool {
+pub(in crate::cpu) const fn signed<const L: usize>() -> bool {
     FORMATS[L].layout.zero == 128
 }
 
-/// The levels of the 8 quads of 32 k for 8 outputs, one byte each; signed, with 128 subtracted, if [`signed`].
+/// The levels of the 8 quads of 32 k for 8 outputs, one byte each; with `SIGNED`, those that [`signed`] names have 128
+/// subtracted.
 ///
 /// # Safety
 /// `quants` points at the lower or upper half of the first vector of the quants of 32 k.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn unpack<const L: usize>(quants: *const u8) -> [__m256i; 8] {
+pub(in crate::cpu) unsafe fn unpack<const L: usize, const SIGNED: bool>(
+    quants: *const u8,
+) -> [__m256i; 8] {
     let layout = const { &FORMATS[L].layout };
     let (low, top) = const { planes(&FORMATS[L].layout) };
-    let sign = _mm256_set1_epi8(if signed::<L>() { -128 } else { 0 });
+    let sign = _mm256_set1_epi8(if SIGNED && signed::<L>() { -128 } else { 0 });
     // SAFETY: vectors 0..bits of the group are inside it.
     let vector = |i: usize| unsafe { _mm256_loadu_si256(quants.add(64 * i).cast()) };
     let mut q = [_mm256_setzero_si256(); 8];

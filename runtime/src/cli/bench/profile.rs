@@ -11,7 +11,7 @@ use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
 use crate::bundle::{Bundle, SectionKind};
-use crate::device::Timeline;
+use crate::device::{Candidates, Timeline};
 use crate::engine::{Engine, EngineOptions, Event, Request, Steps};
 use crate::error::Error;
 use crate::executor::{Executor, Row};
@@ -49,6 +49,8 @@ pub(super) struct Part {
     pub(super) seconds: f64,
     /// Of the workers that spent the least and the most.
     pub(super) range: (f64, f64),
+    /// Bytes of weights and activations per step; 0 where that is not known of single calls.
+    pub(super) bytes: f64,
 }
 
 /// What kind of work a part is.
@@ -258,14 +260,25 @@ impl Steps for Probe {
         )
     }
 
-    fn logits(&self, i: usize) -> &[f32] {
+    fn logits(&mut self, i: usize) -> Result<&[f32], Error> {
         self.executor.logits(i)
     }
 
-    fn visit_logits(&mut self, count: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+    fn candidates(&mut self, i: usize) -> Result<Option<Candidates<'_>>, Error> {
+        let started = Instant::now();
+        let found = self.executor.candidates(i);
+        lock(&self.shared).last.sampling += started.elapsed().as_secs_f64();
+        found
+    }
+
+    fn visit_logits(
+        &mut self,
+        count: usize,
+        visit: &(dyn Fn(usize, &[f32]) + Sync),
+    ) -> Result<(), Error> {
         self.timed(
             |executor| executor.visit_logits(count, visit),
-            |times, seconds, _| times.sampling = seconds,
-        );
+            |times, seconds, _| times.sampling += seconds,
+        )
     }
 }

@@ -60,8 +60,8 @@ impl Steps for Model {
         }
         Ok(())
     }
-    fn logits(&self, i: usize) -> &[f32] {
-        &self.logits[i]
+    fn logits(&mut self, i: usize) -> Result<&[f32], Error> {
+        Ok(&self.logits[i])
     }
 }
 

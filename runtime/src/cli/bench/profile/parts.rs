@@ -1,6 +1,6 @@
 //! From the times of calls to the parts of a step. A call is of the first launch, at or after that of the call before,
 //! which runs its symbol; after a barrier, of a later launch than before. Launches have names, so a part is what all
-//! layers spend on the same thing.
+//! layers spend on the same thing. On a GPU a call is a launch, and every launch is called in order.
 
 use std::collections::BTreeMap;
 
@@ -28,6 +28,8 @@ pub(super) struct Parts {
     /// The symbol all workers meet in, if there is one.
     barrier: Option<u32>,
     workers: usize,
+    /// Whether calls are launches.
+    gpu: bool,
     programs: Vec<Vec<Named>>,
 }
 
@@ -35,6 +37,7 @@ pub(super) struct Parts {
 struct Named {
     symbols: Vec<u32>,
     name: String,
+    bytes: u64,
 }
 
 /// Seconds per worker.
@@ -45,15 +48,20 @@ impl Parts {
         let symbol = |name: &str| plan.symbols.iter().position(|s| s == name);
         let symbol = |name: &str| symbol(name).and_then(|i| u32::try_from(i).ok());
         let named = |launch: &Launch| {
-            let symbols: Vec<u32> = launch.kernel.split(" + ").filter_map(symbol).collect();
+            let symbols: Vec<u32> = match &launch.grid {
+                Some(grid) => vec![grid.kernel],
+                None => launch.kernel.split(" + ").filter_map(symbol).collect(),
+            };
             (!symbols.is_empty()).then(|| Named {
                 symbols,
                 name: name(launch),
+                bytes: launch.bytes,
             })
         };
         Self {
             barrier: symbol("barrier"),
             workers: plan.workers as usize,
+            gpu: plan.gpu.is_some(),
             programs: plan
                 .programs
                 .iter()
@@ -84,6 +92,10 @@ impl Parts {
                 }
             }
         }
+        let bytes = match self.gpu {
+            true => self.bytes(steps),
+            false => BTreeMap::new(),
+        };
         let per_step = 1.0 / steps.len().max(1) as f64;
         let mut parts: Vec<Part> = sums
             .into_iter()
@@ -91,6 +103,7 @@ impl Parts {
                 let least = seconds.iter().copied().fold(f64::INFINITY, f64::min);
                 let most = seconds.iter().copied().fold(0.0, f64::max);
                 Part {
+                    bytes: bytes.get(&name).map_or(0.0, |&sum| sum as f64 * per_step),
                     group,
                     name,
                     seconds: seconds.iter().sum::<f64>() / self.workers as f64 * per_step,
@@ -103,6 +116,17 @@ impl Parts {
             a.group.cmp(&b.group).then(by_time)
         });
         parts
+    }
+
+    /// Bytes of the launches that ran, by name.
+    fn bytes(&self, steps: &[StepTimes]) -> BTreeMap<String, u64> {
+        let mut sums = BTreeMap::new();
+        for timeline in steps.iter().flat_map(|step| &step.timelines) {
+            for launch in self.programs.get(timeline.program).into_iter().flatten() {
+                *sums.entry(launch.name.clone()).or_default() += launch.bytes;
+            }
+        }
+        sums
     }
 
     /// Divides one worker's part of a run.
@@ -130,10 +154,16 @@ impl Parts {
                 Some(ahead) => {
                     from += ahead;
                     past = from + 1;
-                    add(Group::Kernels, &launches[from].name, seconds);
+                    if self.gpu {
+                        from = past;
+                    }
+                    add(Group::Kernels, &launches[past - 1].name, seconds);
                 }
                 None => add(Group::Kernels, OTHER, seconds),
             }
+        }
+        if self.gpu {
+            return;
         }
         add(Group::Kernels, INLINE, times.ran - inside);
         add(Group::Outside, WAKING, times.woken);
@@ -252,6 +282,37 @@ mod tests {
         assert_eq!(parts.iter().map(|p| p.seconds).sum::<f64>(), 50.0);
         assert!(parts.is_sorted_by_key(|p| p.group));
         assert!(parts.iter().all(|p| p.name != OTHER));
+    }
+
+    #[test]
+    fn on_a_gpu_every_call_is_the_next_launch() {
+        let mut plan = sample::gpu_manifest().plans.remove(0);
+        let again = plan.programs[3].launches[1].clone();
+        plan.programs[3].launches.push(Launch {
+            label: "blk.7.again".into(),
+            ..again
+        });
+        // Twice the same kernel in a row: two launches, not one that called it twice.
+        let worker = WorkerTimeline {
+            woken: 0.0,
+            ran: 7.0,
+            calls: vec![(1, 1.0), (2, 2.0), (2, 4.0)],
+        };
+        let step = StepTimes {
+            timelines: vec![Timeline {
+                program: 3,
+                seconds: 7.0,
+                workers: vec![worker],
+                lost: 0,
+            }],
+            ..StepTimes::default()
+        };
+        let parts = Parts::new(&plan).of(&[step.clone(), step]);
+        let of = |name| (part(&parts, name).seconds, part(&parts, name).bytes);
+        assert_eq!(of("gather gather"), (1.0, 64.0));
+        assert_eq!(of("output output"), (2.0, 64.0));
+        assert_eq!(of("output again"), (4.0, 64.0));
+        assert!(parts.iter().all(|p| p.name != INLINE && p.name != OTHER));
     }
 
     #[test]

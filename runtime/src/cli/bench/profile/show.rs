@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::{Group, Profile};
+use super::{Group, Part, Profile};
 use crate::cli::bench::Format;
 
 /// All profiles in the form asked for.
@@ -27,6 +27,14 @@ fn title(group: Group) -> &'static str {
 /// Microseconds.
 fn micros(seconds: f64) -> String {
     format!("{:.1}", seconds * 1e6)
+}
+
+/// What a part streams, in GB/s, where its bytes are known.
+fn rate(part: &Part) -> String {
+    match part.bytes > 0.0 && part.seconds > 0.0 {
+        true => format!("{:.0}", part.bytes / part.seconds / 1e9),
+        false => String::new(),
+    }
 }
 
 fn share(seconds: f64, step: f64) -> f64 {
@@ -59,6 +67,7 @@ fn markdown(profiles: &[Profile]) -> String {
             "%",
             "least of a worker",
             "most",
+            "GB/s",
         ]);
         for group in GROUPS {
             let total = p.total(group);
@@ -69,6 +78,7 @@ fn markdown(profiles: &[Profile]) -> String {
                 percent(total),
                 String::new(),
                 String::new(),
+                String::new(),
             ]);
             for part in p.parts.iter().filter(|part| part.group == group) {
                 table.add_row([
@@ -77,6 +87,7 @@ fn markdown(profiles: &[Profile]) -> String {
                     percent(part.seconds),
                     micros(part.range.0),
                     micros(part.range.1),
+                    rate(part),
                 ]);
             }
         }
@@ -103,6 +114,7 @@ fn json(profiles: &[Profile]) -> String {
                         "share": share(part.seconds, p.step),
                         "us_least": part.range.0 * 1e6,
                         "us_most": part.range.1 * 1e6,
+                        "bytes": part.bytes,
                     })
                 })
                 .collect();
@@ -123,11 +135,11 @@ fn json(profiles: &[Profile]) -> String {
 }
 
 fn csv(profiles: &[Profile]) -> String {
-    let mut out = "pl,pp,sampling,group,part,us,share,us_least,us_most\n".to_owned();
+    let mut out = "pl,pp,sampling,group,part,us,share,us_least,us_most,bytes\n".to_owned();
     for p in profiles {
         for part in &p.parts {
             out += &format!(
-                "{},{},{},{},\"{}\",{},{},{},{}\n",
+                "{},{},{},{},\"{}\",{},{},{},{},{}\n",
                 p.batch,
                 p.prompt,
                 p.sampling,
@@ -136,7 +148,8 @@ fn csv(profiles: &[Profile]) -> String {
                 part.seconds * 1e6,
                 share(part.seconds, p.step),
                 part.range.0 * 1e6,
-                part.range.1 * 1e6
+                part.range.1 * 1e6,
+                part.bytes
             );
         }
     }
@@ -145,7 +158,6 @@ fn csv(profiles: &[Profile]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Part;
     use super::*;
 
     fn profiles() -> Vec<Profile> {
@@ -154,6 +166,7 @@ mod tests {
             name: name.into(),
             seconds,
             range: (seconds / 2.0, seconds * 1.5),
+            bytes: if group == Group::Kernels { 9e6 } else { 0.0 },
         };
         vec![Profile {
             batch: 8,
@@ -181,6 +194,7 @@ mod tests {
             "90.00",
             "2.00",
             "3 kernel calls",
+            " 1 |",
         ] {
             assert!(text.contains(wanted), "{wanted}: {text}");
         }

@@ -1,0 +1,274 @@
+//! Graph nodes to grid launches: which kernel a node or a group of nodes becomes, with its arguments, and what it touches.
+//! Only this module knows both the ops and the GPU kernels' arguments; what kernels compute is in `templates/cuda`, how
+//! they are called in `coldpress_kernels::gpu`.
+
+mod adapt;
+mod attention;
+mod logits;
+mod matmul;
+mod rows;
+mod select;
+
+use super::{Backend, Context};
+use crate::error::Error;
+use crate::graph::{DType, Op, OpGraph, Value, Weight};
+use crate::plan::{Access, Grid, Launch, Options, ProgramPlan, Scratch, Split, Work};
+use crate::target::CudaTarget;
+use crate::target::cuda::CudaProfile;
+use attention::Attentions;
+use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
+use coldpress_kernels::gpu::{Geometry, Kernel};
+use coldpress_runtime::manifest::{CandidatePlan, GridArg, Stage};
+use petgraph::stable_graph::NodeIndex;
+use logits::Sorted;
+use select::Choices;
+use std::ops::Deref;
+
+pub use select::Selector;
+
+/// A GPU that runs CUDA kernels.
+pub struct Cuda {
+    profile: CudaProfile,
+    options: Options,
+    step: StepLayout,
+    choices: Choices,
+    attentions: Attentions,
+    /// Largest logits of each row, after the plans of attention.
+    candidates: Option<Sorted>,
+}
+
+impl Cuda {
+    /// The graph as the GPU runs it, and what is decided about it as a whole: the numeric class of every matrix, the form
+    /// of every activation, how attention is divided.
+    ///
+    /// # Errors
+    /// `Unsupported` naming the weight that no kernel multiplies.
+    pub fn new(
+        graph: &OpGraph,
+        target: &CudaTarget,
+        options: Options,
+        step: StepLayout,
+    ) -> Result<(OpGraph, Cuda), Error> {
+        let graph = adapt::adapt(graph)?;
+        let choices = Choices::new(&graph, target, options, step)?;
+        let attentions = Attentions::new(
+            &graph,
+            &target.profile,
+            options,
+            step,
+            choices.counter_bytes(),
+        );
+        let backend = Cuda {
+            profile: target.profile,
+            options,
+            step,
+            candidates: Sorted::new(
+                &graph,
+                choices.counter_bytes() + attentions.plan_bytes(),
+                options.max_batch,
+            ),
+            choices,
+            attentions,
+        };
+        Ok((graph, backend))
+    }
+}
+
+impl Backend for Cuda {
+    fn zeroed(&self) -> usize {
+        self.choices.counter_bytes()
+    }
+
+    fn reserved(&self) -> usize {
+        let candidates = self.candidates.map_or(0, |sorted| sorted.bytes());
+        self.zeroed() + self.attentions.plan_bytes() + candidates
+    }
+
+    fn matrix_bytes(&self, weight: &Weight) -> Result<Option<u64>, Error> {
+        select::matrix_bytes(weight)
+    }
+
+    fn buckets(&self, _: &OpGraph, stage: Stage, _: &[NodeIndex]) -> Result<Vec<usize>, Error> {
+        let (batch, rows) = (self.options.max_batch, self.step.max_rows as usize);
+        Ok(match stage {
+            Stage::Trunk => select::buckets(&[batch, rows]),
+            Stage::Head => select::buckets(&[batch]),
+        })
+    }
+
+    fn groups(&self, graph: &OpGraph, nodes: &[NodeIndex]) -> Vec<Vec<NodeIndex>> {
+        adapt::groups(graph, nodes)
+    }
+
+    fn stride(&self, graph: &OpGraph, value: Value) -> usize {
+        let ty = graph.value_type(value);
+        match ty.dtype {
+            DType::KvWritten => 0,
+            _ if adapt::passes_through(graph, value) => 0,
+            DType::F32 => ActForm::F32.stride(ty.width),
+            DType::Q8 => self.choices.form(value).stride(ty.width),
+        }
+    }
+
+    fn scratch(&self, graph: &OpGraph, node: NodeIndex, rows: usize) -> Option<Scratch> {
+        let bytes = match &graph.nodes[node].op {
+            Op::Attention { .. } => self.attentions.scratch_bytes(graph, node, rows),
+            Op::MatMul { parts, .. } => self.choices.scratch_bytes(graph, node, parts, rows),
+            Op::Logits => self.candidates.map_or(0, |sorted| sorted.scratch_bytes(rows)),
+            _ => 0,
+        };
+        (bytes > 0).then(|| Scratch::piece(bytes))
+    }
+
+    fn launches(&self, context: &Context<'_>, group: &[NodeIndex]) -> Result<Vec<Launch>, Error> {
+        let lowering = Lowering { context, gpu: self };
+        let (&last, before) = group
+            .split_last()
+            .ok_or_else(|| Error::Internal("a group of no nodes".into()))?;
+        lowering.group(before.first().copied(), last)
+    }
+
+    fn candidates(&self) -> Option<CandidatePlan> {
+        self.candidates.map(|sorted| sorted.plan())
+    }
+
+    fn finish(&self, program: &mut ProgramPlan) {
+        // Launches run one after the other; each sees all of what the one before it left.
+        program.launches.iter_mut().for_each(|l| l.barrier = true);
+    }
+}
+
+/// Everything lowering needs to know besides the nodes.
+struct Lowering<'a> {
+    context: &'a Context<'a>,
+    gpu: &'a Cuda,
+}
+
+impl<'a> Deref for Lowering<'a> {
+    type Target = Context<'a>;
+
+    fn deref(&self) -> &Context<'a> {
+        self.context
+    }
+}
+
+impl Lowering<'_> {
+    /// Launches of `node`, which completes the work of `first` if there is one.
+    fn group(&self, first: Option<NodeIndex>, node: NodeIndex) -> Result<Vec<Launch>, Error> {
+        let inputs = self.graph.inputs(node);
+        let n = &self.graph.nodes[node];
+        let label = n.label.as_str();
+        let out = Value { node, port: 0 };
+        if let Some(first) = first {
+            return match (&self.graph.nodes[first].op, &n.op) {
+                (Op::MatMul { parts, .. }, Op::GatedAct(act) | Op::GatedActQuantise(act)) => {
+                    self.gated_matmul(label, first, parts, *act, out)
+                }
+                (Op::Attention { .. }, Op::Quantise) => self.attention(first, out),
+                (a, b) => Err(Error::Internal(format!("{label}: {a:?} joined with {b:?}"))),
+            };
+        }
+        match &n.op {
+            Op::Embed { weight, scale } => self.embed(label, *weight, *scale, out),
+            Op::RopeTable { inv_freq, mscale } => self.rope_table(label, *inv_freq, *mscale, out),
+            Op::RmsNorm { weight, eps } | Op::NormQuantise { weight, eps } => {
+                self.norm(label, (*weight, *eps), inputs[0], out)
+            }
+            Op::MatMul { parts, residual } => self.matmul(label, node, parts, *residual),
+            Op::HeadNorm { norm, heads } => {
+                let head_dim = self.graph.value_type(out).width / heads;
+                self.head_norm(label, inputs[0], out, (*norm, *heads, head_dim))
+            }
+            Op::Rope { heads, shape } => self.rope(label, &inputs, out, (*heads, *shape)),
+            Op::KvAppend { layer } => self.kv_append(label, &inputs, *layer),
+            Op::RopeAppend {
+                layer,
+                heads,
+                shape,
+                q_norm,
+                k_norm,
+            } => {
+                let norms = (*q_norm, *k_norm);
+                self.rope_append(label, &inputs, out, *layer, (*heads, *shape), norms)
+            }
+            Op::Attention { .. } => self.attention(node, out),
+            Op::SelectRows => self.select_rows(label, out),
+            Op::Logits => self.sort_logits(label, inputs[0], node),
+            op => self.elementwise(label, op, &inputs, out),
+        }
+    }
+
+    /// A launch that moves `bytes` outside of weights; what it touches is `accesses`.
+    fn grid(
+        &self,
+        label: &str,
+        (kernel, geometry): (Kernel, Geometry),
+        args: Vec<GridArg>,
+        accesses: Vec<Access>,
+        bytes: u64,
+    ) -> Launch {
+        let profile = &self.gpu.profile;
+        Launch {
+            label: label.to_string(),
+            work: Work::Grid(Grid {
+                kernel,
+                geometry,
+                args,
+                overlaps: profile.pdl,
+                weights: Vec::new(),
+                main_loop: None,
+            }),
+            barrier: false,
+            accesses,
+            reason: String::new(),
+            bytes: 0,
+            macs: 0,
+            seconds: profile.launch_seconds + bytes as f64 / profile.l2_bandwidth,
+        }
+    }
+
+    /// The form in which a value's rows are stored.
+    fn form(&self, value: Value) -> ActForm {
+        match self.graph.value_type(value).dtype {
+            DType::Q8 => self.gpu.choices.form(value),
+            _ => ActForm::F32,
+        }
+    }
+
+    fn arena(&self, value: Value) -> Result<GridArg, Error> {
+        Ok(GridArg::Arena(self.buffer(value)?.offset as u64))
+    }
+
+    fn row_stride(&self, value: Value) -> Result<GridArg, Error> {
+        Ok(number(self.buffer(value)?.stride))
+    }
+
+    fn reads(&self, value: Value) -> Result<Access, Error> {
+        self.read(value, Split::Whole)
+    }
+
+    fn writes(&self, value: Value) -> Result<Access, Error> {
+        self.write(value, Split::Whole)
+    }
+}
+
+/// The live rows and live logits rows.
+const LIVE: GridArg = GridArg::Step(StepLayout::LIVE);
+/// No address.
+const NULL: GridArg = GridArg::Const(0);
+
+fn number(value: usize) -> GridArg {
+    GridArg::Const(value as u64)
+}
+
+fn bits(value: f32) -> GridArg {
+    GridArg::Const(u64::from(value.to_bits()))
+}
+
+/// No kernel for this op.
+fn refused(label: &str, why: impl std::fmt::Display) -> Error {
+    Error::Unsupported {
+        what: label.to_string(),
+        why: format!("no CUDA kernel: {why}"),
+    }
+}

@@ -1,0 +1,139 @@
+//! Nodes that work on each row by itself: embedding, norms, activation forms, element-wise functions, and the gathering of
+//! rows that want logits.
+
+use super::{LIVE, Lowering, NULL, bits, number, refused};
+use crate::error::Error;
+use crate::graph::{Activation, Op, Value, WeightId};
+use crate::plan::select::packed_layout;
+use crate::plan::{Form, Launch};
+use coldpress_kernels::gpu::embed::{self, EmbedArgs};
+use coldpress_kernels::gpu::rows::{self, ElementwiseArgs, GatherArgs, NormArgs};
+use coldpress_kernels::gpu::tile;
+use coldpress_runtime::manifest::GridArg;
+
+impl Lowering<'_> {
+    pub(super) fn embed(
+        &self,
+        label: &str,
+        weight: WeightId,
+        scale: f32,
+        out: Value,
+    ) -> Result<Vec<Launch>, Error> {
+        let w = self.graph.weight(weight);
+        let layout = packed_layout(w)?;
+        let args = EmbedArgs {
+            weights: GridArg::Weights(self.placement(weight, Form::Tiles)?.offset),
+            tokens: GridArg::Step(self.gpu.step.tokens()),
+            live: LIVE,
+            out: self.arena(out)?,
+            k: number(w.k),
+            units: number(tile::units(&layout, w.k)),
+            out_stride: self.row_stride(out)?,
+            scale: bits(scale),
+        };
+        let what = (embed::embed(&layout), embed::geometry(w.k, self.rows));
+        let bytes = embed::bytes(&layout, w.k, self.rows);
+        let accesses = vec![self.writes(out)?];
+        Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
+    }
+
+    /// An RMS norm, left in the form of `out`.
+    pub(super) fn norm(
+        &self,
+        label: &str,
+        (weight, eps): (WeightId, f32),
+        input: Value,
+        out: Value,
+    ) -> Result<Vec<Launch>, Error> {
+        let width = self.graph.value_type(input).width;
+        rows::legal(width).map_err(|why| refused(label, why))?;
+        let args = NormArgs {
+            x: self.arena(input)?,
+            weight: GridArg::Weights(self.placement(weight, Form::Vector)?.offset),
+            out: self.arena(out)?,
+            width: number(width),
+            rows: number(self.rows),
+            x_stride: self.row_stride(input)?,
+            out_stride: self.row_stride(out)?,
+            eps: bits(eps),
+        };
+        let form = self.form(out);
+        let what = (rows::norm(form, width), rows::norm_geometry(self.rows));
+        let bytes = rows::norm_bytes(form, width, self.rows);
+        let accesses = vec![self.reads(input)?, self.writes(out)?];
+        Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
+    }
+
+    /// An element-wise function of one or two values, left in the form of `out`.
+    pub(super) fn elementwise(
+        &self,
+        label: &str,
+        op: &Op,
+        inputs: &[Value],
+        out: Value,
+    ) -> Result<Vec<Launch>, Error> {
+        let (function, factor) = match *op {
+            Op::Quantise => (rows::Op::Copy, 0.0),
+            Op::Add => (rows::Op::Add, 0.0),
+            Op::Mul => (rows::Op::Mul, 0.0),
+            Op::Act(Activation::Silu) => (rows::Op::Silu, 0.0),
+            Op::Act(Activation::GeluTanh) => (rows::Op::GeluTanh, 0.0),
+            Op::GatedAct(Activation::Silu) | Op::GatedActQuantise(Activation::Silu) => {
+                (rows::Op::SiluMul, 0.0)
+            }
+            Op::GatedAct(Activation::GeluTanh) | Op::GatedActQuantise(Activation::GeluTanh) => {
+                (rows::Op::GeluTanhMul, 0.0)
+            }
+            Op::Scale(factor) => (rows::Op::Scale, factor),
+            Op::Softcap(cap) => (rows::Op::Softcap, cap),
+            ref op => return Err(refused(label, format!("{op:?}"))),
+        };
+        let width = self.graph.value_type(inputs[0]).width;
+        rows::legal(width).map_err(|why| refused(label, why))?;
+        let inputs = &inputs[..function.arity()];
+        let (y, y_stride) = match inputs.get(1) {
+            Some(&y) => (self.arena(y)?, self.row_stride(y)?),
+            None => (NULL, number(0)),
+        };
+        let args = ElementwiseArgs {
+            x: self.arena(inputs[0])?,
+            y,
+            out: self.arena(out)?,
+            width: number(width),
+            rows: number(self.rows),
+            x_stride: self.row_stride(inputs[0])?,
+            y_stride,
+            out_stride: self.row_stride(out)?,
+            factor: bits(factor),
+        };
+        let form = self.form(out);
+        let mut accesses = Vec::with_capacity(3);
+        for &input in inputs {
+            accesses.push(self.reads(input)?);
+        }
+        accesses.push(self.writes(out)?);
+        let geometry = rows::elementwise_geometry(width, self.rows);
+        let what = (rows::elementwise(function, form), geometry);
+        let bytes = rows::elementwise_bytes(function, form, width, self.rows);
+        Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
+    }
+
+    /// Gathers the rows that want logits from all the rows the trunk may have left.
+    pub(super) fn select_rows(&self, label: &str, out: Value) -> Result<Vec<Launch>, Error> {
+        let width = self.graph.value_type(out).width;
+        rows::legal(width).map_err(|why| refused(label, why))?;
+        let args = GatherArgs {
+            from: GridArg::Arena(self.hidden.offset as u64),
+            logit_rows: GridArg::Step(self.gpu.step.logit_rows()),
+            live: LIVE,
+            out: self.arena(out)?,
+            width: number(width),
+            from_stride: number(self.hidden.stride),
+            out_stride: self.row_stride(out)?,
+        };
+        let what = (rows::gather_rows(), rows::gather_geometry(width, self.rows));
+        let bytes = rows::gather_bytes(width, self.rows);
+        let accesses = vec![self.hidden, self.writes(out)?];
+        Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
+    }
+}

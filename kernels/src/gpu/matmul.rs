@@ -1,0 +1,523 @@
+//! The matmul family on GPUs: `y[m, n] = sum_k x[m, k] * w[n, k]` with weights in tiles ([`super::tile`]). Variants, what
+//! they can compute and what they cost; the kernels are `templates/cuda/matmul_*`. Which one wins is the plan's decision.
+//!
+//! A thread block owns `16 * tiles` outputs of one matrix, or of gate and up both, and `stamp` rows. Its warps divide k in
+//! steps, taken in turn; their sums are added in order, and so are those of thread blocks that share a `k_split`. A row's
+//! bits therefore depend on its [`Class`] and never on the stamp or on other rows.
+//!
+//! # Arguments
+//!
+//! `act`, its stride ([`super::abi::ActForm::stride`] of k), rows, units along k ([`super::tile::units`]), scratch,
+//! counters, number of parts; then for each of 3 parts: weights, n, out, its stride, extra, its stride. Parts share layout,
+//! k and activations; those beyond the number are ignored. Strides are in bytes.
+
+mod cost;
+mod kernel;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use super::abi::ActForm;
+use super::rates::shared_limit;
+use super::tile::{self, TILE_N};
+use crate::quant::{PackedLayout, Store};
+
+pub use cost::{Cost, Resources, cost};
+pub use kernel::{args, counters, geometry, kernel, scratch_bytes, weights_per_pass};
+
+/// How products are made. Families may differ in the last bits of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// int8 activations and integer weights, tensor cores.
+    MmaI8,
+    /// f16 activations; weights become halves on the way to tensor cores.
+    MmaF16,
+    /// As `MmaF16`, by the tensor cores of warpgroups; Hopper's own (compile for `sm_90a`).
+    Wgmma,
+    /// f32 activations and float weights, exact products, f32 sums.
+    Fma,
+    /// int8 activations and integer weights, dot products of four.
+    Dp4a,
+}
+
+impl Family {
+    /// Name inside kernel names.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::MmaI8 => "mma_i8",
+            Family::MmaF16 => "mma_f16",
+            Family::Wgmma => "wgmma",
+            Family::Fma => "fma",
+            Family::Dp4a => "dp4a",
+        }
+    }
+
+    /// Form of the activations it reads.
+    pub const fn act(self) -> ActForm {
+        match self {
+            Family::MmaI8 | Family::Dp4a => ActForm::Q8,
+            Family::MmaF16 | Family::Wgmma => ActForm::F16,
+            Family::Fma => ActForm::F32,
+        }
+    }
+
+    /// Whether its kernels read the layout.
+    pub const fn reads(self, layout: &PackedLayout) -> bool {
+        match self {
+            Family::MmaI8 | Family::Dp4a => layout.int_bits().is_some(),
+            Family::MmaF16 | Family::Wgmma => !matches!(layout.store, Store::F32),
+            Family::Fma => layout.int_bits().is_none(),
+        }
+    }
+}
+
+/// One stamped kernel shape of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// How products are made.
+    pub family: Family,
+    /// Activation rows of a thread block.
+    pub stamp: u32,
+    /// Tiles of 16 outputs of a thread block, of one part: all of them each warp's, or one each of a warpgroup's.
+    pub tiles: u32,
+    /// The first architecture that has it.
+    pub min_arch: u32,
+    /// The last one.
+    pub max_arch: u32,
+}
+
+const fn row(family: Family, stamp: u32, tiles: u32) -> Variant {
+    Variant {
+        family,
+        stamp,
+        tiles,
+        min_arch: if matches!(family, Family::Wgmma) {
+            90
+        } else {
+            75
+        },
+        max_arch: if matches!(family, Family::Wgmma) {
+            90
+        } else {
+            u32::MAX
+        },
+    }
+}
+
+/// Every variant: wider stamps read weights for more rows at once, more tiles read activations for more outputs at once.
+pub const VARIANTS: &[Variant] = &[
+    row(Family::MmaI8, 8, 1),
+    row(Family::MmaI8, 8, 2),
+    row(Family::MmaI8, 16, 1),
+    row(Family::MmaI8, 16, 2),
+    row(Family::MmaI8, 16, 4),
+    row(Family::MmaI8, 24, 1),
+    row(Family::MmaI8, 24, 2),
+    row(Family::MmaI8, 24, 4),
+    row(Family::MmaI8, 32, 1),
+    row(Family::MmaI8, 32, 2),
+    row(Family::MmaI8, 32, 4),
+    row(Family::MmaI8, 48, 1),
+    row(Family::MmaI8, 48, 2),
+    row(Family::MmaI8, 64, 1),
+    row(Family::MmaI8, 64, 2),
+    row(Family::MmaF16, 8, 1),
+    row(Family::MmaF16, 8, 2),
+    row(Family::MmaF16, 16, 1),
+    row(Family::MmaF16, 16, 2),
+    row(Family::MmaF16, 16, 4),
+    row(Family::MmaF16, 24, 1),
+    row(Family::MmaF16, 24, 2),
+    row(Family::MmaF16, 24, 4),
+    row(Family::MmaF16, 32, 1),
+    row(Family::MmaF16, 32, 2),
+    row(Family::MmaF16, 32, 4),
+    row(Family::MmaF16, 40, 1),
+    row(Family::MmaF16, 40, 2),
+    row(Family::MmaF16, 48, 1),
+    row(Family::MmaF16, 48, 2),
+    row(Family::MmaF16, 56, 1),
+    row(Family::MmaF16, 56, 2),
+    row(Family::MmaF16, 64, 1),
+    row(Family::MmaF16, 64, 2),
+    row(Family::Wgmma, 8, 4),
+    row(Family::Wgmma, 16, 4),
+    row(Family::Wgmma, 32, 4),
+    row(Family::Wgmma, 64, 4),
+    row(Family::Fma, 1, 1),
+    row(Family::Fma, 1, 2),
+    row(Family::Fma, 2, 1),
+    row(Family::Fma, 2, 2),
+    row(Family::Fma, 4, 1),
+    row(Family::Fma, 4, 2),
+    row(Family::Fma, 8, 1),
+    row(Family::Fma, 8, 2),
+    row(Family::Dp4a, 1, 1),
+    row(Family::Dp4a, 1, 2),
+    row(Family::Dp4a, 2, 1),
+    row(Family::Dp4a, 2, 2),
+    row(Family::Dp4a, 4, 1),
+    row(Family::Dp4a, 4, 2),
+    row(Family::Dp4a, 8, 1),
+    row(Family::Dp4a, 8, 2),
+];
+
+/// What a row's bits depend on besides its activations and the weights. One is chosen per matrix, for all row counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Class {
+    /// How products are made.
+    pub family: Family,
+    /// Warps of a thread block, among which k is divided.
+    pub warps: u32,
+    /// Thread blocks among which k is divided.
+    pub k_split: u32,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} w{}", self.family.name(), self.warps)?;
+        match self.k_split {
+            1 => Ok(()),
+            split => write!(f, " k/{split}"),
+        }
+    }
+}
+
+/// Function of the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Gate {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// GELU, its tanh form.
+    Gelu,
+}
+
+/// What happens to sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// f32 rows; extra, if not null, is a bias `[n]` of f32.
+    Store,
+    /// f32 rows plus the f32 rows at extra, which may be where the result goes.
+    Residual,
+    /// `gate(part 0) * part 1` into the out of part 0, padded with zeros to 64 outputs unless f32.
+    Gated(Gate, ActForm),
+}
+
+impl Epilogue {
+    /// Name inside kernel names: `store`, `gated_silu_q8`.
+    pub const fn name(self) -> &'static str {
+        use {ActForm::*, Gate::*};
+        match self {
+            Epilogue::Store => "store",
+            Epilogue::Residual => "residual",
+            Epilogue::Gated(Silu, F32) => "gated_silu_f32",
+            Epilogue::Gated(Silu, F16) => "gated_silu_f16",
+            Epilogue::Gated(Silu, Q8) => "gated_silu_q8",
+            Epilogue::Gated(Gelu, F32) => "gated_gelu_f32",
+            Epilogue::Gated(Gelu, F16) => "gated_gelu_f16",
+            Epilogue::Gated(Gelu, Q8) => "gated_gelu_q8",
+        }
+    }
+
+    /// Matrices whose same outputs one thread block computes.
+    const fn abreast(self) -> u32 {
+        match self {
+            Epilogue::Gated(..) => 2,
+            Epilogue::Store | Epilogue::Residual => 1,
+        }
+    }
+}
+
+/// One launch to find kernels for.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// Layout of the weights of all parts.
+    pub layout: PackedLayout,
+    /// Outputs of each part, 1 to 3 of them; of gate and up, two equal ones.
+    pub outputs: &'a [usize],
+    /// Reduction length.
+    pub k: usize,
+    /// Activation rows of the bucket.
+    pub rows: usize,
+    /// What happens to sums.
+    pub epilogue: Epilogue,
+    /// Compute capability times 10.
+    pub arch: u32,
+}
+
+/// Why a variant cannot compute a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The architecture has no such instructions.
+    Arch {
+        /// Compute capability times 10 of the target.
+        arch: u32,
+        /// The first that has them.
+        min: u32,
+        /// The last that has them.
+        max: u32,
+    },
+    /// The family does not read the layout.
+    Layout(Family, PackedLayout),
+    /// The variant is of another family than the class.
+    Class(Family, Class),
+    /// k does not fit the layout or the activations.
+    KMultiple {
+        /// Reduction length asked for.
+        k: usize,
+        /// What it must be a multiple of.
+        multiple: usize,
+    },
+    /// Parts, outputs or rows that no launch can have.
+    Shape {
+        /// Parts.
+        parts: usize,
+        /// Outputs of all parts.
+        outputs: usize,
+        /// Rows.
+        rows: usize,
+    },
+    /// k has fewer steps than there are warps to take them.
+    Steps {
+        /// Steps along k.
+        steps: usize,
+        /// Warps of all thread blocks that share k.
+        warps: usize,
+    },
+    /// Warps that do not make up whole teams.
+    Warps {
+        /// Warps of a thread block.
+        warps: u32,
+        /// Warps that multiply together.
+        team: u32,
+    },
+    /// An int8 scale needs more outputs than a thread block has.
+    Outputs {
+        /// Outputs of a thread block.
+        outputs: u32,
+        /// Outputs that share a scale.
+        needed: u32,
+    },
+    /// What a thread holds does not fit in registers.
+    Values {
+        /// Sums, weights and scales of a thread.
+        values: u32,
+        /// The most.
+        limit: u32,
+    },
+    /// The thread block needs too much shared memory.
+    Shared {
+        /// Bytes needed.
+        bytes: u64,
+        /// Bytes of the architecture.
+        limit: u32,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Arch { arch, min, max } if arch > max => {
+                write!(f, "ends with sm_{max}, the target is sm_{arch}")
+            }
+            Reason::Arch { arch, min, .. } => {
+                write!(f, "needs sm_{min}, the target is sm_{arch}")
+            }
+            Reason::Layout(family, layout) => {
+                write!(f, "{} does not read {layout} weights", family.name())
+            }
+            Reason::Class(family, class) => write!(f, "{} is not {class}", family.name()),
+            Reason::KMultiple { k, multiple } => write!(f, "k={k} is not a multiple of {multiple}"),
+            Reason::Shape {
+                parts,
+                outputs,
+                rows,
+            } => write!(f, "{parts} parts, {outputs} outputs, {rows} rows"),
+            Reason::Steps { steps, warps } => {
+                write!(f, "k has {steps} steps for {warps} warps")
+            }
+            Reason::Warps { warps, team } => {
+                write!(f, "{warps} warps, {team} multiply together")
+            }
+            Reason::Outputs { outputs, needed } => {
+                write!(f, "{outputs} outputs at once, an int8 scale has {needed}")
+            }
+            Reason::Values { values, limit } => {
+                write!(f, "{values} values in a thread, at most {limit} fit")
+            }
+            Reason::Shared { bytes, limit } => {
+                write!(f, "{bytes} bytes of shared memory, there are {limit}")
+            }
+        }
+    }
+}
+
+/// Sums, weights and scales that a thread can hold beside addresses and activations; the compiler spills above.
+const MAX_VALUES: u32 = 144;
+
+/// Whether the variant computes the query in that class.
+///
+/// # Errors
+/// The first reason why not.
+pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reason> {
+    let Variant {
+        family,
+        stamp,
+        tiles,
+        min_arch: min,
+        max_arch: max,
+    } = *variant;
+    let Query {
+        layout,
+        outputs,
+        k,
+        rows,
+        epilogue,
+        arch,
+    } = *query;
+    if class.family != family {
+        return Err(Reason::Class(family, class));
+    }
+    if !(min..=max).contains(&arch) {
+        return Err(Reason::Arch { arch, min, max });
+    }
+    if !family.reads(&layout) {
+        return Err(Reason::Layout(family, layout));
+    }
+    let multiple = match family.act() {
+        // Rows of f32 are not padded further than to 64 bytes.
+        ActForm::F32 => TILE_N,
+        ActForm::F16 | ActForm::Q8 => layout.k_multiple(),
+    };
+    if k == 0 || !k.is_multiple_of(multiple) {
+        return Err(Reason::KMultiple { k, multiple });
+    }
+    let parts = outputs.len();
+    let parts_fit = match epilogue {
+        Epilogue::Gated(..) => parts == 2 && outputs[0] == outputs[1],
+        Epilogue::Store | Epilogue::Residual => (1..=3).contains(&parts),
+    };
+    let total = outputs.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
+    // What the kernels count in 32 bits.
+    let limit = 1 << 28;
+    if !parts_fit
+        || outputs.contains(&0)
+        || total > limit
+        || rows == 0
+        || rows > 1 << 16
+        || k > limit
+    {
+        return Err(Reason::Shape {
+            parts,
+            outputs: total,
+            rows,
+        });
+    }
+    let team = family.row_warps();
+    if class.warps == 0 || class.warps > 32 || !class.warps.is_multiple_of(team) {
+        return Err(Reason::Warps {
+            warps: class.warps,
+            team,
+        });
+    }
+    let takers = class.warps / team * class.k_split;
+    let (steps, warps) = (steps(&layout, k), takers as usize);
+    if class.k_split == 0 || class.k_split > 1 && steps < warps {
+        return Err(Reason::Steps { steps, warps });
+    }
+    if let Epilogue::Gated(_, ActForm::Q8) = epilogue
+        && tiles % 2 == 1
+    {
+        return Err(Reason::Outputs {
+            outputs: 16 * tiles,
+            needed: 32,
+        });
+    }
+    let values = family.values(&layout, stamp, tiles / team * epilogue.abreast());
+    if values > MAX_VALUES {
+        return Err(Reason::Values {
+            values,
+            limit: MAX_VALUES,
+        });
+    }
+    let (bytes, limit) = (
+        kernel::shared_bytes(variant, class, &layout, epilogue),
+        shared_limit(arch),
+    );
+    if bytes > u64::from(limit) {
+        return Err(Reason::Shared { bytes, limit });
+    }
+    Ok(())
+}
+
+impl Family {
+    /// Warps that divide the outputs of a thread block, while others divide k.
+    const fn row_warps(self) -> u32 {
+        match self {
+            Family::Wgmma => 4,
+            Family::MmaI8 | Family::MmaF16 | Family::Fma | Family::Dp4a => 1,
+        }
+    }
+
+    /// Sums of one thread that has so many tiles.
+    const fn sums(self, stamp: u32, tiles: u32) -> u32 {
+        match self {
+            Family::MmaI8 | Family::MmaF16 | Family::Wgmma => stamp * tiles / 2,
+            Family::Fma => stamp * tiles * 4,
+            Family::Dp4a => stamp * tiles * 2,
+        }
+    }
+
+    /// Sums, weights and scales of one thread.
+    fn values(self, layout: &PackedLayout, stamp: u32, tiles: u32) -> u32 {
+        let scales = 128 / u32::from(layout.group) * if layout.min { 2 } else { 1 };
+        let of_tile = match self {
+            Family::MmaI8 | Family::Dp4a => 8 + scales,
+            Family::MmaF16 => 16,
+            Family::Wgmma => 32,
+            Family::Fma => 4,
+        };
+        self.sums(stamp, tiles) + tiles * of_tile
+    }
+}
+
+/// Steps along k: what a warp copies and multiplies at a time.
+fn steps(layout: &PackedLayout, k: usize) -> usize {
+    tile::units(layout, k).div_ceil(kernel::step_units(layout) as usize)
+}
+
+/// Every class in which some variant computes the query, at any number of rows.
+pub fn classes(query: &Query) -> Vec<Class> {
+    let mut found = vec![];
+    for family in [
+        Family::MmaI8,
+        Family::MmaF16,
+        Family::Wgmma,
+        Family::Fma,
+        Family::Dp4a,
+    ] {
+        for warps in [2, 4, 8] {
+            for k_split in [1, 2, 4, 8, 16] {
+                let class = Class {
+                    family,
+                    warps,
+                    k_split,
+                };
+                let takers = (warps / family.row_warps()) as usize;
+                let idle = warps > 2 && takers > 1 && steps(&query.layout, query.k) < takers;
+                if !idle && variants(class, query).next().is_some() {
+                    found.push(class);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The variants that compute the query in a class.
+pub fn variants(class: Class, query: &Query) -> impl Iterator<Item = &'static Variant> {
+    VARIANTS
+        .iter()
+        .filter(move |variant| legal(variant, class, query).is_ok())
+}

@@ -1,0 +1,241 @@
+//! From a variant to its kernel, geometry, memory and arguments.
+
+use super::{Class, Epilogue, Family, Gate, Query, Variant};
+use crate::gpu::abi::ActForm;
+use crate::gpu::tile::{self, TILE_N};
+use crate::gpu::{Constant, Geometry, Kernel};
+use crate::quant::{PackedLayout, Scale, Store};
+
+/// Arguments of every matmul kernel, in order.
+pub mod args {
+    /// Activation rows.
+    pub const ACT: usize = 0;
+    /// Bytes between them.
+    pub const ACT_STRIDE: usize = 1;
+    /// Rows.
+    pub const ROWS: usize = 2;
+    /// Units along k.
+    pub const UNITS: usize = 3;
+    /// Partial sums of a k split.
+    pub const SCRATCH: usize = 4;
+    /// Thread blocks that have brought theirs.
+    pub const COUNTERS: usize = 5;
+    /// Parts in use.
+    pub const PARTS: usize = 6;
+    /// First of a part's: weights, n, out, its stride, extra, its stride.
+    pub const fn part(i: usize) -> usize {
+        7 + 6 * i
+    }
+    /// All of them.
+    pub const COUNT: usize = part(3);
+}
+
+/// What a warp copies at a time: about 2 KB of each tile row, whole units.
+const STEP_BYTES: usize = 3072;
+/// Weights that a thread block keeps under way or at hand.
+const RING_BYTES: u64 = 64 << 10;
+
+/// Units of one step of a warp.
+pub(super) const fn step_units(layout: &PackedLayout) -> u32 {
+    let (mut units, bytes) = (1, tile::unit_bytes(layout));
+    while units < 4 && tile::unit_k(layout) < 256 && 2 * units * bytes <= STEP_BYTES {
+        units *= 2;
+    }
+    units as u32
+}
+
+/// Bytes of one step of all warps.
+fn step_bytes(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u64 {
+    let unit = tile::unit_bytes(layout) as u64;
+    let tiles = variant.tiles / variant.family.row_warps();
+    u64::from(class.warps * tiles * epilogue.abreast() * step_units(layout)) * unit
+}
+
+/// Steps that each warp has room for.
+pub(super) fn stages(
+    variant: &Variant,
+    class: Class,
+    layout: &PackedLayout,
+    epilogue: Epilogue,
+) -> u64 {
+    (RING_BYTES / step_bytes(variant, class, layout, epilogue)).clamp(2, 4)
+}
+
+/// Shared memory of a thread block: first the rings of weights, then in their place the sums of its warps.
+pub(super) fn shared_bytes(
+    variant: &Variant,
+    class: Class,
+    layout: &PackedLayout,
+    epilogue: Epilogue,
+) -> u64 {
+    let ring =
+        step_bytes(variant, class, layout, epilogue) * stages(variant, class, layout, epilogue);
+    let teams = class.warps / variant.family.row_warps();
+    let rows = match variant.family {
+        // Activations of two steps for every warpgroup.
+        Family::Wgmma => {
+            let k = step_units(layout) as usize * tile::unit_k(layout);
+            u64::from(2 * teams * variant.stamp) * ActForm::F16.stride(k) as u64
+        }
+        Family::MmaI8 | Family::MmaF16 | Family::Fma | Family::Dp4a => 0,
+    };
+    let row = u64::from(16 * variant.tiles * epilogue.abreast() + 4) * 4;
+    (ring + rows).max(u64::from(teams * variant.stamp) * row)
+}
+
+/// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get 128 registers, others all.
+fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u32 {
+    let tiles = variant.tiles / variant.family.row_warps() * epilogue.abreast();
+    let sums = variant.family.sums(variant.stamp, tiles);
+    // Mins of 16 need sums of activations, too.
+    let few = if layout.min && layout.group == 16 {
+        8
+    } else {
+        16
+    };
+    let registers = if sums <= few { 128 } else { 255 };
+    (65536 / (registers * class.warps * 32)).max(1)
+}
+
+/// The kernel of a variant; its name says all that its text depends on.
+pub fn kernel(
+    variant: &Variant,
+    class: Class,
+    layout: &PackedLayout,
+    epilogue: Epilogue,
+) -> Kernel {
+    let word = |word: &str| Constant::Word(word.into());
+    let int = |value: u64| Constant::Int(value as i64);
+    let (store, bits) = match layout.store {
+        Store::Int(bits) => ("int", bits),
+        Store::Code(_) => ("code", 4),
+        Store::F16 => ("f16", 16),
+        Store::Bf16 => ("bf16", 16),
+        Store::F32 => ("f32", 32),
+    };
+    let scale = match layout.scale {
+        Scale::None => "none",
+        Scale::F16 => "f16",
+        Scale::U8F16 => "u8f16",
+        Scale::I8F16 => "i8f16",
+        Scale::U4F16 => "u4f16",
+        Scale::E8 => "e8",
+    };
+    let codes = match layout.store {
+        Store::Code(codebook) => codebook.values(),
+        _ => [0; 16],
+    };
+    let code_word = |w: usize| {
+        let bytes = [0, 1, 2, 3].map(|i| codes[4 * w + i] as u8);
+        int(u64::from(u32::from_le_bytes(bytes)))
+    };
+    let (what, form) = match epilogue {
+        Epilogue::Store => ("store", ActForm::F32),
+        Epilogue::Residual => ("residual", ActForm::F32),
+        Epilogue::Gated(Gate::Silu, form) => ("gated_silu", form),
+        Epilogue::Gated(Gate::Gelu, form) => ("gated_gelu", form),
+    };
+    let Variant {
+        family,
+        stamp,
+        tiles,
+        ..
+    } = *variant;
+    Kernel {
+        name: format!(
+            "matmul_{}_{layout}_n{stamp}_m{tiles}_w{}_{}",
+            family.name(),
+            class.warps,
+            epilogue.name()
+        ),
+        template: match family {
+            Family::MmaI8 | Family::MmaF16 => "matmul_mma",
+            Family::Wgmma => "matmul_wgmma",
+            Family::Fma => "matmul_fma",
+            Family::Dp4a => "matmul_dp4a",
+        },
+        constants: vec![
+            ("store", word(store)),
+            ("bits", int(bits.into())),
+            ("group", int(layout.group.into())),
+            ("zero", int(layout.zero.into())),
+            ("scale", word(scale)),
+            ("min", Constant::Flag(layout.min)),
+            ("codes0", code_word(0)),
+            ("codes1", code_word(1)),
+            ("codes2", code_word(2)),
+            ("codes3", code_word(3)),
+            ("unit_k", int(tile::unit_k(layout) as u64)),
+            ("unit_bytes", int(tile::unit_bytes(layout) as u64)),
+            ("step_units", int(step_units(layout).into())),
+            ("act", word(family.act().name())),
+            ("stamp", int(stamp.into())),
+            ("tiles", int(tiles.into())),
+            ("warps", int(class.warps.into())),
+            ("row_warps", int(family.row_warps().into())),
+            ("stages", int(stages(variant, class, layout, epilogue))),
+            ("epilogue", word(what)),
+            ("out_form", word(form.name())),
+            (
+                "resident",
+                int(resident(variant, class, layout, epilogue).into()),
+            ),
+        ],
+        threads: class.warps * 32,
+    }
+}
+
+/// Weights that a thread block multiplies in one pass of its main loop: a step of every warp.
+pub fn weights_per_pass(
+    variant: &Variant,
+    class: Class,
+    layout: &PackedLayout,
+    epilogue: Epilogue,
+) -> u32 {
+    let k = step_units(layout) * tile::unit_k(layout) as u32;
+    class.warps * variant.tiles * epilogue.abreast() * TILE_N as u32 * k
+}
+
+/// Thread blocks along the outputs of all parts.
+fn blocks(variant: &Variant, query: &Query) -> u32 {
+    let width = variant.tiles as usize * TILE_N;
+    let blocks = |n: usize| n.div_ceil(width) as u32;
+    match query.epilogue {
+        Epilogue::Gated(_, ActForm::F32) => blocks(query.outputs[0]),
+        // Rows of activations are written up to their padding.
+        Epilogue::Gated(_, ActForm::F16 | ActForm::Q8) => {
+            blocks(query.outputs[0].next_multiple_of(super::super::abi::TILE_K))
+        }
+        Epilogue::Store | Epilogue::Residual => query.outputs.iter().map(|&n| blocks(n)).sum(),
+    }
+}
+
+/// The thread blocks of a legal query.
+pub fn geometry(variant: &Variant, class: Class, query: &Query) -> Geometry {
+    let columns = query.rows.div_ceil(variant.stamp as usize) as u32;
+    Geometry {
+        grid: [blocks(variant, query), columns, class.k_split],
+        shared_bytes: shared_bytes(variant, class, &query.layout, query.epilogue) as u32,
+    }
+}
+
+/// Bytes of scratch memory that a legal query needs, whatever they hold; 0 without a k split.
+pub fn scratch_bytes(variant: &Variant, class: Class, query: &Query) -> u64 {
+    if class.k_split == 1 {
+        return 0;
+    }
+    let [x, y, z] = geometry(variant, class, query).grid.map(u64::from);
+    let sums = variant.stamp * 16 * variant.tiles * query.epilogue.abreast();
+    x * y * z * u64::from(sums) * 4
+}
+
+/// u32 counters that a legal query needs, zero before the first launch; every launch leaves them zero.
+pub fn counters(variant: &Variant, class: Class, query: &Query) -> u64 {
+    match class.k_split {
+        1 => 0,
+        _ => {
+            let [x, y, _] = geometry(variant, class, query).grid.map(u64::from);
+            x * y
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! What head programs leave and the host may want: rows of logits, brought over when asked for, and the largest of each row,
+//! a small part of them, brought over once for all rows.
+
+use crate::device::Candidates;
+use crate::device::accelerator::Accelerator;
+use crate::error::Error;
+use crate::manifest::{CandidatePlan, GpuPlan, Manifest, Stage, TargetPlan};
+use std::ops::Range;
+
+/// Regions of the arena this near are read in one piece.
+const NEAR: u64 = 256 << 10;
+
+/// Logits rows, and which of them the host holds.
+pub(super) struct Logits {
+    /// Arena offset of row 0.
+    offset: u64,
+    /// Bytes between rows.
+    stride: usize,
+    /// Logits in a row.
+    vocab: usize,
+    /// `[rows of the largest head program][stride / 4]`.
+    values: Vec<f32>,
+    /// Per row, whether `values` has what the last head program left.
+    held: Vec<bool>,
+}
+
+impl Logits {
+    pub(super) fn new(manifest: &Manifest, plan: &TargetPlan) -> Result<Self, Error> {
+        let rows = head_rows(plan);
+        let vocab = u64::from(manifest.model.vocab_size);
+        let (stride, offset) = (plan.logits_stride, plan.logits_offset);
+        let end = rows.checked_mul(stride);
+        let inside = stride.is_multiple_of(4)
+            && stride >= 4 * vocab
+            && end
+                .and_then(|end| end.checked_add(offset))
+                .is_some_and(|end| end - stride + 4 * vocab <= plan.arena_bytes);
+        if rows > 0 && !inside {
+            return Err(Error::Device(format!(
+                "{rows} rows of logits are not inside the arena of {} bytes",
+                plan.arena_bytes
+            )));
+        }
+        Ok(Self {
+            offset,
+            stride: stride as usize,
+            vocab: vocab as usize,
+            values: vec![0.0; rows as usize * stride as usize / 4],
+            held: vec![false; rows as usize],
+        })
+    }
+
+    /// A head program runs: what the host holds is of another.
+    pub(super) fn forget(&mut self) {
+        self.held.fill(false);
+    }
+
+    /// Brings rows to the host, those that it does not hold, in one piece.
+    pub(super) fn fetch<A: Accelerator>(
+        &mut self,
+        accelerator: &mut A,
+        arena: &A::Buffer,
+        rows: Range<usize>,
+    ) -> Result<(), Error> {
+        let most = self.held.len();
+        assert!(rows.end <= most, "logits row {} of {most}", rows.end - 1);
+        let missing = |held: &bool| !held;
+        let Some(skip) = self.held[rows.clone()].iter().position(missing) else {
+            return Ok(());
+        };
+        let first = rows.start + skip;
+        let width = self.stride / 4;
+        let values = &mut self.values[first * width..(rows.end - 1) * width + self.vocab];
+        let length = size_of_val(values);
+        // SAFETY: the same memory as bytes; any bytes are f32, and the borrow of `values` lasts as long.
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), length) };
+        let offset = self.offset + (first * self.stride) as u64;
+        accelerator.read(arena, offset, bytes)?;
+        self.held[first..rows.end].fill(true);
+        Ok(())
+    }
+
+    /// A row that was fetched.
+    pub(super) fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * (self.stride / 4)..][..self.vocab]
+    }
+}
+
+/// The largest logits of every row.
+pub(super) struct Largest {
+    plan: CandidatePlan,
+    vocab: u32,
+    /// Rows of the largest head program.
+    most: usize,
+    /// Live rows of the last head program.
+    rows: usize,
+    /// Whether the host does not hold them yet.
+    due: bool,
+    /// Of live rows, `[rows][count]`.
+    ids: Vec<u32>,
+    values: Vec<f32>,
+    /// As they were read.
+    bytes: Vec<u8>,
+}
+
+impl Largest {
+    /// None if the plan has none.
+    pub(super) fn new(
+        manifest: &Manifest,
+        plan: &TargetPlan,
+        gpu: &GpuPlan,
+    ) -> Result<Option<Self>, Error> {
+        let Some(candidates) = gpu.candidates else {
+            return Ok(None);
+        };
+        let rows = head_rows(plan);
+        let bytes = rows.saturating_mul(4 * u64::from(candidates.count));
+        let inside = |offset: u64| {
+            let end = offset.checked_add(bytes);
+            end.is_some_and(|end| end <= plan.arena_bytes)
+        };
+        if !inside(candidates.ids_offset) || !inside(candidates.values_offset) {
+            return Err(Error::Device(format!(
+                "the candidates of {rows} rows are not inside the arena of {} bytes",
+                plan.arena_bytes
+            )));
+        }
+        Ok(Some(Self {
+            plan: candidates,
+            vocab: manifest.model.vocab_size,
+            most: rows as usize,
+            rows: 0,
+            due: false,
+            ids: Vec::new(),
+            values: Vec::new(),
+            bytes: Vec::new(),
+        }))
+    }
+
+    /// A head program of `rows` live rows runs.
+    pub(super) fn expect(&mut self, rows: usize) {
+        self.rows = rows.min(self.most);
+        self.due = true;
+    }
+
+    /// Whether a head program ran since the last fetch.
+    pub(super) fn is_due(&self) -> bool {
+        self.due
+    }
+
+    /// Brings those of all live rows to the host.
+    pub(super) fn fetch<A: Accelerator>(
+        &mut self,
+        accelerator: &mut A,
+        arena: &A::Buffer,
+    ) -> Result<(), Error> {
+        let CandidatePlan {
+            count,
+            ids_offset: ids,
+            values_offset: values,
+        } = self.plan;
+        let length = self.rows * 4 * count as usize;
+        let first = ids.min(values);
+        let span = ids.abs_diff(values) + length as u64;
+        let one_piece = span <= NEAR;
+        let pieces = match one_piece {
+            true => vec![(first, span as usize)],
+            false => vec![(ids, length), (values, length)],
+        };
+        self.bytes
+            .resize(pieces.iter().map(|piece| piece.1).sum(), 0);
+        let mut rest = &mut self.bytes[..];
+        for (offset, length) in pieces {
+            let (piece, behind) = rest.split_at_mut(length);
+            accelerator.read(arena, offset, piece)?;
+            rest = behind;
+        }
+        let part = |offset: u64, at: usize| match one_piece {
+            true => &self.bytes[(offset - first) as usize..][..length],
+            false => &self.bytes[at..][..length],
+        };
+        let words = |bytes: &[u8], to: &mut dyn FnMut(u32)| {
+            let words = bytes.as_chunks::<4>().0.iter();
+            words.for_each(|word| to(u32::from_le_bytes(*word)));
+        };
+        self.ids.clear();
+        words(part(ids, 0), &mut |id| self.ids.push(id));
+        self.values.clear();
+        words(part(values, length), &mut |bits| {
+            self.values.push(f32::from_bits(bits))
+        });
+        self.due = false;
+        Ok(())
+    }
+
+    /// Those of a row, after [`Largest::fetch`].
+    pub(super) fn row(&self, row: usize) -> Candidates<'_> {
+        assert!(row < self.rows, "candidates of row {row} of {}", self.rows);
+        let count = self.plan.count as usize;
+        let ids = &self.ids[row * count..][..count];
+        let values = &self.values[row * count..][..count];
+        let real = |(&id, &logit): (&u32, &f32)| id < self.vocab && logit > f32::NEG_INFINITY;
+        let length = ids
+            .iter()
+            .zip(values)
+            .take_while(|&pair| real(pair))
+            .count();
+        Candidates {
+            ids: &ids[..length],
+            logits: &values[..length],
+            all: length < count,
+        }
+    }
+}
+
+fn head_rows(plan: &TargetPlan) -> u64 {
+    let head = plan.programs.iter().filter(|p| p.stage == Stage::Head);
+    head.map(|p| p.rows.into()).max().unwrap_or(0)
+}

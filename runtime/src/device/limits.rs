@@ -1,0 +1,65 @@
+//! What every step must be within before a device runs it: compiled code takes it for granted.
+
+use super::StepInput;
+use crate::manifest::{Limits, Manifest, Stage, TargetPlan};
+use coldpress_kernels::cpu::abi::PAGE_TOKENS;
+
+/// The bounds of one plan's steps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StepLimits {
+    limits: Limits,
+    vocab_size: u32,
+    kv_pages: u32,
+}
+
+impl StepLimits {
+    pub(super) fn new(manifest: &Manifest, plan: &TargetPlan) -> Self {
+        Self {
+            limits: manifest.limits,
+            vocab_size: manifest.model.vocab_size,
+            kv_pages: plan.kv.pages,
+        }
+    }
+
+    /// Whether a program of `stage`, compiled for `most` rows, can run `step`; the reason if not.
+    pub(super) fn check(
+        &self,
+        stage: Stage,
+        most: usize,
+        step: &StepInput<'_>,
+    ) -> Result<(), String> {
+        let rows = step.tokens.len();
+        if step.positions.len() != rows || step.slots.len() != rows {
+            return Err("tokens, positions and slots differ in length".into());
+        }
+        let live = match stage {
+            Stage::Trunk => rows,
+            Stage::Head => step.logit_rows.len(),
+        };
+        if live == 0 || live > most || rows > self.limits.max_rows as usize {
+            return Err(format!("{live} rows in a program for 1 to {most}"));
+        }
+        let outside = |values: &[u32], end: u32| values.iter().find(|&&v| v >= end).copied();
+        if let Some(token) = outside(step.tokens, self.vocab_size) {
+            return Err(format!(
+                "token {token}: the vocabulary has {}",
+                self.vocab_size
+            ));
+        }
+        if let Some(position) = outside(step.positions, self.limits.max_context) {
+            return Err(format!("position {position} is outside the context"));
+        }
+        let kv = step.kv;
+        let per_slot = self.limits.max_context.div_ceil(PAGE_TOKENS as u32);
+        if kv.pages() > self.kv_pages || kv.pages_per_slot() < per_slot {
+            return Err("the page table is of another plan".into());
+        }
+        if let Some(slot) = outside(step.slots, kv.slots()) {
+            return Err(format!("slot {slot} does not exist"));
+        }
+        if let Some(row) = outside(step.logit_rows, rows as u32) {
+            return Err(format!("logits of row {row} of {rows}"));
+        }
+        Ok(())
+    }
+}

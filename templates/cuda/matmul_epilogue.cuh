@@ -1,0 +1,107 @@
+// From the partial sums of warps to results: added over warps in order, then over thread blocks that share k in order,
+// then bias, residual, or the gated product in the form that the next matmul reads. The order never depends on STAMP.
+
+// Sums of the warps that share their k: [STAMP rows][OUTPUTS], padded so that the lanes of a fragment meet different banks.
+constexpr u32 SUM_ROW = OUTPUTS + 4;
+// What the sums are multiplied by: a power of two.
+constexpr f32 SUM_SCALE = 1.f / (1u << SUM_SHIFT);
+
+static_assert(!GATED || OUT_FORM != FORM_q8 || TILES % 2 == 0, "32 outputs share an int8 scale");
+
+DEVICE f32* sums_of_warp() { return shared<f32>() + warp() / ROW_WARPS * (STAMP * SUM_ROW); }
+
+// Element `at` of [STAMP][OUTPUTS], summed over the warps that divide k.
+DEVICE f32 sum_of_block(u32 row, u32 output) {
+    const f32* at = shared<f32>() + row * SUM_ROW + output;
+    f32 sum = at[0];
+#pragma unroll
+    for (u32 w = 1; w < K_WARPS; w++) sum += at[w * (STAMP * SUM_ROW)];
+    return sum * SUM_SCALE;
+}
+
+// Whether this thread block is the last to bring its share of k to the scratch memory of its tile. All threads agree.
+DEVICE bool bring_share(const Params& p, const Job& job) {
+    const u32 tile = block_y() * grid_x() + block_x();
+    f32* share = p.scratch + (static_cast<u64>(tile) * grid_z() + block_z()) * (STAMP * OUTPUTS);
+    for (u32 i = thread_x(); i < job.live * OUTPUTS; i += WARPS * 32) share[i] = sum_of_block(i / OUTPUTS, i % OUTPUTS);
+    fence_device();
+    sync_block();
+    u32* arrived = shared<u32>();
+    if (thread_x() == 0) {
+        arrived[0] = atomic_add(p.counters + tile, 1);
+        if (arrived[0] + 1 == grid_z()) p.counters[tile] = 0;
+        fence_device();
+    }
+    sync_block();
+    return arrived[0] + 1 == grid_z();
+}
+
+DEVICE f32 sum_of_shares(const Params& p, u32 row, u32 output) {
+    const u32 tile = block_y() * grid_x() + block_x();
+    const f32* share = p.scratch + static_cast<u64>(tile) * grid_z() * (STAMP * OUTPUTS) + row * OUTPUTS + output;
+    f32 sum = 0;
+    for (u32 z = 0; z < grid_z(); z++) sum += bits_f32(load_volatile(reinterpret_cast<const u32*>(share + z * (STAMP * OUTPUTS))));
+    return sum;
+}
+
+DEVICE f32 gated(f32 gate, f32 up) {
+    if constexpr (EPILOGUE == EPILOGUE_gated_silu) return gate / (1.f + exp_(-gate)) * up;
+    const f32 inner = 0.7978845608028654f * gate * (1.f + 0.044715f * gate * gate);
+    return 0.5f * gate * (1.f + tanh_(inner)) * up;
+}
+
+// Where element k stands in a row of activations, among its elements.
+DEVICE u32 act_position(u32 k) {
+    const u32 i = k % 4, place = OUT_FORM == FORM_f16 ? (i & 1) << 1 | i >> 1 : i;
+    return k / 32 * 32 + k / 4 % 4 * 8 + k / 16 % 2 * 4 + place;
+}
+
+// Writes one gated value; in int8, that of 32 outputs by the lanes of a warp.
+DEVICE void put_gated(const Job& job, u32 row, u32 output, f32 v) {
+    u8* out = job.part->out + (job.first_row + row) * job.part->out_stride;
+    const u32 n = job.part->n, at = job.first + output, padded = (n + 63) / 64 * 64;
+    if constexpr (OUT_FORM == FORM_f32) {
+        if (at < n) reinterpret_cast<f32*>(out)[at] = v;
+    } else if constexpr (OUT_FORM == FORM_f16) {
+        if (at < padded) reinterpret_cast<f16*>(out)[act_position(at)] = to_f16(at < n ? v : 0.f);
+    } else {
+        if (at >= n) v = 0;
+        f32 largest = abs_(v);
+#pragma unroll
+        for (u32 mask = 16; mask > 0; mask /= 2) largest = max_(largest, shuffle_xor(largest, mask));
+        const f32 d = largest / 127.f;
+        const i32 q = d > 0 ? round_to_int(v / d) : 0;
+        i32 sum = q;
+#pragma unroll
+        for (u32 mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+        if (at < padded) {
+            out[act_position(at)] = static_cast<u8>(q);
+            if (lane() == 0) *reinterpret_cast<F2*>(out + padded + at / 32 * 8) = F2{d, d * static_cast<f32>(sum)};
+        }
+    }
+}
+
+// The warps' sums are in shared memory, written but not yet synchronised.
+DEVICE void finish(const Params& p, const Job& job) {
+    sync_block();
+    const bool shared_k = grid_z() > 1;
+    if (shared_k && !bring_share(p, job)) return;
+    constexpr u32 WIDTH = 16 * TILES;
+    const Part& part = *job.part;
+    for (u32 i = thread_x(); i < job.live * WIDTH; i += WARPS * 32) {
+        const u32 row = i / WIDTH, output = i % WIDTH, at = job.first + output;
+        f32 v = shared_k ? sum_of_shares(p, row, output) : sum_of_block(row, output);
+        if constexpr (GATED) {
+            const f32 up = shared_k ? sum_of_shares(p, row, output + WIDTH) : sum_of_block(row, output + WIDTH);
+            put_gated(job, row, output, gated(v, up));
+        } else if (at < part.n) {
+            const u64 place = job.first_row + row;
+            if constexpr (EPILOGUE == EPILOGUE_residual) {
+                v += reinterpret_cast<const f32*>(part.extra + place * part.extra_stride)[at];
+            } else if (part.extra) {
+                v += reinterpret_cast<const f32*>(part.extra)[at];
+            }
+            reinterpret_cast<f32*>(part.out + place * part.out_stride)[at] = v;
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Every variant of the GPU matmul catalogue, run by the SIMT shim: against sums in f64 of the same weights and the same
+//! quantised activations, and bit by bit against the other stamps of its numeric class. Kernels know no shapes, so each is
+//! compiled once and meets the boundary shapes: part of a tile, of a unit, of a step; rows around the stamp.
+
+mod case;
+
+use super::simt::{ARCH, Buffer, Simt, SimtArg, Source};
+use case::{Case, Rows};
+use coldpress_kernels::gpu::abi::ActForm;
+use coldpress_kernels::gpu::matmul::{
+    Class, Epilogue, Family, Gate, Query, VARIANTS, Variant, args, counters, geometry, kernel,
+    legal, scratch_bytes,
+};
+use coldpress_kernels::gpu::tile;
+use coldpress_kernels::quant::{
+    BF16, F16, F32, FORMATS, Q4_0, Q4_K, Q5_0, Q6_K, Q8_0, QuantFormat,
+};
+use std::cell::Cell;
+
+const WARPS: u32 = 4;
+
+fn class(family: Family, k_split: u32) -> Class {
+    Class {
+        family,
+        warps: WARPS,
+        k_split,
+    }
+}
+
+/// One compiled kernel.
+#[derive(Clone, Copy)]
+struct Stamped {
+    variant: &'static Variant,
+    fmt: &'static QuantFormat,
+    epilogue: Epilogue,
+}
+
+impl Stamped {
+    fn source(&self) -> Source {
+        let class = class(self.variant.family, 1);
+        Source::of(&kernel(
+            self.variant,
+            class,
+            &self.fmt.layout,
+            self.epilogue,
+        ))
+    }
+}
+
+/// A device process, and schedules that differ from launch to launch.
+struct Device {
+    simt: Simt,
+    seed: Cell<u64>,
+}
+
+impl Device {
+    fn new(kernels: &[Stamped], arch: u32) -> Option<Device> {
+        let sources: Vec<Source> = kernels.iter().map(Stamped::source).collect();
+        let simt = Simt::build(&sources, arch)?;
+        let seed = Cell::new(1);
+        Some(Device { simt, seed })
+    }
+
+    /// Launches on `rows` activation rows. The outputs of all parts, row by row, whose padding nobody has written.
+    fn run(&self, stamped: Stamped, case: &Case, rows: &Rows, k_split: u32) -> Vec<Vec<u8>> {
+        let Stamped {
+            variant, epilogue, ..
+        } = stamped;
+        let class = class(variant.family, k_split);
+        let outputs: Vec<usize> = case.parts.iter().map(|part| part.n).collect();
+        let query = Query {
+            layout: case.fmt.layout,
+            outputs: &outputs,
+            k: case.k,
+            rows: rows.count,
+            epilogue,
+            arch: ARCH / 10,
+        };
+        if let Err(reason) = legal(variant, class, &query) {
+            panic!("{}: {reason}", stamped.source().name);
+        }
+        let simt = &self.simt;
+        let act = simt.upload(&rows.bytes(variant.family.act()));
+        let units = tile::units(&case.fmt.layout, case.k) as u32;
+        let scratch = simt.alloc(scratch_bytes(variant, class, &query).max(4) as usize);
+        let counters = simt.upload(&vec![
+            0;
+            4 * counters(variant, class, &query).max(1) as usize
+        ]);
+        let mut arguments: Vec<SimtArg> = vec![
+            act.into(),
+            SimtArg::Const(variant.family.act().stride(case.k) as u64),
+            (rows.count as u32).into(),
+            units.into(),
+            scratch.into(),
+            counters.into(),
+            (outputs.len() as u32).into(),
+        ];
+        let mut buffers = vec![act, scratch, counters];
+        let mut outs: Vec<(Buffer, usize, usize)> = vec![];
+        for part in &case.parts {
+            let (row_bytes, stride) = case::out_row(epilogue, part.n);
+            let out = simt.alloc(rows.count * stride);
+            let weights = simt.upload(&part.packed);
+            let (extra, extra_stride) = match epilogue {
+                Epilogue::Store => (simt.upload(&case::bytes(&part.bias)), 0),
+                Epilogue::Residual => {
+                    // In place: what is added is where the sums go.
+                    simt.write(&out, 0, &part.residual(rows.count, stride));
+                    (out, stride)
+                }
+                Epilogue::Gated(..) => (weights, 0),
+            };
+            arguments.extend([
+                weights.into(),
+                (part.n as u32).into(),
+                out.into(),
+                SimtArg::Const(stride as u64),
+                extra.into(),
+                SimtArg::Const(extra_stride as u64),
+            ]);
+            buffers.extend([weights, out]);
+            if extra.bytes == part.bias.len() * 4 && matches!(epilogue, Epilogue::Store) {
+                buffers.push(extra);
+            }
+            outs.push((out, row_bytes, stride));
+        }
+        arguments.resize(args::COUNT, SimtArg::Const(0));
+        self.seed.set(self.seed.get() + 1);
+        let name = stamped.source().name;
+        let grid = geometry(variant, class, &query);
+        if let Err(error) = simt.launch(&name, grid, &arguments, self.seed.get()) {
+            panic!(
+                "{name}, n {outputs:?}, k {}, {} rows: {error}",
+                case.k, rows.count
+            );
+        }
+        let left = simt.read(&counters, 0, counters.bytes);
+        assert!(left.iter().all(|&b| b == 0), "{name} leaves its counters");
+        let written = if matches!(epilogue, Epilogue::Gated(..)) {
+            1
+        } else {
+            outs.len()
+        };
+        let mut results = vec![vec![]; rows.count];
+        for (out, row_bytes, stride) in &outs[..written] {
+            let all = simt.read(out, 0, out.bytes);
+            for (row, result) in all.chunks_exact(*stride).zip(&mut results) {
+                result.extend(&row[..*row_bytes]);
+                assert!(
+                    row[*row_bytes..].iter().all(|&b| b == 0xff),
+                    "{name} writes beyond its {} outputs",
+                    case.parts[0].n
+                );
+            }
+        }
+        for buffer in buffers {
+            simt.free(buffer);
+        }
+        results
+    }
+
+    fn check(&self, stamped: Stamped, case: &Case, rows: &Rows, k_split: u32) -> Vec<Vec<u8>> {
+        let results = self.run(stamped, case, rows, k_split);
+        let form = stamped.variant.family.act();
+        if let Err(error) = case.compare(stamped.epilogue, form, rows, &results) {
+            panic!(
+                "{}, k {}, {} rows, split {k_split}: {error}",
+                stamped.source().name,
+                case.k,
+                rows.count
+            );
+        }
+        results
+    }
+}
+
+/// Boundary k of a layout: one step and less, an odd number of units, more steps than the ring of each warp holds.
+fn reductions(fmt: &QuantFormat) -> Vec<usize> {
+    match tile::unit_k(&fmt.layout) {
+        256 => vec![256, 1280, 256 * 21],
+        _ if fmt.layout.int_bits().is_some() => vec![32, 320, 64 * 57 + 32],
+        _ => vec![16, 208, 64 * 21 + 48],
+    }
+}
+
+fn of_family(family: Family) -> impl Iterator<Item = &'static Variant> {
+    VARIANTS.iter().filter(move |v| v.family == family)
+}
+
+fn every_layout(family: Family) -> Vec<Stamped> {
+    let variant = of_family(family).next().expect("a variant");
+    FORMATS
+        .iter()
+        .filter(|fmt| family.reads(&fmt.layout))
+        .map(|fmt| Stamped {
+            variant,
+            fmt,
+            epilogue: Epilogue::Store,
+        })
+        .collect()
+}
+
+fn layouts(family: Family) {
+    let kernels = every_layout(family);
+    let Some(device) = Device::new(&kernels, ARCH) else {
+        return;
+    };
+    for &stamped in &kernels {
+        let stamp = stamped.variant.stamp as usize;
+        for (i, k) in reductions(stamped.fmt).into_iter().enumerate() {
+            let n = [&[1, 17][..], &[40], &[16]][i];
+            let case = Case::new(stamped.fmt, n, k, i as u64);
+            let rows = Rows::new([stamp + 1, stamp - stamp / 2, 1][i], k);
+            device.check(stamped, &case, &rows, 1);
+        }
+    }
+}
+
+fn stamps(family: Family, formats: &[&'static QuantFormat]) {
+    let mut kernels = vec![];
+    for &fmt in formats {
+        kernels.extend(of_family(family).map(|variant| Stamped {
+            variant,
+            fmt,
+            epilogue: Epilogue::Store,
+        }));
+    }
+    let Some(device) = Device::new(&kernels, ARCH) else {
+        return;
+    };
+    for fmt in formats {
+        let k = 2 * reductions(fmt)[1];
+        let case = Case::new(fmt, &[40, 1, 16], k, 3);
+        let same: Vec<Stamped> = kernels
+            .iter()
+            .copied()
+            .filter(|s| s.fmt.ty == fmt.ty)
+            .collect();
+        let widest = same.iter().map(|s| s.variant.stamp as usize).max();
+        let all = Rows::new(widest.expect("a stamp") + 1, k);
+        for k_split in [1, 2] {
+            if k_split == 2 && tile::units(&fmt.layout, k) < 2 * WARPS as usize {
+                continue;
+            }
+            let mut reference: Option<Vec<Vec<u8>>> = None;
+            for &stamped in &same {
+                let stamp = stamped.variant.stamp as usize;
+                for count in [1, stamp.max(2) - 1, stamp, stamp + 1] {
+                    let rows = all.first(count);
+                    let results = device.check(stamped, &case, &rows, k_split);
+                    let reference =
+                        reference.get_or_insert_with(|| device.run(stamped, &case, &all, k_split));
+                    assert_eq!(
+                        results,
+                        reference[..count],
+                        "{}: {count} rows, split {k_split}: bits depend on the stamp",
+                        stamped.source().name
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn epilogues(family: Family, fmt: &'static QuantFormat) {
+    let variant = of_family(family)
+        .find(|v| v.tiles % 2 == 0)
+        .expect("a variant with an int8 scale's outputs");
+    let all = [
+        Epilogue::Residual,
+        Epilogue::Gated(Gate::Silu, ActForm::F32),
+        Epilogue::Gated(Gate::Silu, ActForm::Q8),
+        Epilogue::Gated(Gate::Gelu, ActForm::F16),
+        Epilogue::Gated(Gate::Gelu, ActForm::Q8),
+    ];
+    let kernels = all.map(|epilogue| Stamped {
+        variant,
+        fmt,
+        epilogue,
+    });
+    let Some(device) = Device::new(&kernels, ARCH) else {
+        return;
+    };
+    for stamped in kernels {
+        for (n, k_split) in [(1, 1), (17, 2), (40, 1), (64, 2), (97, 1)] {
+            let k = 8 * 256;
+            let outputs = match stamped.epilogue {
+                Epilogue::Gated(..) => vec![n, n],
+                _ => vec![n, 16],
+            };
+            let case = Case::new(fmt, &outputs, k, n as u64);
+            let rows = Rows::new(variant.stamp as usize + 1, k);
+            device.check(stamped, &case, &rows, k_split);
+        }
+    }
+}
+
+#[test]
+fn int8_tensor_kernels_read_every_layout() {
+    layouts(Family::MmaI8);
+}
+
+#[test]
+fn int8_tensor_kernels_of_all_stamps_agree() {
+    stamps(Family::MmaI8, &[&Q4_K, &Q6_K]);
+}
+
+#[test]
+fn int8_tensor_kernels_finish_in_every_way() {
+    epilogues(Family::MmaI8, &Q4_0);
+}
+
+#[test]
+fn half_tensor_kernels_read_every_layout() {
+    layouts(Family::MmaF16);
+}
+
+#[test]
+fn half_tensor_kernels_of_all_stamps_agree() {
+    stamps(Family::MmaF16, &[&F16, &Q4_K]);
+}
+
+#[test]
+fn half_tensor_kernels_finish_in_every_way() {
+    epilogues(Family::MmaF16, &BF16);
+}
+
+#[test]
+fn warpgroup_kernels_read_every_layout() {
+    layouts(Family::Wgmma);
+}
+
+#[test]
+fn warpgroup_kernels_of_all_stamps_agree() {
+    stamps(Family::Wgmma, &[&F16, &Q4_K]);
+}
+
+#[test]
+fn warpgroup_kernels_finish_in_every_way() {
+    epilogues(Family::Wgmma, &Q5_0);
+}
+
+#[test]
+fn float_kernels_read_every_layout() {
+    layouts(Family::Fma);
+}
+
+#[test]
+fn float_kernels_of_all_stamps_agree() {
+    stamps(Family::Fma, &[&F16, &F32]);
+}
+
+#[test]
+fn float_kernels_finish_in_every_way() {
+    epilogues(Family::Fma, &BF16);
+}
+
+#[test]
+fn dot_product_kernels_read_every_layout() {
+    layouts(Family::Dp4a);
+}
+
+#[test]
+fn dot_product_kernels_of_all_stamps_agree() {
+    stamps(Family::Dp4a, &[&Q4_K, &Q6_K]);
+}
+
+#[test]
+fn dot_product_kernels_finish_in_every_way() {
+    epilogues(Family::Dp4a, &Q8_0);
+}

@@ -1,0 +1,252 @@
+//! Whole models compiled for GPUs, their launches run by the SIMT shim: logits against the fixtures' exact ones, the same
+//! rows in other company, and what a compile for GPUs promises without one.
+
+use crate::harness::*;
+use crate::nvrtc::nvrtc;
+use crate::simt::{ARCH, Buffer, Simt, SimtArg, Source};
+use coldpress_kernels::gpu::Geometry;
+use coldpress_runtime::Error;
+use coldpress_runtime::bundle::Bundle;
+use coldpress_runtime::device::GpuDevice;
+use coldpress_runtime::device::accelerator::{Accelerator, BoundLaunch, KernelImage};
+use coldpress_runtime::executor::{Executor, Row};
+use std::path::Path;
+use tempfile::tempdir;
+
+/// Addresses of buffers are so far apart, and no other argument is so large.
+const APART: u64 = 1 << 40;
+
+/// The shim as an accelerator.
+struct OnSimt {
+    simt: Simt,
+    buffers: Vec<Buffer>,
+    names: Vec<String>,
+    launches: u64,
+    seed: u64,
+}
+
+impl OnSimt {
+    /// For the kernels of a bundle's first plan; `None` without a C++ compiler.
+    fn new(bundle: &Bundle, seed: u64) -> Option<OnSimt> {
+        let gpu = bundle.manifest().plans[0].gpu.as_ref().expect("a GPU plan");
+        let sources = bundle.section_bytes(gpu.source_section).expect("sources");
+        let body = |(offset, bytes): (u64, u64)| {
+            let body = &sources[offset as usize..][..bytes as usize];
+            String::from_utf8(body.to_vec()).expect("UTF-8")
+        };
+        let kernels = gpu.kernels.iter().map(|kernel| Source {
+            name: kernel.name.clone(),
+            body: body(kernel.source),
+        });
+        Some(OnSimt {
+            simt: Simt::build(&kernels.collect::<Vec<_>>(), ARCH)?,
+            buffers: vec![],
+            names: vec![],
+            launches: 0,
+            seed,
+        })
+    }
+
+    fn arg(&self, value: u64) -> SimtArg {
+        match (value / APART).checked_sub(1) {
+            Some(index) => SimtArg::Address(self.buffers[index as usize], value % APART),
+            None => SimtArg::Const(value),
+        }
+    }
+}
+
+impl Accelerator for OnSimt {
+    type Buffer = Buffer;
+    type Recorded = Vec<BoundLaunch>;
+
+    fn allocate(&mut self, _: &str, bytes: u64) -> Result<Buffer, Error> {
+        let buffer = self.simt.alloc(bytes as usize);
+        self.buffers.push(buffer);
+        Ok(buffer)
+    }
+
+    fn address(&self, buffer: &Buffer) -> u64 {
+        let index = self.buffers.iter().position(|b| b.same(buffer));
+        (index.expect("allocated here") as u64 + 1) * APART
+    }
+
+    fn write(&mut self, buffer: &mut Buffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.simt.write(buffer, offset, bytes);
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: &Buffer, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        bytes.copy_from_slice(&self.simt.read(buffer, offset, bytes.len()));
+        Ok(())
+    }
+
+    fn zero(&mut self, buffer: &mut Buffer, offset: u64, bytes: u64) -> Result<(), Error> {
+        self.simt.write(buffer, offset, &vec![0; bytes as usize]);
+        Ok(())
+    }
+
+    fn load_kernels(&mut self, kernels: &[KernelImage<'_>]) -> Result<(), Error> {
+        self.names = kernels.iter().map(|k| k.name.to_string()).collect();
+        Ok(())
+    }
+
+    fn prepare(&mut self, launches: Vec<BoundLaunch>) -> Result<Vec<BoundLaunch>, Error> {
+        Ok(launches)
+    }
+
+    fn run(&mut self, recorded: &mut Vec<BoundLaunch>) -> Result<(), Error> {
+        for launch in recorded {
+            let geometry = Geometry {
+                grid: launch.grid,
+                shared_bytes: launch.shared_bytes,
+            };
+            let args: Vec<SimtArg> = launch.args.iter().map(|&a| self.arg(a)).collect();
+            self.launches += 1;
+            let seed = self.seed.wrapping_mul(0x9e37_79b9) + self.launches;
+            let name = &self.names[launch.kernel];
+            let ran = self.simt.launch(name, geometry, &args, seed);
+            ran.map_err(|why| Error::Device(format!("{}, {name}: {why}", launch.label)))?;
+        }
+        Ok(())
+    }
+
+    fn run_timed(&mut self, recorded: &mut Vec<BoundLaunch>) -> Result<Vec<f64>, Error> {
+        self.run(recorded)?;
+        Ok(vec![0.0; recorded.len()])
+    }
+
+    fn synchronise(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// Compiles for a GPU; `None`, after saying so, without NVRTC.
+fn compile(model: &Path, out: &Path, target: &str, flags: &[&str]) -> Option<()> {
+    let library = nvrtc()?.path().to_path_buf();
+    let mut args = vec!["compile", arg(model), "-o", arg(out), "--target", target];
+    args.extend(["--ctx-size", "96", "--max-batch", "4"]);
+    args.extend(flags);
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_coldpress"))
+        .args(&args)
+        .env("COLDPRESS_NVRTC", library)
+        .output()
+        .expect("coldpress starts");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "coldpress {args:?}:\n{stderr}");
+    Some(())
+}
+
+fn executor(bundle: &Bundle, seed: u64) -> Option<Executor> {
+    let device = GpuDevice::new(bundle, 0, OnSimt::new(bundle, seed)?).expect("loads");
+    Some(Executor::with_device(bundle.manifest(), Box::new(device)).expect("a plan"))
+}
+
+/// Logits of every token of one sequence, `chunk` rows a step.
+fn logits(executor: &mut Executor, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    let slot = executor.acquire_slot().expect("a slot");
+    let rows: Vec<Row> = (0..)
+        .zip(tokens)
+        .map(|(position, &token)| Row {
+            token,
+            slot,
+            position,
+            wants_logits: true,
+        })
+        .collect();
+    let mut all = Vec::new();
+    for rows in rows.chunks(chunk) {
+        executor.step(rows).unwrap_or_else(|e| panic!("{e}"));
+        for i in 0..rows.len() {
+            all.extend_from_slice(executor.logits(i).expect("logits"));
+        }
+    }
+    executor.release_slot(slot);
+    all
+}
+
+/// Logits of the next token of several sequences that hold different numbers of tokens, decoded together.
+fn together(executor: &mut Executor, sequences: &[&[u32]]) -> Vec<Vec<f32>> {
+    let mut last = Vec::new();
+    for tokens in sequences {
+        let slot = executor.acquire_slot().expect("a slot");
+        let (&token, before) = tokens.split_last().expect("tokens");
+        for (position, &token) in before.iter().enumerate() {
+            let row = Row {
+                token,
+                slot,
+                position: position as u32,
+                wants_logits: false,
+            };
+            executor.step(&[row]).unwrap_or_else(|e| panic!("{e}"));
+        }
+        last.push(Row {
+            token,
+            slot,
+            position: before.len() as u32,
+            wants_logits: true,
+        });
+    }
+    executor.step(&last).unwrap_or_else(|e| panic!("{e}"));
+    let all = (0..last.len()).map(|i| executor.logits(i).expect("logits").to_vec());
+    let all = all.collect();
+    last.iter().for_each(|row| executor.release_slot(row.slot));
+    all
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+#[test]
+fn fixtures_meet_their_bars_and_rows_do_not_depend_on_company() {
+    let Some(fixtures) = fixtures() else { return };
+    let dir = tempdir().expect("temporary folder");
+    let (mut checked, mut failures) = (0, Vec::new());
+    for (seed, f) in (1..).zip(index(&fixtures)) {
+        if !["llama", "qwen2", "qwen3"].contains(&f.arch.as_str()) {
+            continue;
+        }
+        let path = dir.path().join("model.press");
+        if compile(&fixtures.join(&f.file), &path, "h200", &[]).is_none() {
+            return;
+        }
+        let bundle = Bundle::open(&path).expect("a bundle");
+        let Some(mut executor) = executor(&bundle, seed) else {
+            return;
+        };
+        let exact = read_f32(&fixtures.join(&f.logits));
+        let found = logits(&mut executor, &f.tokens, f.tokens.len());
+        let error = nmse(&found, &exact);
+        let bar = bar(&f.quant, f.native_nmse);
+        println!("{:<16} NMSE {error:.3e}, bar {bar:.3e}", f.name);
+        if error.is_nan() || error > bar {
+            failures.push(format!("{}: NMSE {error:.3e} > {bar:.3e}", f.name));
+        }
+        let width = found.len() / f.tokens.len();
+        let single = logits(&mut executor, &f.tokens[..5], 1);
+        if !same_bits(&single, &found[..5 * width]) {
+            failures.push(format!(
+                "{}: one row alone is not the row of a prompt",
+                f.name
+            ));
+        }
+        let sequences = [&f.tokens[..3], &f.tokens[..1], &f.tokens[..5]];
+        for (tokens, row) in sequences.iter().zip(together(&mut executor, &sequences)) {
+            let alone = &found[(tokens.len() - 1) * width..][..width];
+            if !same_bits(&row, alone) {
+                failures.push(format!("{}: {} tokens in a batch", f.name, tokens.len()));
+            }
+        }
+        checked += 1;
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+    assert!(checked >= 10, "{checked} fixtures");
+}
+
+/// The bars of design: f16 KV.
+fn bar(quant: &str, native: f64) -> f64 {
+    match quant {
+        "F32" | "F16" | "BF16" => native.max(1e-6) + 1e-5,
+        _ => (1.1 * native).max(1e-5),
+    }
+}
