@@ -64,10 +64,13 @@ mkdir -p "$out" "$work/bench"
 : >"$work/checks"
 : >"$work/profiles.md"
 
-# what was checked, what came of it (passed, failed, skipped), and why
+# what was checked, what came of it (passed, failed, skipped), and why, without this machine's folders
 record() {
-    printf '%s\t%s\t%s\n' "$1" "$2" "$(tr -s '\t\n' '  ' <<<"$3" | cut -c 1-400)" >>"$work/checks"
-    echo "$2: $1${3:+: $3}" >&2
+    local why=${3//"$work/"/}
+    why=$(tr -s '\t\n' '  ' <<<"${why//"$pack/"/}" | cut -c 1-400)
+    why=${why% }
+    printf '%s\t%s\t%s\n' "$1" "$2" "$why" >>"$work/checks"
+    echo "$2: $1${why:+: $why}" >&2
 }
 count() { awk -F'\t' -v want="$1" '$2 == want { n++ } END { print n + 0 }' "$work/checks"; }
 last_words() { tail -n 1 "$1" 2>/dev/null; }
@@ -86,7 +89,7 @@ report() {
         echo
         echo "$(count passed) passed, $(count failed) failed, $(count skipped) skipped"
         echo
-        echo "| check | result | |"
+        echo "| check | result | why |"
         echo "| --- | --- | --- |"
         awk -F'\t' '{ printf "| %s | %s | %s |\n", $1, $2, $3 }' "$work/checks"
         for file in "$work"/bench/*.md; do
@@ -147,10 +150,11 @@ version=$("$coldpress" --version 2>"$work/log") || {
     finish
 }
 targets=$("$coldpress" targets 2>&1)
-gpu=$(sed -n 's/^gpu: //p' <<<"$targets" | head -n 1)
+gpu=$(sed -n 's/^gpu: \(.*\)/\1/p' <<<"$targets" | head -n 1)
+gpu=${gpu%%; --target*}
 if ! grep -q '^gpu: .*compute capability' <<<"$targets"; then
     record "everything that needs a GPU" skipped "${gpu:-coldpress targets names no GPU}"
-    gpu=''
+    gpu='' target=''
     finish
 fi
 [ -n "$target" ] || target=$(sed -n 's/^gpu: .*--target \([a-z0-9_]*\).*/\1/p' <<<"$targets" | head -n 1)
@@ -196,7 +200,6 @@ while IFS=$'\t' read -r name allowed tokens; do
         record "$name: every bucket, embedded prompts" passed ''
     else
         record "$name: every bucket, embedded prompts" failed "$(last_words "$work/log")"
-        continue
     fi
     if ! logits "$bundle" --tokens "$tokens" -o "$work/whole.npy"; then
         record "$name: exact logits" failed "$(last_words "$work/log")"
@@ -276,7 +279,7 @@ for model in ${models//,/ }; do
         rm -f "$gguf"
         continue
     fi
-    last_words "$work/log" >&2
+    echo "$name: $(sed 's/^[^:]*: //' "$work/log" | tail -n 1)" >&2
     started=$(now)
     if ! timeout "$budget" "$coldpress" compile "$gguf" --target "$target" --max-batch 64 -c 1024 -o "$bundle" \
         >"$work/log" 2>&1; then
@@ -286,7 +289,7 @@ for model in ${models//,/ }; do
     fi
     compiled=$(since "$started")
     rm -f "$gguf"
-    # the second start finds the bundle in memory, as the first does: it was just written
+    # of the bundle that was just written, which the system still has in memory
     started=$(now)
     if ! timeout 120 "$runtime" run "$bundle" -p Hello -n 1 --temp 0 >"$work/log" 2>&1; then
         record "$name: first token" failed "$(last_words "$work/log")"
