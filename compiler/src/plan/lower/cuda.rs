@@ -20,8 +20,8 @@ use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
 use coldpress_kernels::gpu::matmul::Family;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_runtime::manifest::{CandidatePlan, GridArg, Stage};
-use petgraph::stable_graph::NodeIndex;
 use logits::Sorted;
+use petgraph::stable_graph::NodeIndex;
 use select::Choices;
 use std::ops::Deref;
 
@@ -92,8 +92,8 @@ impl Backend for Cuda {
     fn buckets(&self, _: &OpGraph, stage: Stage, _: &[NodeIndex]) -> Result<Vec<usize>, Error> {
         let (batch, rows) = (self.options.max_batch, self.step.max_rows as usize);
         Ok(match stage {
-            Stage::Trunk => select::buckets(&[batch, rows]),
-            Stage::Head => select::buckets(&[batch]),
+            Stage::Trunk => select::buckets(batch, rows),
+            Stage::Head => select::buckets(batch, batch),
         })
     }
 
@@ -115,7 +115,9 @@ impl Backend for Cuda {
         let bytes = match &graph.nodes[node].op {
             Op::Attention { .. } => self.attentions.scratch_bytes(graph, node, rows),
             Op::MatMul { parts, .. } => self.choices.scratch_bytes(graph, node, parts, rows),
-            Op::Logits => self.candidates.map_or(0, |sorted| sorted.scratch_bytes(rows)),
+            Op::Logits => self
+                .candidates
+                .map_or(0, |sorted| sorted.scratch_bytes(rows)),
             _ => 0,
         };
         (bytes > 0).then(|| Scratch::piece(bytes))

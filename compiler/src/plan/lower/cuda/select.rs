@@ -21,19 +21,21 @@ use petgraph::stable_graph::NodeIndex;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
-/// Row counts up to this each get a program, so that padding costs no batch anything.
+/// Decode batches up to this each get a program, so that padding costs none of them anything.
 const DENSE: usize = 64;
-/// Row counts above that get one, where the plan's limits reach that far.
-const BUCKETS: [usize; 10] = [80, 96, 112, 128, 192, 256, 384, 512, 768, 1024];
+/// Row counts that get one where they are larger than that, or than any decode batch.
+const COARSE: [usize; 13] = [16, 32, 64, 80, 96, 112, 128, 192, 256, 384, 512, 768, 1024];
 /// int8 activations are taken where matmuls take this share of the time they take with f16: they cost accuracy, and gated
 /// products in int8 need wide thread blocks.
 const WORTH: f64 = 0.75;
 
-/// Row counts up to the largest of `limits`, which are among them.
-pub(super) fn buckets(limits: &[usize]) -> Vec<usize> {
-    let most = limits.iter().copied().max().unwrap_or(1);
-    let mut rows: Vec<usize> = (1..=DENSE).chain(BUCKETS).filter(|&r| r < most).collect();
-    rows.extend(limits);
+/// Row counts up to `most`: every decode batch up to `batch`, steps of many rows in larger strides.
+pub(super) fn buckets(batch: usize, most: usize) -> Vec<usize> {
+    let coarse = COARSE
+        .into_iter()
+        .filter(|&r| r > batch.min(DENSE) && r < most);
+    let mut rows: Vec<usize> = (1..=batch.min(DENSE)).chain(coarse).collect();
+    rows.extend([batch, most]);
     rows.sort_unstable();
     rows.dedup();
     rows
@@ -102,7 +104,7 @@ impl Selector {
             rates: rates(&target.profile),
             target: target.profile.name,
             compiled: target.compiled.clone(),
-            batches: buckets(&[max_batch]),
+            batches: buckets(max_batch, max_batch),
             classes: RefCell::default(),
         }
     }
@@ -262,7 +264,7 @@ impl Choices {
             };
             for (shape, _) in shapes(graph, parts, choices.epilogue(graph, node))? {
                 let form = choices.read_form(graph, graph.inputs(node)[0]);
-                for rows in buckets(&[rows]) {
+                for rows in buckets(options.max_batch, rows) {
                     let pick = choices.pick(graph, parts, &shape, form, rows)?;
                     let query = choices.selector.query(&shape, rows);
                     let counters = matmul::counters(pick.variant, pick.class, &query);
