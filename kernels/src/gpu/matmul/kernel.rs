@@ -83,7 +83,8 @@ pub(super) fn shared_bytes(
     (ring + rows).max(u64::from(teams * variant.stamp) * row)
 }
 
-/// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get 128 registers, others all.
+/// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get
+/// 128 registers, or 168 if two matrices' weights are under way, others all.
 fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u32 {
     let tiles = variant.tiles / variant.family.row_warps() * epilogue.abreast();
     let sums = variant.family.sums(variant.stamp, tiles);
@@ -93,7 +94,11 @@ fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Ep
     } else {
         16
     };
-    let registers = if sums <= few { 128 } else { 255 };
+    let registers = match variant.family {
+        _ if sums > few => 255,
+        Family::Wgmma if tiles > 1 => 168,
+        _ => 128,
+    };
     (65536 / (registers * class.warps * 32)).max(1)
 }
 
