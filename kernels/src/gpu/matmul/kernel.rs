@@ -45,7 +45,12 @@ pub(super) const fn step_units(layout: &PackedLayout) -> u32 {
 }
 
 /// Bytes of one step of all warps.
-fn step_bytes(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u64 {
+pub(super) fn step_bytes(
+    variant: &Variant,
+    class: Class,
+    layout: &PackedLayout,
+    epilogue: Epilogue,
+) -> u64 {
     let unit = tile::unit_bytes(layout) as u64;
     let tiles = variant.tiles / variant.family.row_warps();
     u64::from(class.warps * tiles * epilogue.abreast() * step_units(layout)) * unit
