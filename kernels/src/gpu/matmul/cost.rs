@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Class, Family, Query, Variant, kernel};
+use super::{Class, Family, Query, Variant, kernel, steps};
 
 use crate::gpu::rates::{GpuRates, shared_reserved};
 use crate::gpu::tile::{self, TILE_N};
@@ -14,7 +14,7 @@ use crate::quant::{PackedLayout, Scale, Store};
 pub struct Cost {
     /// Predicted time without what starting the launch costs, seconds.
     pub seconds: f64,
-    /// Time of the bytes from memory, seconds.
+    /// Time of the bytes from memory, or of the rounds in which warps wait for them, seconds.
     pub memory_seconds: f64,
     /// Time of the bytes between L2 and multiprocessors, seconds.
     pub l2_seconds: f64,
@@ -61,6 +61,8 @@ pub struct Resources {
 
 /// Seconds between asking memory for a byte and having it, under load.
 const MEMORY_LATENCY: f64 = 0.8e-6;
+/// The same when little else is asked for.
+const LEAST_LATENCY: f64 = 0.5e-6;
 /// Seconds from the first load to the first sum, and from the last sum to the result.
 const FILL: f64 = 1.2e-6;
 /// Seconds in which thread blocks that share k meet.
@@ -123,11 +125,19 @@ pub fn cost(
     let busy = blocks.min(f64::from(rates.sms));
     // What the fullest multiprocessor computes, in thread blocks.
     let most = (blocks / f64::from(rates.sms)).ceil();
-    let ring = f64::from(geometry.shared_bytes) * 0.75;
+    // One of the ring's steps is being multiplied, the others are under way.
+    let others = kernel::stages(variant, class, &layout, epilogue) - 1;
+    let ring = (kernel::step_bytes(variant, class, &layout, epilogue) * others) as f64;
     // Thread blocks of other rows ask for the same weights: together they bring no more of them from memory at a time.
     let share = weights as f64 / (x * z);
-    let under_way = ring.min(share) * (x * z).min(f64::from(resident * rates.sms));
+    let at_once = f64::from(resident * rates.sms);
+    let under_way = ring.min(share) * (x * z).min(at_once);
     let bandwidth = rates.bandwidth.min(under_way / MEMORY_LATENCY);
+    let takers = class.warps / variant.family.row_warps() * class.k_split;
+    let rounds = steps(&layout, k)
+        .div_ceil(takers as usize)
+        .div_ceil(others as usize);
+    let waiting = (blocks / at_once).ceil() * rounds as f64 * LEAST_LATENCY;
     let ingest = most * (l2 as f64 / blocks) / (INGEST_PER_CLK * rates.hz);
 
     let padded_k = tile::units(&layout, k) * tile::unit_k(&layout);
@@ -141,7 +151,7 @@ pub fn cost(
         None => 0.0,
     };
     // Bytes of memory and of L2 flow while instructions issue; a thread block alone on its multiprocessor overlaps less.
-    let memory_seconds = bytes as f64 / bandwidth;
+    let memory_seconds = (bytes as f64 / bandwidth).max(waiting);
     let l2_seconds = (l2 as f64 / rates.l2_bandwidth * f64::from(rates.sms) / busy).max(ingest);
     let issue_seconds = per_block(instructions) / (rates.issue_per_clk * rates.hz);
     let wall = memory_seconds

@@ -45,7 +45,12 @@ pub(super) const fn step_units(layout: &PackedLayout) -> u32 {
 }
 
 /// Bytes of one step of all warps.
-fn step_bytes(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u64 {
+pub(super) fn step_bytes(
+    variant: &Variant,
+    class: Class,
+    layout: &PackedLayout,
+    epilogue: Epilogue,
+) -> u64 {
     let unit = tile::unit_bytes(layout) as u64;
     let tiles = variant.tiles / variant.family.row_warps();
     u64::from(class.warps * tiles * epilogue.abreast() * step_units(layout)) * unit
@@ -83,7 +88,8 @@ pub(super) fn shared_bytes(
     (ring + rows).max(u64::from(teams * variant.stamp) * row)
 }
 
-/// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get 128 registers, others all.
+/// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get
+/// 128 registers, or 168 if two matrices' weights are under way, others all.
 fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u32 {
     let tiles = variant.tiles / variant.family.row_warps() * epilogue.abreast();
     let sums = variant.family.sums(variant.stamp, tiles);
@@ -93,7 +99,11 @@ fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Ep
     } else {
         16
     };
-    let registers = if sums <= few { 128 } else { 255 };
+    let registers = match variant.family {
+        _ if sums > few => 255,
+        Family::Wgmma if tiles > 1 => 168,
+        _ => 128,
+    };
     (65536 / (registers * class.warps * 32)).max(1)
 }
 
@@ -192,8 +202,8 @@ pub fn weights_per_pass(
     layout: &PackedLayout,
     epilogue: Epilogue,
 ) -> u32 {
-    let k = step_units(layout) * tile::unit_k(layout) as u32;
-    class.warps * variant.tiles * epilogue.abreast() * TILE_N as u32 * k
+    let units = step_bytes(variant, class, layout, epilogue) / tile::unit_bytes(layout) as u64;
+    units as u32 * (tile::unit_k(layout) * TILE_N) as u32
 }
 
 /// Thread blocks along the outputs of all parts.
