@@ -10,6 +10,8 @@ use coldpress_kernels::gpu::{Geometry, Kernel, attention, embed, logits, rope, r
 mod attention_ops;
 /// A paged cache filled and read from outside.
 mod cache;
+/// The division of a step's attention, for more rows than a test could attend to.
+mod division;
 /// Token embeddings out of packed matrices.
 mod embed_ops;
 /// Candidates and log-sum-exp of logits.

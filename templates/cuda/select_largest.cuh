@@ -1,8 +1,9 @@
 // The largest of the keys that a thread block holds in registers, and the order of logits in such keys. All threads of the
-// block call these; `words` is shared memory for a word of every warp and two more.
+// block call these; `words` is shared memory of WORDS words.
 constexpr u32 WARPS = THREADS / 32;
 constexpr u32 CANDIDATES = <$ candidates $>;
 constexpr u32 PIECE = <$ piece $>;
+constexpr u32 WORDS = 64;
 
 // What is left of a piece of a row.
 struct Piece {
@@ -32,9 +33,10 @@ DEVICE u32 warp_count(u32 count) {
     return count;
 }
 
-DEVICE u32 block_count(u32 count, u32* words) {
+// Of calls in a row, every other one has the other half of the words: the barrier of one is enough for the next.
+DEVICE u32 block_count(u32 count, u32* words, bool other) {
+    words += other ? WORDS / 2 : 0;
     count = warp_count(count);
-    sync_block();
     if (lane() == 0) words[warp()] = count;
     sync_block();
     return warp_count(lane() < WARPS ? words[lane()] : 0);
@@ -68,13 +70,16 @@ template <u32 N>
 DEVICE u64 least_candidate(const u64 (&keys)[N], u64 first, u32* words) {
     const u64 differ = differing_bits(keys, first, words);
     u64 least = first & ~differ;
+    bool other = false;
+    sync_block();
     for (u64 bit = 1ull << 63; bit > 0; bit >>= 1) {
         if ((differ & bit) == 0) continue;
         const u64 tried = least | bit;
         u32 count = 0;
 #pragma unroll
         for (u32 i = 0; i < N; i++) count += keys[i] >= tried ? 1 : 0;
-        if (block_count(count, words) >= CANDIDATES) least = tried;
+        if (block_count(count, words, other) >= CANDIDATES) least = tried;
+        other = !other;
     }
     return least > 0 ? least : 1;
 }

@@ -9,6 +9,8 @@ use super::{Constant, Geometry, Kernel};
 pub const CANDIDATES: usize = 64;
 /// Logits that one thread block of [`pieces`] looks at.
 const PIECE: usize = 4096;
+/// Shared memory in which a thread block adds up: a word for each of 32 warps, twice.
+const REDUCTION_BYTES: usize = 256;
 /// Most pieces that [`rows`] merges.
 const MAX_PIECES: usize = 128;
 /// Largest vocabulary.
@@ -90,7 +92,7 @@ pub fn pieces() -> Kernel {
 pub fn pieces_geometry(vocab: usize, rows: usize) -> Geometry {
     Geometry {
         grid: [vocab.div_ceil(PIECE) as u32, rows as u32, 1],
-        shared_bytes: 128,
+        shared_bytes: REDUCTION_BYTES as u32,
     }
 }
 
@@ -112,7 +114,7 @@ pub fn rows() -> Kernel {
 pub fn rows_geometry(rows: usize) -> Geometry {
     Geometry {
         grid: [rows as u32, 1, 1],
-        shared_bytes: (128 + CANDIDATES * 8) as u32,
+        shared_bytes: (REDUCTION_BYTES + CANDIDATES * 8) as u32,
     }
 }
 
