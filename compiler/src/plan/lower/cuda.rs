@@ -19,8 +19,8 @@ use attention::Attentions;
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_runtime::manifest::{CandidatePlan, GridArg, Stage};
-use petgraph::stable_graph::NodeIndex;
 use logits::Sorted;
+use petgraph::stable_graph::NodeIndex;
 use select::Choices;
 use std::ops::Deref;
 
@@ -114,7 +114,9 @@ impl Backend for Cuda {
         let bytes = match &graph.nodes[node].op {
             Op::Attention { .. } => self.attentions.scratch_bytes(graph, node, rows),
             Op::MatMul { parts, .. } => self.choices.scratch_bytes(graph, node, parts, rows),
-            Op::Logits => self.candidates.map_or(0, |sorted| sorted.scratch_bytes(rows)),
+            Op::Logits => self
+                .candidates
+                .map_or(0, |sorted| sorted.scratch_bytes(rows)),
             _ => 0,
         };
         (bytes > 0).then(|| Scratch::piece(bytes))

@@ -99,6 +99,9 @@ impl Lowering<'_> {
             ..left
         };
         let bytes = 2 * logits::scratch_bytes(vocab, rows) as u64;
-        Ok(vec![pieces, self.grid(label, what, args.list(), vec![found], bytes)])
+        Ok(vec![
+            pieces,
+            self.grid(label, what, args.list(), vec![found], bytes),
+        ])
     }
 }

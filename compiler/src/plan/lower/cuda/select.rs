@@ -23,8 +23,8 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Row counts that get a program, where the plan's limits reach that far.
 const BUCKETS: [usize; 36] = [
-    1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60, 64, 80, 96, 112, 128,
-    192, 256, 384, 512, 768, 1024, 2048,
+    1, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60, 64,
+    80, 96, 112, 128, 192, 256, 384, 512, 768, 1024, 2048,
 ];
 /// int8 activations are taken where they are this much faster than f16: they cost accuracy.
 const WORTH: f64 = 0.9;
