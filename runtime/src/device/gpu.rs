@@ -259,7 +259,7 @@ impl<A: Accelerator> Device for GpuDevice<A> {
         visit: &(dyn Fn(usize, &[f32]) + Sync),
     ) -> Result<(), Error> {
         self.fetch(0, rows)?;
-        (0..rows).for_each(|row| visit(row, self.logits.row(row)));
+        self.logits.visit(rows, visit);
         Ok(())
     }
 

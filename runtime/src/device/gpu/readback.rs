@@ -6,9 +6,13 @@ use crate::device::accelerator::Accelerator;
 use crate::error::Error;
 use crate::manifest::{CandidatePlan, GpuPlan, Manifest, Stage, TargetPlan};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Regions of the arena this near are read in one piece.
 const NEAR: u64 = 256 << 10;
+/// From so many logits on, starting threads takes less time than they save.
+const MANY: usize = 1 << 20;
+const MOST_THREADS: usize = 8;
 
 /// Logits rows, and which of them the host holds.
 pub(super) struct Logits {
@@ -79,6 +83,15 @@ impl Logits {
         accelerator.read(arena, offset, bytes)?;
         self.held[first..rows.end].fill(true);
         Ok(())
+    }
+
+    /// Calls `visit` once for each of the first `rows` rows, which were fetched, on several threads if there is much to see.
+    pub(super) fn visit(&self, rows: usize, visit: &(dyn Fn(usize, &[f32]) + Sync)) {
+        let threads = match rows * self.vocab < MANY {
+            true => 1,
+            false => num_cpus::get().min(MOST_THREADS),
+        };
+        spread(rows, threads, &|row| visit(row, self.row(row)));
     }
 
     /// A row that was fetched.
@@ -214,7 +227,46 @@ impl Largest {
     }
 }
 
+/// Calls `work` once for each number below `count`, on up to `threads` threads, the caller's among them.
+fn spread(count: usize, threads: usize, work: &(dyn Fn(usize) + Sync)) {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return;
+            }
+            work(index);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            scope.spawn(worker);
+        }
+        worker();
+    });
+}
+
 fn head_rows(plan: &TargetPlan) -> u64 {
     let head = plan.programs.iter().filter(|p| p.stage == Stage::Head);
     head.map(|p| p.rows.into()).max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn work_is_spread_without_loss_or_repetition() {
+        for (count, threads) in [(0, 4), (1, 4), (3, 1), (50, 4)] {
+            let seen = Mutex::new(Vec::new());
+            spread(count, threads, &|index| {
+                seen.lock().expect("no panic").push(index);
+            });
+            let mut seen = seen.into_inner().expect("no panic");
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..count), "{count} on {threads}");
+        }
+    }
 }

@@ -54,10 +54,10 @@ impl StepBlock {
                 layout.max_rows
             ));
         }
-        self.put(
-            StepLayout::LIVE,
-            &[rows as u32, step.logit_rows.len() as u32],
-        );
+        let logits = step.logit_rows.len() as u32;
+        // A trunk has none and asks for none: with those of the last step kept, the same step again changes nothing.
+        let live = [rows as u32, logits];
+        self.put(StepLayout::LIVE, &live[..1 + usize::from(logits > 0)]);
         self.put(layout.tokens(), step.tokens);
         self.put(layout.positions(), step.positions);
         self.put(layout.slot_of_row(), step.slots);

@@ -166,6 +166,14 @@ fn only_what_changed_is_sent() {
     device.run(3, &head).expect("runs");
     let end = layout.logit_rows() + 4;
     assert_eq!(writes(&log), [Asked::Write(block + 4, end as usize - 4)]);
+    // The same step again: nothing, for neither.
+    let trunk = StepInput {
+        tokens,
+        ..step(&kv)
+    };
+    device.run(2, &trunk).expect("runs");
+    device.run(3, &head).expect("runs");
+    assert_eq!(writes(&log), []);
     // Page 1 of slot 1 is sent when a row first looks at it.
     let positions = &[0, 1, 33][..];
     device

@@ -1,0 +1,227 @@
+//! Dimensions of published models, and which type a quantiser gives each of their tensors.
+
+use coldpress_kernels::tensor_type::TensorType;
+
+/// Dimensions of a published model.
+pub struct Shape {
+    pub name: &'static str,
+    pub architecture: &'static str,
+    pub layers: usize,
+    pub hidden: u64,
+    pub ffn: u64,
+    pub heads: u64,
+    pub kv_heads: u64,
+    pub head: u64,
+    pub vocab: usize,
+    pub context: u32,
+    pub rope_base: f32,
+    pub eps: f32,
+    /// Whether the output is the embedding.
+    pub tied: bool,
+    /// Frequency factors of Llama 3: the factor of slow frequencies.
+    pub rope_factor: Option<f32>,
+}
+
+pub const SHAPES: &[Shape] = &[
+    Shape {
+        name: "qwen3-0.6b",
+        architecture: "qwen3",
+        layers: 28,
+        hidden: 1024,
+        ffn: 3072,
+        heads: 16,
+        kv_heads: 8,
+        head: 128,
+        vocab: 151_936,
+        context: 40_960,
+        rope_base: 1e6,
+        eps: 1e-6,
+        tied: true,
+        rope_factor: None,
+    },
+    Shape {
+        name: "qwen3-8b",
+        architecture: "qwen3",
+        layers: 36,
+        hidden: 4096,
+        ffn: 12_288,
+        heads: 32,
+        kv_heads: 8,
+        head: 128,
+        vocab: 151_936,
+        context: 40_960,
+        rope_base: 1e6,
+        eps: 1e-6,
+        tied: false,
+        rope_factor: None,
+    },
+    Shape {
+        name: "llama-3.1-8b",
+        architecture: "llama",
+        layers: 32,
+        hidden: 4096,
+        ffn: 14_336,
+        heads: 32,
+        kv_heads: 8,
+        head: 128,
+        vocab: 128_256,
+        context: 131_072,
+        rope_base: 5e5,
+        eps: 1e-5,
+        tied: false,
+        rope_factor: Some(8.0),
+    },
+    Shape {
+        name: "llama-1b",
+        architecture: "llama",
+        layers: 16,
+        hidden: 2048,
+        ffn: 8192,
+        heads: 32,
+        kv_heads: 8,
+        head: 64,
+        vocab: 128_256,
+        context: 131_072,
+        rope_base: 5e5,
+        eps: 1e-5,
+        tied: true,
+        rope_factor: Some(32.0),
+    },
+];
+
+/// What a quantiser makes of a matrix.
+#[derive(Clone, Copy)]
+pub enum Mix {
+    /// One type for all; the output in another.
+    Plain(TensorType, TensorType),
+    /// llama.cpp's `Q4_K_M`.
+    Q4KM,
+}
+
+pub const MIXES: &[(&str, Mix)] = &[
+    ("q4_k_m", Mix::Q4KM),
+    ("q8_0", Mix::Plain(TensorType::Q8_0, TensorType::Q8_0)),
+    ("q4_0", Mix::Plain(TensorType::Q4_0, TensorType::Q6_K)),
+    ("q6_k", Mix::Plain(TensorType::Q6_K, TensorType::Q6_K)),
+    ("f16", Mix::Plain(TensorType::F16, TensorType::F16)),
+];
+
+/// Roles that quantisers tell apart.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Output,
+    Embedding,
+    AttentionV,
+    FfnDown,
+    Other,
+}
+
+impl Mix {
+    /// The type of a matrix of `layer` among `layers`, as `llama_tensor_get_type` of llama.cpp decides.
+    fn ty(self, role: Role, layer: usize, layers: usize) -> TensorType {
+        let (all, output) = match self {
+            Mix::Plain(all, output) => (all, output),
+            Mix::Q4KM => (TensorType::Q4_K, TensorType::Q6_K),
+        };
+        let eighth = layers / 8;
+        let more_bits = layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2;
+        let sensitive = matches!(role, Role::AttentionV | Role::FfnDown);
+        match (self, role) {
+            (_, Role::Output) => output,
+            (Mix::Q4KM, _) if sensitive && more_bits => TensorType::Q6_K,
+            _ => all,
+        }
+    }
+}
+
+/// One tensor: what it is called, and how its values are made.
+pub struct Tensor {
+    pub name: String,
+    pub ty: TensorType,
+    pub dims: Vec<u64>,
+    pub values: Values,
+}
+
+/// How the values of a tensor are made.
+pub enum Values {
+    /// Random, with this standard deviation.
+    Random(f32),
+    Given(Vec<f32>),
+}
+
+/// The tensors of the first `layers` layers, and what is before and behind them.
+pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
+    let mut all = Vec::new();
+    let mut matrix = |name: String, role, layer, n: u64, k: u64| {
+        all.push(Tensor {
+            name,
+            ty: mix.ty(role, layer, shape.layers),
+            dims: vec![k, n],
+            values: Values::Random(1.0 / (k as f32).sqrt()),
+        });
+    };
+    let (hidden, ffn, vocab) = (shape.hidden, shape.ffn, shape.vocab as u64);
+    let (q, kv) = (shape.heads * shape.head, shape.kv_heads * shape.head);
+    // llama.cpp takes a shared embedding for the output that it is.
+    let embedding = match shape.tied {
+        true => Role::Output,
+        false => Role::Embedding,
+    };
+    matrix("token_embd.weight".into(), embedding, 0, vocab, hidden);
+    if !shape.tied {
+        matrix("output.weight".into(), Role::Output, 0, vocab, hidden);
+    }
+    for i in 0..layers {
+        for (name, role, n, k) in [
+            ("attn_q", Role::Other, q, hidden),
+            ("attn_k", Role::Other, kv, hidden),
+            ("attn_v", Role::AttentionV, kv, hidden),
+            ("attn_output", Role::Other, hidden, q),
+            ("ffn_gate", Role::Other, ffn, hidden),
+            ("ffn_up", Role::Other, ffn, hidden),
+            ("ffn_down", Role::FfnDown, hidden, ffn),
+        ] {
+            matrix(format!("blk.{i}.{name}.weight"), role, i, n, k);
+        }
+    }
+    let mut vector = |name: String, values: Vec<f32>| {
+        all.push(Tensor {
+            name,
+            ty: TensorType::F32,
+            dims: vec![values.len() as u64],
+            values: Values::Given(values),
+        });
+    };
+    let ones = |n: u64| vec![1.0; n as usize];
+    vector("output_norm.weight".into(), ones(hidden));
+    for i in 0..layers {
+        vector(format!("blk.{i}.attn_norm.weight"), ones(hidden));
+        vector(format!("blk.{i}.ffn_norm.weight"), ones(hidden));
+        if shape.architecture == "qwen3" {
+            vector(format!("blk.{i}.attn_q_norm.weight"), ones(shape.head));
+            vector(format!("blk.{i}.attn_k_norm.weight"), ones(shape.head));
+        }
+    }
+    if let Some(factor) = shape.rope_factor {
+        vector("rope_freqs.weight".into(), rope_factors(shape, factor));
+    }
+    all
+}
+
+/// Llama 3's frequency factors, as `convert_hf_to_gguf.py` computes them.
+fn rope_factors(shape: &Shape, factor: f32) -> Vec<f32> {
+    const ORIGINAL_CONTEXT: f32 = 8192.0;
+    const LOW: f32 = 1.0;
+    const HIGH: f32 = 4.0;
+    let factors = (0..shape.head / 2).map(|pair| {
+        let exponent = 2.0 * pair as f32 / shape.head as f32;
+        let wavelength = 2.0 * std::f32::consts::PI * shape.rope_base.powf(exponent);
+        let smooth = (ORIGINAL_CONTEXT / wavelength - LOW) / (HIGH - LOW);
+        match wavelength {
+            w if w < ORIGINAL_CONTEXT / HIGH => 1.0,
+            w if w > ORIGINAL_CONTEXT / LOW => factor,
+            _ => 1.0 / ((1.0 - smooth) / factor + smooth),
+        }
+    });
+    factors.collect()
+}
