@@ -104,6 +104,7 @@ pub struct Simt {
     from: RefCell<ChildStdout>,
     messages: RefCell<File>,
     buffers: Cell<u64>,
+    waited: Cell<bool>,
 }
 
 impl Simt {
@@ -136,6 +137,7 @@ impl Simt {
             messages: RefCell::new(messages),
             program,
             buffers: Cell::new(0),
+            waited: Cell::new(false),
         }
     }
 
@@ -157,6 +159,12 @@ impl Simt {
     /// Frees a buffer early; using it again is an error.
     pub fn free(&self, buffer: Buffer) {
         self.must(self.send(b'F', &[buffer.index], &[]));
+    }
+
+    /// Says that launches write this buffer: a kernel that may overlap the launch before it must not touch it before its
+    /// `dependency_wait`. Weights are read earlier.
+    pub fn mark_results(&self, buffer: &Buffer) {
+        self.must(self.send(b'M', &[buffer.index], &[]));
     }
 
     /// Writes into a buffer.
@@ -201,7 +209,15 @@ impl Simt {
             command.extend(offset.to_ne_bytes());
         }
         self.send(b'L', &[], &command)?;
-        self.receive(1).map(|_| ())
+        let answer = self.receive(1)?;
+        self.waited.set(answer[0] == 1);
+        Ok(())
+    }
+
+    /// Whether the last launch ran `dependency_wait`. One that overlaps the launch before it must, or the launch after it
+    /// would wait for this one alone.
+    pub fn waited(&self) -> bool {
+        self.waited.get()
     }
 
     fn send(&self, command: u8, numbers: &[u64], data: &[u8]) -> Result<(), String> {

@@ -84,7 +84,7 @@ void land(Block& block, size_t which) {
     settle(block, copy.barrier, phase);
 }
 
-void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
+void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier, u32 line) {
     Block& block = *self->warp->block;
     const u8* start = static_cast<u8*>(to);
     if (start < self->shared || start + bytes > self->shared + self->shared_bytes)
@@ -92,22 +92,24 @@ void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier) {
              self->shared_bytes);
     phase_of("copy_bulk", barrier);
     // Read here, so that an address that is no buffer's is found in the kernel.
+    if (!self->waited) touches(from, at_line(line));
     std::vector<u8> bounds(bytes);
     memcpy(bounds.data(), from, bytes);
-    copy_starts(*self, u64(start - self->shared), bytes, true, __builtin_return_address(0));
+    copy_starts(*self, u64(start - self->shared), bytes, true, at_line(line));
     block.bulk.push_back({to, from, bytes, barrier});
     if (at_once()) land(block, block.bulk.size() - 1);
 }
 
 // ---- Asynchronous copies of a thread.
 
-void copy_async(void* to, const void* from) {
+void copy_async(void* to, const void* from, u32 line) {
     const u8* start = static_cast<u8*>(to);
     if (start < self->shared || start + 16 > self->shared + self->shared_bytes)
         fail("copy_async_16 to %lld of %u bytes of shared memory", (long long)(start - self->shared), self->shared_bytes);
+    if (!self->waited) touches(from, at_line(line));
     u8 bytes[16];
     memcpy(bytes, from, 16);
-    copy_starts(*self, u64(start - self->shared), 16, false, __builtin_return_address(0));
+    copy_starts(*self, u64(start - self->shared), 16, false, at_line(line));
     const bool landed = at_once();
     if (landed) memcpy(to, bytes, 16);
     self->copies.push_back({to, from, self->copy_group, landed});

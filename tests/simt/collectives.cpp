@@ -163,7 +163,7 @@ static void issue_wgmma(Warp& warp) {
     w.n = first[6];
     w.group = warp.wgmma_group;
     w.descriptor = u64(first[5]) << 32 | first[4];
-    w.pc = warp.pc;
+    w.pc = at_line(warp.line);
     if (w.descriptor >> 49) fail("wgmma_f16 at line %u: a descriptor with swizzle or base offset", warp.line);
     for (u32 lane = 0; lane < 32; lane++) {
         const u32* in = warp.in[lane];
@@ -257,7 +257,6 @@ void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line) {
     in[5] = u32(descriptor >> 32);
     in[6] = n;
     warp.acc[lane] = acc;
-    warp.pc = __builtin_return_address(0);
     meet(Op::WgmmaF16, line);
 }
 

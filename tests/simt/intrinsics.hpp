@@ -89,14 +89,15 @@ void named_barrier(u32 id, u32 threads, bool waits, u32 line);
 // Lets other threads run if chance says so.
 void pause();
 u32 atomic_add(u32* p, u32 v);
-void copy_async(void* to, const void* from);
+void copy_async(void* to, const void* from, u32 line);
 void copy_commit();
 void copy_wait(u32 groups);
 void mbarrier_init(u64* barrier, u32 count);
 void mbarrier_arrive(u64* barrier, u32 bytes);
 void mbarrier_wait(u64* barrier, u32 parity, u32 line);
 void fence_async();
-void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier);
+void dependency_wait();
+void bulk_copy(void* to, const void* from, u32 bytes, u64* barrier, u32 line);
 [[noreturn]] void misaligned(const char* what, const void* p);
 // a * b + c, rounded once.
 u16 half_fma(u16 a, u16 b, u16 c);
@@ -196,11 +197,11 @@ DEVICE u32 atomic_add(u32* p, u32 v) {
     return simt::atomic_add(p, v);
 }
 
-DEVICE void copy_async_16(void* to, const void* from) {
+DEVICE void copy_async_16(void* to, const void* from, SIMT_LINE) {
     simt::aligned("copy_async_16", to, 16);
     simt::aligned("copy_async_16", from, 16);
     if constexpr (SM_ARCH >= 800)
-        simt::copy_async(to, from);
+        simt::copy_async(to, from, line);
     else
         *static_cast<U4*>(to) = *static_cast<const U4*>(from);
 }
@@ -229,12 +230,12 @@ DEVICE void barrier_wait(u64* barrier, u32 parity, SIMT_LINE) {
     simt::mbarrier_wait(barrier, parity, line);
 }
 template <int A = SM_ARCH>
-DEVICE void copy_bulk(void* to, const void* from, u32 bytes, u64* barrier) {
+DEVICE void copy_bulk(void* to, const void* from, u32 bytes, u64* barrier, SIMT_LINE) {
     static_assert(A >= 900, "copy_bulk needs sm_90");
     simt::aligned("copy_bulk", to, 16);
     simt::aligned("copy_bulk", from, 16);
     simt::aligned("copy_bulk's length", reinterpret_cast<const void*>(u64(bytes)), 16);
-    simt::bulk_copy(to, from, bytes, barrier);
+    simt::bulk_copy(to, from, bytes, barrier, line);
 }
 template <int A = SM_ARCH>
 DEVICE void fence_async() {
@@ -242,8 +243,8 @@ DEVICE void fence_async() {
     simt::fence_async();
 }
 
-// Launches run one after the other here.
-DEVICE void dependency_wait() {}
+// Launches run one after the other here; what comes before the wait is only checked.
+DEVICE void dependency_wait() { simt::dependency_wait(); }
 DEVICE void dependency_launch() {}
 
 DEVICE i32 dp4a(i32 a, i32 b, i32 c) {

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstdio>
 
-extern "C" void __sanitizer_symbolize_pc(void* pc, const char* format, char* text, size_t bytes);
 extern "C" void __asan_get_shadow_mapping(size_t* scale, size_t* offset);
 
 namespace simt {
@@ -113,19 +112,10 @@ void races_end(Block& block, u32 threads) {
 }
 
 [[noreturn]] static void report(const char* what, u64 offset, const void* pc, const char* past, const Access& a) {
-    char now[256] = "?", then[256] = "?";
-    __sanitizer_symbolize_pc(const_cast<void*>(pc), "%s:%l", now, sizeof now);
-    if (a.pc) __sanitizer_symbolize_pc(const_cast<void*>(a.pc), "%s:%l", then, sizeof then);
-    const auto file = [](const char* path) {
-        const char* name = path;
-        for (const char* p = path; *p; p++)
-            if (*p == '/') name = p + 1;
-        return name;
-    };
     char who[32] = "a bulk copy";
     if (a.thread < self->threads) snprintf(who, sizeof who, "thread %u", a.thread);
-    fail("race: %s byte %llu of shared memory at %s, %s by %s at %s", what, offset, file(now),
-         a.time == UNDER_WAY ? "where a copy is under way" : past, who, file(then));
+    fail("race: %s byte %llu of shared memory at %s, %s by %s at %s", what, offset, line_of(pc).c_str(),
+         a.time == UNDER_WAY ? "where a copy is under way" : past, who, line_of(a.pc).c_str());
 }
 
 // Whether an earlier access to some of `bytes` is not ordered before what `thread` does now.
@@ -227,6 +217,7 @@ static void track(size_t address, size_t bytes, bool writes, const void* pc) {
     if (!self) return;
     const u64 offset = address - reinterpret_cast<size_t>(self->shared);
     if (offset < self->shared_bytes && bytes <= self->shared_bytes - offset) accessed(offset, u32(bytes), writes, pc);
+    if (!self->waited && !results.empty()) touches(reinterpret_cast<const void*>(address), pc);
 }
 
 }  // namespace simt

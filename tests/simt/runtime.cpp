@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 extern "C" void __sanitizer_set_death_callback(void (*callback)());
+extern "C" void __sanitizer_symbolize_pc(void* pc, const char* format, char* text, size_t bytes);
 
 namespace simt {
 
@@ -26,6 +27,9 @@ Thread* self;
 
 static const Entry* entries;
 const Launch* current;
+std::vector<Results> results;
+// Whether a thread of this launch ran dependency_wait.
+static bool waited;
 static u64 random_state;
 // Of 256: how often the scheduler stays with a warp; how often asynchronous operations happen at once.
 static u32 stay, eager;
@@ -78,6 +82,14 @@ void fail(const char* format, ...) {
     say_where();
     fflush(stderr);
     _exit(1);
+}
+
+std::string line_of(const void* place) {
+    if (const u64 line = reinterpret_cast<u64>(place); line < 1u << 20) return "line " + std::to_string(line);
+    char text[256];
+    __sanitizer_symbolize_pc(const_cast<void*>(place), "%s:%l", text, sizeof text);
+    const char* slash = strrchr(text, '/');
+    return slash ? slash + 1 : text;
 }
 
 void misaligned(const char* what, const void* p) { fail("%s at %p, which is not aligned", what, p); }
@@ -225,6 +237,16 @@ void named_barrier(u32 id, u32 threads, bool waits, u32 line) {
 
 // ---- Launches.
 
+void touches(const void* address, const void* pc) {
+    for (const Results& r : results)
+        if (reinterpret_cast<u64>(address) - r.start < r.bytes) self->early = pc;
+}
+
+void dependency_wait() {
+    if (self->early) fail("results of other launches are touched before dependency_wait, at %s", line_of(self->early).c_str());
+    self->waited = waited = true;
+}
+
 static void fill(void* memory, size_t bytes) {
     u8* p = static_cast<u8*>(memory);
     const bool garbage = chance(2);
@@ -265,7 +287,8 @@ static void start(Block& block, u32 number) {
         thread.shared_bytes = current->shared_bytes;
         thread.warp = &block.warps[t / 32];
         thread.waits = "nothing";
-        thread.done = false;
+        thread.done = thread.waited = false;
+        thread.early = nullptr;
         thread.copies.clear();
         thread.copy_group = 0;
         fiber_prepare(thread.fiber, t, thread_main);
@@ -294,9 +317,10 @@ static void deadlock() {
     _exit(1);
 }
 
-void launch(const Launch& launch) {
+bool launch(const Launch& launch) {
     current = &launch;
     self = nullptr;
+    waited = false;
     random_state = (launch.seed + 1) * 0x9e3779b97f4a7c15u | 1;
     for (u32 i = 0; i < 8; i++) random_word();
     static const u32 SHARES[] = {0, 240, 256};
@@ -347,6 +371,7 @@ void launch(const Launch& launch) {
     }
     for (u32 b = 0; b < resident; b++) free(blocks[b].shared);
     current = nullptr;
+    return waited;
 }
 
 }  // namespace simt

@@ -5,6 +5,7 @@
 #include "intrinsics.hpp"
 #include "races.hpp"
 
+#include <string>
 #include <vector>
 
 namespace simt {
@@ -28,6 +29,9 @@ struct Thread : Place {
     const char* waits;
     u32 line;
     bool done;
+    // Whether dependency_wait has run, and where results of other launches were touched before.
+    bool waited;
+    const void* early;
     u64* mbarrier;
     u32 parity;
     std::vector<AsyncCopy> copies;
@@ -55,7 +59,6 @@ struct Warp {
     u32 in[32][12];
     u32 out[32][4];
     f32* acc[32];
-    const void* pc;
     // The collective some lanes wait in.
     u32 arrived;
     Op op;
@@ -101,8 +104,14 @@ struct Launch {
     u64 seed;
 };
 
-// Runs every thread block of a launch, or ends the process with a message.
-void launch(const Launch& launch);
+// Memory that launches write: a kernel that waits for the launch before it must not touch this earlier.
+struct Results {
+    u64 start, bytes;
+};
+extern std::vector<Results> results;
+
+// Runs every thread block of a launch, or ends the process with a message. Says whether any thread ran dependency_wait.
+bool launch(const Launch& launch);
 const Entry* find_kernel(const char* name);
 
 // ---- Between the runtime's files.
@@ -110,6 +119,9 @@ const Entry* find_kernel(const char* name);
 extern Thread* self;
 extern const Launch* current;
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+// Where a kernel did something: an instruction, or the line that an intrinsic was told. In words: file and line.
+inline const void* at_line(u32 line) { return reinterpret_cast<const void*>(u64(line)); }
+std::string line_of(const void* place);
 u32 chance(u32 below);
 // Whether an asynchronous operation happens at once or as late as it may.
 bool at_once();
@@ -124,5 +136,7 @@ void finish_wgmmas(Warp& warp, u32 groups_left);
 void land(Block& block, size_t which);
 // At the end of a block: nothing may be under way.
 void check_ended(Block& block);
+// Remembers an access to results before dependency_wait.
+void touches(const void* address, const void* pc);
 
 }  // namespace simt

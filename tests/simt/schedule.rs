@@ -475,6 +475,59 @@ fn ordered_accesses_are_no_races() {
 }
 
 #[test]
+fn results_are_touched_after_the_wait() {
+    let kernel = |name: &str, before: &str, wait: &str| {
+        let body = format!(
+            "struct Params {{ const u32* weights; u32* results; }};
+            KERNEL({name}, 32, Params) {{
+                u32* s = shared<u32>();
+                copy_async_16(s + 4 * lane(), p.weights + 4 * lane());
+                {before}
+                {wait}
+                copy_async_commit();
+                copy_async_wait<0>();
+                p.results[lane()] = s[4 * lane()];
+            }}"
+        );
+        Source::new(name, &body)
+    };
+    let wait = "dependency_wait();";
+    let kernels = [
+        kernel("right", "", wait),
+        kernel("reads", "s[128] = p.results[3];", wait),
+        kernel("writes", "p.results[lane()] = 1;", wait),
+        kernel(
+            "copies",
+            "copy_async_16(s + 128 + 4 * lane(), p.results);",
+            wait,
+        ),
+        kernel("never", "", ""),
+    ];
+    let Some(simt) = Simt::build(&kernels, ARCH) else {
+        return;
+    };
+    for kernel in &kernels {
+        let device = simt.fresh();
+        let (weights, results) = (device.alloc(512), device.alloc(512));
+        device.mark_results(&results);
+        let args = [weights.into(), results.into()];
+        let result = device.launch(&kernel.name, geometry(1, 1024), &args, 0);
+        match kernel.name.as_str() {
+            "right" | "never" => {
+                result.unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(device.waited(), kernel.name == "right");
+            }
+            name => {
+                let error = result.expect_err(name);
+                let says = "touched before dependency_wait, at ";
+                let says = [format!("{says}{name}.cu:5"), format!("{says}line 5")];
+                assert!(says.iter().any(|s| error.contains(s)), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn old_architectures_copy_at_once() {
     let body = "struct Params { const u32* in; u32* out; };
         KERNEL(copy, 32, Params) {

@@ -2,10 +2,11 @@
 // Numbers are in native order. See tests/simt.rs, the other side.
 //   A bytes:u64                      a buffer, numbered from 0
 //   F buffer:u64                     frees it
+//   M buffer:u64                     launches write it: see Results in runtime.hpp
 //   W buffer offset bytes:u64, data  writes
 //   R buffer offset bytes:u64        answers with the data
 //   L name_bytes:u32, name, grid:u32[3], shared_bytes:u32, seed:u64, args:u32, {address:u8, value or buffer:u64, offset:u64}
-//                                    runs a kernel, then answers with one byte
+//                                    runs a kernel, then answers with one byte, 1 if it ran dependency_wait
 #include "runtime.hpp"
 
 #include <cstdio>
@@ -76,9 +77,9 @@ void run_kernel() {
     if (launch.kernel->params_bytes != args * 8)
         simt::fail("kernel %s takes %u bytes of parameters, the launch gives %u", name.c_str(), launch.kernel->params_bytes, args * 8);
     launch.params = params;
-    simt::launch(launch);
+    const u8 waited = simt::launch(launch);
     free(params);
-    answer("", 1);
+    answer(&waited, 1);
 }
 
 }  // namespace
@@ -99,8 +100,15 @@ int main() {
             }
             case 'F': {
                 Buffer& b = buffer(number<u64>());
+                for (simt::Results& r : simt::results)
+                    if (r.start == reinterpret_cast<u64>(b.data)) r.bytes = 0;
                 free(b.data);
                 b.data = nullptr;
+                break;
+            }
+            case 'M': {
+                const Buffer& b = buffer(number<u64>());
+                simt::results.push_back({reinterpret_cast<u64>(b.data), b.bytes});
                 break;
             }
             case 'W': {
