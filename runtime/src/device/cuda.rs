@@ -8,6 +8,7 @@
 mod bandwidth;
 mod driver;
 mod image;
+mod kernel;
 mod program;
 mod staging;
 
@@ -18,12 +19,12 @@ pub use driver::{GpuInfo, OLDEST_CUDA, OLDEST_DRIVER, detect};
 
 use super::accelerator::{Accelerator, BoundLaunch, KernelImage};
 use crate::error::Error;
-use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute, CUresult};
+use cudarc::driver::sys::{self, CUresult};
 use driver::{check, words};
+use kernel::Kernel;
 use program::{Program, launch};
 use staging::Staging;
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
@@ -31,8 +32,6 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the caller waits awake: longer than a decode step, whose end must not be missed by a timer's resolution.
 const AWAKE: Duration = Duration::from_millis(20);
-/// Dynamic shared memory that needs no permission.
-const FREE_SHARED: u32 = 48 << 10;
 
 /// One GPU, opened.
 pub struct Cuda {
@@ -55,13 +54,6 @@ pub struct Cuda {
 // SAFETY: handles of the driver may be used from any thread whose current context is theirs; every method makes it so, and
 // `&mut self` keeps them in one thread at a time.
 unsafe impl Send for Cuda {}
-
-struct Kernel {
-    name: String,
-    function: sys::CUfunction,
-    /// Bytes of its parameters.
-    parameters: usize,
-}
 
 /// Memory on the GPU.
 #[derive(Debug)]
@@ -284,62 +276,18 @@ impl Accelerator for Cuda {
         self.enter()?;
         // Several kernels may share a module.
         let mut modules: HashMap<&[u8], sys::CUmodule> = HashMap::new();
-        for kernel in kernels {
-            let failed = |why: String| Error::Device(format!("kernel {}: {why}", kernel.name));
-            let loading = format!("loading kernel {}", kernel.name);
-            let module = match modules.get(kernel.code) {
+        for image in kernels {
+            let module = match modules.get(image.code) {
                 Some(&module) => module,
                 None => {
-                    image::check(kernel.code).map_err(failed)?;
-                    let mut module = null_mut();
-                    // SAFETY: a cubin that ends within the slice; writes one handle.
-                    let result = unsafe {
-                        sys::cuModuleLoadData(&raw mut module, kernel.code.as_ptr().cast())
-                    };
-                    check(result, &loading)?;
+                    let module = kernel::load_module(image)?;
                     self.modules.push(module);
-                    modules.insert(kernel.code, module);
+                    modules.insert(image.code, module);
                     module
                 }
             };
-            let name = CString::new(kernel.name).map_err(|e| failed(e.to_string()))?;
-            let mut function = null_mut();
-            // SAFETY: writes one handle; the name ends with a zero.
-            let result =
-                unsafe { sys::cuModuleGetFunction(&raw mut function, module, name.as_ptr()) };
-            check(result, &loading)?;
-            // SAFETY: the function is alive as long as its module.
-            let most = unsafe {
-                function_attribute(
-                    function,
-                    FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK,
-                )
-            };
-            if most.map_err(failed)? < kernel.threads {
-                return Err(failed(format!(
-                    "{} threads are too many for it",
-                    kernel.threads
-                )));
-            }
-            if kernel.shared_bytes > FREE_SHARED {
-                let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // SAFETY: as above.
-                let result = unsafe {
-                    sys::cuFuncSetAttribute(function, attribute, kernel.shared_bytes as i32)
-                };
-                let what = format_args!(
-                    "kernel {} asks for {} bytes of shared memory",
-                    kernel.name, kernel.shared_bytes
-                );
-                check(result, what)?;
-            }
-            // SAFETY: as above.
-            let parameters = unsafe { parameter_bytes(function) }.map_err(failed)?;
-            self.kernels.push(Kernel {
-                name: kernel.name.to_owned(),
-                function,
-                parameters,
-            });
+            // SAFETY: the module lives as long as `self`.
+            self.kernels.push(unsafe { Kernel::find(image, module) }?);
         }
         Ok(())
     }
@@ -406,40 +354,6 @@ impl Accelerator for Cuda {
         self.wait(
             "running kernels (COLDPRESS_CUDA_SYNC=1 in the environment names the one that fails)",
         )
-    }
-}
-
-/// # Safety
-/// The function is alive.
-unsafe fn function_attribute(
-    function: sys::CUfunction,
-    attribute: FunctionAttribute,
-) -> Result<u32, String> {
-    let mut value = 0;
-    // SAFETY: writes one integer; the caller's function.
-    match unsafe { sys::cuFuncGetAttribute(&raw mut value, attribute, function) } {
-        CUresult::CUDA_SUCCESS => Ok(value.unsigned_abs()),
-        error => Err(words(error)),
-    }
-}
-
-/// Bytes of a kernel's only parameter, a struct; 0 if it has none.
-///
-/// # Safety
-/// The function is alive.
-unsafe fn parameter_bytes(function: sys::CUfunction) -> Result<usize, String> {
-    let parameter = |index| {
-        let (mut offset, mut bytes) = (0, 0);
-        // SAFETY: writes two integers; the caller's function.
-        match unsafe { sys::cuFuncGetParamInfo(function, index, &raw mut offset, &raw mut bytes) } {
-            CUresult::CUDA_SUCCESS => Ok(Some(bytes)),
-            CUresult::CUDA_ERROR_INVALID_VALUE => Ok(None),
-            error => Err(words(error)),
-        }
-    };
-    match (parameter(0)?, parameter(1)?) {
-        (first, None) => Ok(first.unwrap_or(0)),
-        _ => Err("it takes several parameters instead of one struct".into()),
     }
 }
 
