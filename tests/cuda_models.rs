@@ -60,8 +60,12 @@ impl Accelerator for OnSimt {
     type Buffer = Buffer;
     type Recorded = Vec<BoundLaunch>;
 
-    fn allocate(&mut self, _: &str, bytes: u64) -> Result<Buffer, Error> {
+    fn allocate(&mut self, what: &str, bytes: u64) -> Result<Buffer, Error> {
         let buffer = self.simt.alloc(bytes as usize);
+        // What launches leave for each other: touching it before waiting is an error.
+        if ["activation arena", "KV pool"].contains(&what) {
+            self.simt.mark_results(&buffer);
+        }
         self.buffers.push(buffer);
         Ok(buffer)
     }
@@ -107,6 +111,7 @@ impl Accelerator for OnSimt {
             let name = &self.names[launch.kernel];
             let ran = self.simt.launch(name, geometry, &args, seed);
             ran.map_err(|why| Error::Device(format!("{}, {name}: {why}", launch.label)))?;
+            assert!(!launch.overlaps || self.simt.waited(), "{name} does not wait");
         }
         Ok(())
     }
