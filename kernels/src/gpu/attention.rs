@@ -273,12 +273,24 @@ pub fn attention(kv: KvType, head_dim: usize, group: usize) -> Kernel {
     }
 }
 
-/// Thread blocks of [`attention`] on a GPU with `processors` multiprocessors: about 16 warps for each, whatever the step.
+/// Thread blocks of [`attention`] on a GPU with `processors` multiprocessors: as many as run at once, whatever the step.
 pub fn geometry(kv: KvType, head_dim: usize, processors: usize) -> Geometry {
     let warps = block_warps(kv, head_dim);
+    let at_once = REGISTERS / (registers(kv, head_dim).next_multiple_of(8) * 32 * warps);
     Geometry {
-        grid: [(processors * 16usize.div_ceil(warps)) as u32, 1, 1],
+        grid: [(processors * at_once.max(1)) as u32, 1, 1],
         shared_bytes: (warps * warp_bytes(kv, head_dim)) as u32,
+    }
+}
+
+/// Registers of a multiprocessor.
+const REGISTERS: usize = 64 * 1024;
+
+/// Registers of a thread, about: the sums of its queries, what it reads ahead, and the rest.
+fn registers(kv: KvType, head_dim: usize) -> usize {
+    match kv {
+        KvType::F32 => 255,
+        KvType::F16 | KvType::Q8_0 => (80 + head_dim.next_multiple_of(32) * 17 / 16).min(255),
     }
 }
 
@@ -359,6 +371,15 @@ mod tests {
                 assert_eq!(warps, (geometry.grid[0] * kernel.threads / 32) as usize);
             }
         }
+    }
+
+    #[test]
+    fn grids_are_what_runs_at_once() {
+        let warps = [32, 64, 128, 256].map(|head_dim| {
+            let geometry = geometry(KvType::F16, head_dim, 1);
+            warps(KvType::F16, head_dim, &geometry)
+        });
+        assert_eq!(warps, [16, 12, 9, 8]);
     }
 
     #[test]
