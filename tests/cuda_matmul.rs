@@ -218,8 +218,10 @@ fn layouts(family: Family) {
 
 fn stamps(family: Family, formats: &[&'static QuantFormat]) {
     let mut kernels = vec![];
-    for &fmt in formats {
-        kernels.extend(of_family(family).map(|variant| Stamped {
+    // Every variant with the first format; compiling takes most of the time, so every third with the others.
+    for (i, &fmt) in formats.iter().enumerate() {
+        let variants = of_family(family).step_by(if i == 0 { 1 } else { 3 });
+        kernels.extend(variants.map(|variant| Stamped {
             variant,
             fmt,
             epilogue: Epilogue::Store,
@@ -316,7 +318,7 @@ fn half_tensor_kernels_read_every_layout() {
 
 #[test]
 fn half_tensor_kernels_of_all_stamps_agree() {
-    stamps(Family::MmaF16, &[&F16, &Q4_K]);
+    stamps(Family::MmaF16, &[&Q4_K, &F16]);
 }
 
 #[test]
@@ -331,7 +333,7 @@ fn warpgroup_kernels_read_every_layout() {
 
 #[test]
 fn warpgroup_kernels_of_all_stamps_agree() {
-    stamps(Family::Wgmma, &[&F16, &Q4_K]);
+    stamps(Family::Wgmma, &[&Q4_K, &F16]);
 }
 
 #[test]

@@ -125,11 +125,8 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::MmaI8, 24, 4),
     row(Family::MmaI8, 32, 1),
     row(Family::MmaI8, 32, 2),
-    row(Family::MmaI8, 32, 4),
     row(Family::MmaI8, 48, 1),
     row(Family::MmaI8, 48, 2),
-    row(Family::MmaI8, 64, 1),
-    row(Family::MmaI8, 64, 2),
     row(Family::MmaF16, 8, 1),
     row(Family::MmaF16, 8, 2),
     row(Family::MmaF16, 16, 1),
@@ -379,7 +376,13 @@ impl Family {
             Family::Wgmma => 32,
             Family::Fma => 4,
         };
-        self.sums(stamp, tiles) + tiles * of_tile
+        // The exact integers of a product, before they are scaled; mins of 16 need sums of activations, too.
+        let products = match self {
+            Family::MmaI8 if layout.min && layout.group == 16 => 24 + stamp * 2 / 3,
+            Family::MmaI8 => 24,
+            Family::MmaF16 | Family::Wgmma | Family::Fma | Family::Dp4a => 0,
+        };
+        self.sums(stamp, tiles) + tiles * of_tile + products
     }
 }
 

@@ -89,7 +89,7 @@ pub(super) fn shared_bytes(
 }
 
 /// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get
-/// 128 registers, or 168 if two matrices' weights are under way, others all.
+/// 128 registers, or 168 if much else is under way, others all.
 fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Epilogue) -> u32 {
     let tiles = variant.tiles / variant.family.row_warps() * epilogue.abreast();
     let sums = variant.family.sums(variant.stamp, tiles);
@@ -102,6 +102,7 @@ fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Ep
     let registers = match variant.family {
         _ if sums > few => 255,
         Family::Wgmma if tiles > 1 => 168,
+        Family::MmaI8 if variant.stamp > 24 => 168,
         _ => 128,
     };
     (65536 / (registers * class.warps * 32)).max(1)

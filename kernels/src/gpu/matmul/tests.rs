@@ -133,7 +133,7 @@ fn reasons_name_numbers() {
     };
     assert_eq!(
         said(&wide, class(Family::MmaI8), &gated),
-        "192 values in a thread, at most 144 fit"
+        "216 values in a thread, at most 144 fit"
     );
     let empty = Query {
         outputs: &[],
