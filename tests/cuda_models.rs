@@ -111,7 +111,10 @@ impl Accelerator for OnSimt {
             let name = &self.names[launch.kernel];
             let ran = self.simt.launch(name, geometry, &args, seed);
             ran.map_err(|why| Error::Device(format!("{}, {name}: {why}", launch.label)))?;
-            assert!(!launch.overlaps || self.simt.waited(), "{name} does not wait");
+            assert!(
+                !launch.overlaps || self.simt.waited(),
+                "{name} does not wait"
+            );
         }
         Ok(())
     }

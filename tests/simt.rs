@@ -39,7 +39,6 @@ pub struct Source {
 
 impl Source {
     /// The rendered source of a kernel.
-    #[allow(dead_code)]
     pub fn of(kernel: &Kernel) -> Source {
         let body = render::body(kernel).unwrap_or_else(|e| panic!("{e}"));
         Source::new(&kernel.name, &body)

@@ -13,8 +13,9 @@ pub(super) fn arguments(plan: &Plan, launch: &Launch, grid: &Grid) -> Result<(),
     if blocks.iter().zip(MOST).any(|(&n, most)| n == 0 || n > most) {
         return Err(format!("{blocks:?} thread blocks"));
     }
-    if grid.kernel.threads == 0 || grid.kernel.threads > 1024 || grid.kernel.threads % 32 != 0 {
-        return Err(format!("{} threads in a block", grid.kernel.threads));
+    let threads = grid.kernel.threads;
+    if !(1..=1024).contains(&threads) || !threads.is_multiple_of(32) {
+        return Err(format!("{threads} threads in a block"));
     }
     if !launch.barrier {
         return Err("does not wait for the launch before it".into());
@@ -36,10 +37,11 @@ pub(super) fn arguments(plan: &Plan, launch: &Launch, grid: &Grid) -> Result<(),
                     return Err(format!("nothing says that kv+{offset} is touched"));
                 }
             }
-            GridArg::Arena(offset) if offset >= plan.reserved_bytes as u64 => {
-                if !named(Space::Arena, offset as usize) {
-                    return Err(format!("nothing says that arena+{offset} is touched"));
-                }
+            GridArg::Arena(offset)
+                if offset >= plan.reserved_bytes as u64
+                    && !named(Space::Arena, offset as usize) =>
+            {
+                return Err(format!("nothing says that arena+{offset} is touched"));
             }
             _ => {}
         }

@@ -87,6 +87,9 @@ pub(super) struct Pick {
     pub(super) legal: usize,
 }
 
+/// The best class of a shape, if there is one, and the time it takes over all decode batches, seconds.
+type Judged = Option<(Class, f64)>;
+
 /// Chooses variants for one GPU.
 pub struct Selector {
     rates: GpuRates,
@@ -94,7 +97,7 @@ pub struct Selector {
     compiled: BTreeMap<String, Compiled>,
     /// Decode batches that a class is judged by.
     batches: Vec<usize>,
-    classes: RefCell<HashMap<(Shape, ActForm), Option<(Class, f64)>>>,
+    classes: RefCell<HashMap<(Shape, ActForm), Judged>>,
 }
 
 impl Selector {
@@ -121,7 +124,7 @@ impl Selector {
     }
 
     /// The class that reads `form` and takes the least time over all decode batches, with that time.
-    fn class(&self, shape: &Shape, form: ActForm) -> Option<(Class, f64)> {
+    fn class(&self, shape: &Shape, form: ActForm) -> Judged {
         let key = (shape.clone(), form);
         if let Some(known) = self.classes.borrow().get(&key) {
             return *known;
