@@ -9,7 +9,7 @@ use case::{Case, Rows};
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::matmul::{
     Class, Epilogue, Family, Gate, Query, VARIANTS, Variant, args, counters, geometry, kernel,
-    legal, scratch_bytes,
+    legal, scratch_bytes, variants,
 };
 use coldpress_kernels::gpu::tile;
 use coldpress_kernels::quant::{
@@ -220,7 +220,20 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
     let mut kernels = vec![];
     // Every variant with the first format; compiling takes most of the time, so every third with the others.
     for (i, &fmt) in formats.iter().enumerate() {
-        let variants = of_family(family).step_by(if i == 0 { 1 } else { 3 });
+        let query = Query {
+            layout: fmt.layout,
+            outputs: &[16],
+            k: 256,
+            rows: 1,
+            epilogue: Epilogue::Store,
+            arch: ARCH / 10,
+        };
+        let class = Class {
+            family,
+            warps: 4,
+            k_split: 1,
+        };
+        let variants = variants(class, &query).step_by(if i == 0 { 1 } else { 3 });
         kernels.extend(variants.map(|variant| Stamped {
             variant,
             fmt,

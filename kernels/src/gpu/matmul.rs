@@ -376,9 +376,9 @@ impl Family {
             Family::Wgmma => 32,
             Family::Fma => 4,
         };
-        // The exact integers of a product, before they are scaled; mins of 16 need sums of activations, too.
+        // The exact integers of a product, before they are scaled; twice as many in groups of 16.
         let products = match self {
-            Family::MmaI8 if layout.min && layout.group == 16 => 24 + stamp * 2 / 3,
+            Family::MmaI8 if layout.group == 16 => 24 + stamp * 2 / 3,
             Family::MmaI8 => 24,
             Family::MmaF16 | Family::Wgmma | Family::Fma | Family::Dp4a => 0,
         };

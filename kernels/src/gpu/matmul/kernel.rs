@@ -101,6 +101,7 @@ fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Ep
     };
     let registers = match variant.family {
         _ if sums > few => 255,
+        Family::MmaI8 if variant.stamp > 32 => 255,
         Family::Wgmma if tiles > 1 => 168,
         Family::MmaI8 if variant.stamp > 24 => 168,
         _ => 128,
