@@ -378,7 +378,7 @@ impl Family {
         };
         // The exact integers of a product, before they are scaled; twice as many in groups of 16.
         let products = match self {
-            Family::MmaI8 if layout.group == 16 => 24 + stamp * 2 / 3,
+            Family::MmaI8 if layout.group == 16 => 24 + stamp,
             Family::MmaI8 => 24,
             Family::MmaF16 | Family::Wgmma | Family::Fma | Family::Dp4a => 0,
         };
