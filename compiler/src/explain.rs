@@ -387,7 +387,11 @@ pub fn explain(
         .find(|p| p.launches.iter().any(|l| reads(&l)));
     if let Some(program) = first {
         let (stage, rows) = (program.stage, program.rows);
-        let _ = writeln!(out, "\ncode, {stage:?} {rows} rows:");
+        let kind = match notes.kernels.is_empty() {
+            true => "machine code",
+            false => "source",
+        };
+        let _ = writeln!(out, "\n{kind}, {stage:?} {rows} rows:");
         for launch in program.launches.iter().filter(reads) {
             let _ = writeln!(out, "{}", instructions(launch.code.0, launch.code.1));
         }

@@ -108,8 +108,15 @@ fn shapes(path: &Path) -> Result<Vec<Shape>, Error> {
         pass::run_all(&mut graph, None)?;
         tune::shapes(&graph)?
     } else {
-        let notes: Notes = Bundle::open(path)?.section_value(SectionKind::Notes)?;
-        tune::shapes_of_notes(&notes)
+        let bundle = Bundle::open(path)?;
+        let notes: Vec<Notes> = bundle.section_value(SectionKind::Notes)?;
+        let plans = bundle.manifest().plans.iter().zip(&notes);
+        let on_cpu = plans.into_iter().find(|(plan, _)| plan.gpu.is_none());
+        let (_, notes) = on_cpu.ok_or_else(|| Error::Model {
+            what: path.display().to_string(),
+            why: "has no plan for a CPU, and only CPU kernels are timed: give the GGUF it was compiled from".into(),
+        })?;
+        tune::shapes_of_notes(notes)
     };
     if shapes.is_empty() {
         return Err(Error::Model {
