@@ -28,8 +28,8 @@ pub struct Contents<'a> {
     pub plans: &'a [Plan],
     /// Each plan's code.
     pub codes: &'a [Code],
-    /// Tokenizer and chat template.
-    pub spec: &'a TokenizerSpec,
+    /// Tokenizer and chat template, if the model has any.
+    pub spec: Option<&'a TokenizerSpec>,
     /// Prompts with reference logits.
     pub golden: &'a [GoldenPrompt],
     /// Decisions, for `explain`, plan by plan.
@@ -60,7 +60,9 @@ pub fn write(
             weights: 0,
         });
     }
-    out.write_value(SectionKind::Tokenizer, contents.spec)?;
+    if let Some(spec) = contents.spec {
+        out.write_value(SectionKind::Tokenizer, spec)?;
+    }
     out.write_value(SectionKind::Golden, &contents.golden)?;
     out.write_value(SectionKind::Notes, &contents.notes)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

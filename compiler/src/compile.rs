@@ -153,7 +153,7 @@ fn write(
     progress: &mut dyn Progress,
 ) -> Result<(), Error> {
     let Prepared { gguf, model, plans } = prepared;
-    let spec = tokenizer::from_gguf(gguf)?;
+    let spec = tokenizer::optional(gguf)?;
 
     let programs: usize = plans.iter().map(|p| p.programs.len()).sum();
     progress.phase("generating code", programs as u64);
@@ -191,7 +191,7 @@ fn write(
         model,
         plans,
         codes: &codes,
-        spec: &spec,
+        spec: spec.as_ref(),
         golden: &golden,
         notes: &notes,
         path,

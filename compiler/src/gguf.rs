@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use coldpress_kernels::tensor_type::TensorType;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 pub use error::Error;
 pub use value::{Array, Value};
@@ -226,6 +226,23 @@ impl Gguf {
         &self.maps[t.shard][t.start..][..t.bytes]
     }
 
+    /// Tells the system that `data`, a part of a tensor, is not needed soon: its pages no longer count as this process's
+    /// memory. Reading it again is slower, not wrong. Bytes of another `Gguf` are left alone.
+    pub fn release(&self, data: &[u8]) {
+        let start = data.as_ptr() as usize;
+        let holds = |map: &&Mmap| map.as_ptr_range().contains(&data.as_ptr());
+        let Some(map) = self.maps.iter().find(holds) else {
+            return;
+        };
+        let offset = start - map.as_ptr() as usize;
+        // SAFETY: the mapping is shared, read-only and backed by a file, so that pages given up are read from the file
+        // again when they are touched.
+        let advised =
+            unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, data.len()) };
+        // Advice that the system does not take leaves everything as it is.
+        drop(advised);
+    }
+
     /// Bytes of all tensors together, without metadata and padding.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.iter().map(TensorInfo::bytes).sum()
@@ -257,6 +274,24 @@ mod tests {
         let empty = dir.path().join("empty.gguf");
         File::create(&empty).unwrap();
         assert!(matches!(Gguf::open(&empty), Err(Error::Truncated { .. })));
+    }
+
+    #[test]
+    fn released_bytes_can_be_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.gguf");
+        let bytes: Vec<u8> = (0..40_000u32).flat_map(|i| i.to_le_bytes()).collect();
+        let mut writer = GgufWriter::new();
+        writer.tensor("a", TensorType::F32, &[40_000], bytes.clone());
+        writer.write(&path).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        let data = gguf.data(&gguf.tensors()[0]);
+        assert!(data == bytes);
+        gguf.release(&data[5000..5001]);
+        gguf.release(&data[100..150_000]);
+        gguf.release(&data[..0]);
+        gguf.release(&bytes);
+        assert!(data == bytes);
     }
 
     #[test]

@@ -104,6 +104,9 @@ impl Packer<'_> {
                 .collect();
             pack_tile(format, w.k, &rows, packed);
         }
+        let rows = job.tiles.start * TILE_N..(job.tiles.end * TILE_N).min(w.n);
+        self.gguf
+            .release(&data[rows.start * row_bytes..rows.end * row_bytes]);
         Ok(())
     }
 }

@@ -20,6 +20,22 @@ use special::{Specials, stripping};
 /// Values of `tokenizer.ggml.model` that can be compiled.
 const MODELS: &str = "llama, gpt2, gemma4";
 
+/// Values of `tokenizer.ggml.model` that stand for no tokenizer: prompts are token ids then. `test` is what llama.cpp's
+/// own test models have.
+const NONE: [&str; 3] = ["none", "no_vocab", "test"];
+
+/// The tokenizer of a GGUF file, if it has one.
+///
+/// # Errors
+/// As of [`from_gguf`].
+pub fn optional(gguf: &Gguf) -> Result<Option<TokenizerSpec>, Error> {
+    match gguf.str("tokenizer.ggml.model")? {
+        None => Ok(None),
+        Some(model) if NONE.contains(&model) => Ok(None),
+        Some(_) => from_gguf(gguf).map(Some),
+    }
+}
+
 /// The tokenizer of a GGUF file; a file without tensors will do.
 ///
 /// # Errors

@@ -50,6 +50,38 @@ fn models_that_are_not_supported() {
     refuses(&dir, &path, 3, &["spiral"]);
 }
 
+#[test]
+fn models_without_tokenizer_take_token_ids() {
+    let dir = tempdir().expect("temporary folder");
+    let (path, bundle) = (dir.path().join("ids.gguf"), dir.path().join("ids.press"));
+    for name in ["none", "test"] {
+        Shape::small().write(&path, 1);
+        let gguf = coldpress_compiler::gguf::Gguf::open(&path).expect("opens");
+        let mut w = GgufWriter::new();
+        for (key, value) in gguf.keys() {
+            let value = match key {
+                "tokenizer.ggml.model" => Value::Str(name.into()),
+                _ => value.clone(),
+            };
+            w.add(key, value);
+        }
+        for t in gguf.tensors() {
+            w.tensor(t.name.clone(), t.ty, &t.dims, gguf.data(t).to_vec());
+        }
+        w.write(&path).expect("written");
+        succeed(&["compile", arg(&path), "-o", arg(&bundle), "-c", "64"]);
+        let out = dir.path().join("logits.npy");
+        let flags = ["--tokens", "1,2,3", "-o", arg(&out)];
+        succeed(&[&["logits", arg(&bundle)][..], &flags].concat());
+        assert_eq!(read_npy(&out).0[0], 3);
+        fail(
+            &["run", arg(&bundle), "-p", "text", "-n", "1"],
+            2,
+            &["no tokenizer", "token ids"],
+        );
+    }
+}
+
 /// Edits one tensor (name, type, dimensions, bytes) of a model, or drops it by returning false.
 type Change<'a> = dyn Fn(&str, &mut TensorType, &mut Vec<u64>, &mut Vec<u8>) -> bool + 'a;
 

@@ -5,6 +5,7 @@ use crate::compile::{self, DEFAULT_BATCH, Options, size};
 use crate::error::Error;
 use crate::plan::{MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Plan, Work, in_range};
 use crate::target::{Target, TargetProfile};
+use crate::tokenizer;
 use crate::tune::cache::{Cache, Device};
 use clap::{Args, ValueEnum};
 use coldpress_kernels::cpu::abi::KvType;
@@ -162,6 +163,9 @@ impl CompileArgs {
         let written = std::fs::metadata(&out).map(|m| m.len()).unwrap_or(0);
         for plan in &prepared.plans {
             eprintln!("{}", summary(plan));
+        }
+        if tokenizer::optional(&prepared.gguf)?.is_none() {
+            eprintln!("note     the model has no tokenizer: prompts are token ids");
         }
         let (context, trained) = (
             options.max_context.unwrap_or(0),
