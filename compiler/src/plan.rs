@@ -208,8 +208,8 @@ impl Elementwise {
 pub enum Arg {
     /// Null pointer.
     Null,
-    /// The step.
-    Step,
+    /// The step, with the page table of that number.
+    Step(u32),
     /// An immediate.
     Const(usize),
     /// Address in the weights section.

@@ -199,8 +199,15 @@ impl Executor {
     }
 
     /// Forgets all but the first `tokens` tokens of `slot`.
-    pub fn truncate(&mut self, slot: u32, tokens: u32) {
+    ///
+    /// # Errors
+    /// [`Error::Step`] if a layer that sees a window no longer holds what would follow them; nothing has changed then.
+    pub fn truncate(&mut self, slot: u32, tokens: u32) -> Result<(), Error> {
+        if tokens < self.kv.tokens(slot) {
+            self.kv.remembers(slot, tokens)?;
+        }
         self.kv.truncate(slot, tokens);
+        Ok(())
     }
 
     /// The page bookkeeping: slots, tokens held, free pages.

@@ -1,8 +1,11 @@
 //! Page bookkeeping of the KV cache: which pages of the pool belong to which slot. Where pages lie in memory is the
 //! plan's, what is in them the device's business.
+//!
+//! Layers that see a window of a sequence have a ring of pages per slot, whose table never changes: what lies before the
+//! window is overwritten. That is all they know of positions; a slot can go back only as far as its rings remember.
 
 use crate::error::Error;
-use crate::manifest::KvPlan;
+use crate::manifest::{KvPlan, KvWindow};
 
 /// Free pages, and the pages of every slot in sequence order.
 ///
@@ -12,7 +15,8 @@ pub struct KvCache {
     page_tokens: u32,
     pages_per_slot: u32,
     pages: u32,
-    /// `[slots][pages_per_slot]`.
+    windows: Vec<KvWindow>,
+    /// `[1 + windows][slots][pages_per_slot]`.
     table: Vec<u32>,
     /// Last in, first out: recently used pages are likely in cache.
     free_pages: Vec<u32>,
@@ -25,17 +29,25 @@ struct SlotState {
     acquired: bool,
     tokens: u32,
     pages: u32,
+    /// Tokens that were ever stored since the slot was empty.
+    written: u32,
 }
 
 impl KvCache {
     /// An empty cache for `slots` sequences over the pages of `plan`.
     pub fn new(plan: &KvPlan, slots: u32) -> Self {
-        let entries = slots as usize * plan.pages_per_slot as usize;
+        let per_slot = plan.pages_per_slot;
+        let mut table = vec![0; slots as usize * per_slot as usize];
+        for window in &plan.windows {
+            let pages = (0..slots).flat_map(|s| (0..per_slot).map(move |p| window.page(s, p)));
+            table.extend(pages);
+        }
         Self {
             page_tokens: plan.page_tokens,
             pages_per_slot: plan.pages_per_slot,
             pages: plan.pages,
-            table: vec![0; entries],
+            windows: plan.windows.clone(),
+            table,
             free_pages: (0..plan.pages).rev().collect(),
             slots: vec![SlotState::default(); slots as usize],
             free_slots: (0..slots).rev().collect(),
@@ -67,9 +79,15 @@ impl KvCache {
         self.page_tokens
     }
 
-    /// Physical page of (slot, position / page_tokens): `[slots][pages_per_slot]`.
+    /// Physical page of (slot, position / page_tokens): `[slots][pages_per_slot]`, first of the layers that see all of a
+    /// sequence, then of each window.
     pub fn page_table(&self) -> &[u32] {
         &self.table
+    }
+
+    /// The windows whose tables follow the first.
+    pub fn windows(&self) -> &[KvWindow] {
+        &self.windows
     }
 
     /// Row length of the page table.
@@ -125,10 +143,32 @@ impl KvCache {
         }
         state.pages = state.pages.max(wanted);
         state.tokens = state.tokens.max(tokens);
+        state.written = state.written.max(tokens);
         Ok(())
     }
 
-    /// Forgets all but the first `tokens` tokens of `slot`, and frees the pages they filled.
+    /// Whether every layer still has what a row at position `tokens` of `slot` looks at.
+    ///
+    /// # Errors
+    /// [`Error::Step`] naming the window that has moved on.
+    pub fn remembers(&self, slot: u32, tokens: u32) -> Result<(), Error> {
+        let written = self.slots.get(slot as usize).map_or(0, |s| s.written);
+        for window in &self.windows {
+            let last = written.div_ceil(self.page_tokens);
+            let oldest = last.saturating_sub(window.ring) * self.page_tokens;
+            // The row sees itself and `window.tokens - 1` positions before it.
+            if tokens > 0 && (tokens + 1).saturating_sub(window.tokens) < oldest {
+                return Err(Error::Step(format!(
+                    "slot {slot}: going back to {tokens} tokens needs positions before {oldest}, which layers with a window of {} no longer hold (start the sequence again)",
+                    window.tokens
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets all but the first `tokens` tokens of `slot`, and frees the pages they filled. Rows can follow if the slot
+    /// [remembers](KvCache::remembers) them.
     pub fn truncate(&mut self, slot: u32, tokens: u32) {
         let Some(state) = self.slots.get_mut(slot as usize) else {
             return;
@@ -142,6 +182,9 @@ impl KvCache {
         self.free_pages.extend(freed.iter().rev());
         state.pages = kept;
         state.tokens = tokens;
+        if tokens == 0 {
+            state.written = 0;
+        }
     }
 
     /// Gives `slot` and its pages back; a slot nobody has acquired stays as it is.
@@ -166,10 +209,70 @@ mod tests {
             page_tokens: 32,
             pages,
             pages_per_slot,
+            windows: Vec::new(),
             bytes: 0,
             layers: Vec::new(),
         };
         KvCache::new(&plan, slots)
+    }
+
+    #[test]
+    fn windows_are_rings() {
+        let plan = KvPlan {
+            kv_type: KvType::F16,
+            page_tokens: 32,
+            pages: 16,
+            pages_per_slot: 8,
+            windows: vec![
+                KvWindow {
+                    tokens: 40,
+                    ring: 3,
+                },
+                KvWindow {
+                    tokens: 100,
+                    ring: 5,
+                },
+            ],
+            bytes: 0,
+            layers: Vec::new(),
+        };
+        assert_eq!([0, 1, 2, 3].map(|t| plan.pages_of(t, 2)), [16, 6, 10, 0]);
+        let mut cache = KvCache::new(&plan, 2);
+        let table = cache.page_table().to_vec();
+        assert_eq!(table.len(), 3 * 2 * 8);
+        assert_eq!(table[16..24], [0, 1, 2, 0, 1, 2, 0, 1]);
+        assert_eq!(table[24..32], [3, 4, 5, 3, 4, 5, 3, 4]);
+        assert_eq!(table[40..48], [5, 6, 7, 8, 9, 5, 6, 7]);
+        let slot = cache.acquire_slot().expect("a slot");
+        cache.ensure(slot, 96).expect("pages");
+        for tokens in [0, 1, 40, 96] {
+            cache.remembers(slot, tokens).expect("all of it is there");
+        }
+        cache.ensure(slot, 130).expect("pages");
+        // The ring of three holds positions 64 to 159, and position 102 sees 63.
+        cache.remembers(slot, 103).expect("64 is there");
+        let gone = cache
+            .remembers(slot, 102)
+            .expect_err("63 is not")
+            .to_string();
+        assert!(
+            gone.contains("102 tokens") && gone.contains("window of 40"),
+            "{gone}"
+        );
+        cache.truncate(slot, 103);
+        assert!(
+            cache.remembers(slot, 102).is_err(),
+            "what was overwritten stays so"
+        );
+        cache.release(slot);
+        assert_eq!(cache.acquire_slot(), Some(slot));
+        cache.ensure(slot, 10).expect("pages");
+        cache.remembers(slot, 5).expect("a new sequence");
+        assert_eq!(
+            cache.page_table()[16..],
+            table[16..],
+            "rings stay where they are"
+        );
     }
 
     fn row(cache: &KvCache, slot: u32, pages: usize) -> Vec<u32> {

@@ -172,26 +172,86 @@ pub struct Requirements {
     pub memory_bytes: u64,
 }
 
-/// Paged KV pool: page p of layer l starts at `layers[l].offset + p * layers[l].page_bytes`.
+/// Paged KV pool: page p of layer l starts at `layers[l].offset + p * layers[l].page_bytes`. A page table maps logical pages
+/// of a slot (position / page_tokens) to pages; layers that see all of a sequence share one, layers that see a window of it
+/// share one per window.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvPlan {
     /// Element type.
     pub kv_type: KvType,
     /// Tokens per page.
     pub page_tokens: u32,
-    /// Pages in the pool, enough for `max_batch` sequences of `max_context`.
+    /// Pages of a layer that sees all of a sequence, enough for `max_batch` sequences of `max_context`.
     pub pages: u32,
-    /// Page-table entries per slot.
+    /// Page-table entries per slot, of every table.
     pub pages_per_slot: u32,
+    /// Tables after the first: of layers that see a window.
+    pub windows: Vec<KvWindow>,
     /// Bytes of the pool.
     pub bytes: u64,
     /// Per layer.
     pub layers: Vec<KvLayerPlan>,
 }
 
+/// Pages of layers that see a window: each slot has a ring of them, and logical page i is in place i modulo the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvWindow {
+    /// Positions a row sees, its own included.
+    pub tokens: u32,
+    /// Pages of a slot: enough for the window of every row of a step while all of the step's rows are stored.
+    pub ring: u32,
+}
+
+impl KvWindow {
+    /// Physical page of a logical page of a slot.
+    pub fn page(self, slot: u32, logical: u32) -> u32 {
+        slot * self.ring + logical % self.ring.max(1)
+    }
+}
+
+impl KvPlan {
+    /// Bytes that a token takes in the layers that keep all of a sequence.
+    pub fn bytes_per_token(&self) -> u64 {
+        let whole = self.layers.iter().filter(|layer| layer.table == 0);
+        whole.map(|layer| layer.page_bytes).sum::<u64>() / u64::from(self.page_tokens.max(1))
+    }
+
+    /// Bytes that a sequence takes, however long, in the layers that keep a window of it.
+    pub fn window_bytes(&self) -> u64 {
+        let pages = |table: u32| self.pages_of(table, 1);
+        let layers = self.layers.iter().filter(|layer| layer.table > 0);
+        layers
+            .map(|l| pages(l.table).saturating_mul(l.page_bytes))
+            .sum()
+    }
+
+    /// What the layers keep, in words: `2 layers keep all tokens, 10 the last 512`.
+    pub fn kept(&self) -> String {
+        let count = |table| self.layers.iter().filter(|l| l.table == table).count();
+        let mut parts = vec![format!("{} layers keep all tokens", count(0))];
+        for (table, window) in (1..).zip(&self.windows) {
+            parts.push(format!("{} the last {}", count(table), window.tokens));
+        }
+        parts.join(", ")
+    }
+
+    /// Pages of a layer that looks them up in `table`; 0 where there is no such table.
+    pub fn pages_of(&self, table: u32, slots: u32) -> u64 {
+        match table.checked_sub(1) {
+            None => self.pages.into(),
+            Some(window) => {
+                let ring = self.windows.get(window as usize).map_or(0, |w| w.ring);
+                u64::from(ring) * u64::from(slots)
+            }
+        }
+    }
+}
+
 /// Where one layer's pages are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvLayerPlan {
+    /// Page table: 0, or 1 + an index into `KvPlan::windows`.
+    pub table: u32,
     /// Byte offset in the pool.
     pub offset: u64,
     /// Bytes of one page.

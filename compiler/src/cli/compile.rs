@@ -201,8 +201,12 @@ fn summary(plan: &Plan) -> String {
         Target::Cpu(_) => format!("{} workers", plan.workers),
         Target::Cuda(target) => target.profile.arch.to_string(),
     };
+    let windows = match m.kv_windows {
+        0 => String::new(),
+        windows => format!(", {} per sequence in windows", size(windows)),
+    };
     let mut text = format!(
-        "target   {}, {by}, batch {}, context {}\nmemory   weights {} + kv {} ({} per token) + activations {} = {}",
+        "target   {}, {by}, batch {}, context {}\nmemory   weights {} + kv {} ({} per token{windows}) + activations {} = {}",
         plan.target.name(),
         plan.limits.max_batch,
         plan.limits.max_context,

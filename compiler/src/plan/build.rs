@@ -14,7 +14,7 @@ use crate::graph::{Op, OpGraph, Rows, Value, WeightId};
 use crate::target::Target;
 use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS, TILE_N};
 use coldpress_kernels::gpu::abi::StepLayout;
-use coldpress_runtime::manifest::{KvLayerPlan, KvPlan, Limits, Stage};
+use coldpress_runtime::manifest::{KvLayerPlan, KvPlan, KvWindow, Limits, Stage};
 use petgraph::stable_graph::NodeIndex;
 
 /// Most bytes of the weights section and of the KV pool, and most KV pages, that a bundle may ask for.
@@ -62,6 +62,7 @@ pub fn build(graph: &OpGraph, target: &Target, options: Options) -> Result<Plan,
                 max_rows: narrow(buckets::max_rows(options.max_batch))?,
                 slots: narrow(options.max_batch)?,
                 pages_per_slot: narrow(options.max_context.div_ceil(PAGE_TOKENS))?,
+                tables: narrow(1 + kv_windows(graph, options).len())?,
             };
             let (graph, backend) = Cuda::new(graph, cuda, options, step)?;
             assemble(&graph, target, options, &backend)
@@ -78,7 +79,6 @@ fn assemble(
     let (placements, weight_bytes) = place_weights(graph, backend)?;
     let by_weight = group(graph, &placements);
     let kv = kv_plan(graph, options)?;
-    let kv_offsets: Vec<u64> = kv.layers.iter().map(|l| l.offset).collect();
     let (trunk, head) = stages(graph);
     let (hidden, logits) = boundary_values(graph)?;
 
@@ -118,7 +118,7 @@ fn assemble(
                 graph,
                 placed: &placed,
                 placements: &by_weight,
-                kv_offsets: &kv_offsets,
+                kv: &kv.layers,
                 hidden,
                 rows,
                 options,
@@ -238,7 +238,28 @@ fn group(graph: &OpGraph, placements: &[Placement]) -> Vec<Vec<Placement>> {
     by_weight
 }
 
-/// Pages for every slot at full context, layer after layer.
+/// The windows whose layers need fewer pages than the context has, ascending.
+fn kv_windows(graph: &OpGraph, options: Options) -> Vec<KvWindow> {
+    let pages_per_slot = options.max_context.div_ceil(PAGE_TOKENS);
+    let mut windows: Vec<usize> = graph.kv.iter().filter_map(|l| l.window).collect();
+    windows.sort_unstable();
+    windows.dedup();
+    let ring = |window: usize| {
+        // All rows of a step are stored before the first of them looks back.
+        let seen = window.saturating_add(buckets::max_rows(options.max_batch)) - 1;
+        (seen - 1).div_ceil(PAGE_TOKENS) + 1
+    };
+    let rings = windows.into_iter().map(|window| (window, ring(window)));
+    rings
+        .filter(|&(_, ring)| ring < pages_per_slot)
+        .map(|(window, ring)| KvWindow {
+            tokens: window as u32,
+            ring: ring as u32,
+        })
+        .collect()
+}
+
+/// Pages for every slot, layer after layer: at full context, or a ring where a layer sees a window.
 fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
     let too_large = || {
         Error::DoesNotFit(format!(
@@ -251,28 +272,33 @@ fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
         .checked_mul(options.max_batch)
         .filter(|&p| p <= MAX_PAGES)
         .ok_or_else(too_large)?;
-    let mut bytes = 0u64;
-    let mut layers = Vec::new();
-    for layer in &graph.kv {
-        let page_bytes = options.kv_type.page_bytes(layer.kv_heads, layer.head_dim) as u64;
-        layers.push(KvLayerPlan {
-            offset: bytes,
-            page_bytes,
-        });
-        bytes = page_bytes
-            .checked_mul(pages as u64)
-            .and_then(|b| bytes.checked_add(b))
-            .filter(|&b| b <= MAX_BYTES)
-            .ok_or_else(too_large)?;
-    }
-    Ok(KvPlan {
+    let windows = kv_windows(graph, options);
+    let mut plan = KvPlan {
         kv_type: options.kv_type,
         page_tokens: PAGE_TOKENS as u32,
         pages: narrow(pages)?,
         pages_per_slot: narrow(pages_per_slot)?,
-        bytes,
-        layers,
-    })
+        windows,
+        bytes: 0,
+        layers: Vec::new(),
+    };
+    for layer in &graph.kv {
+        let of_layer = |w: &KvWindow| layer.window == Some(w.tokens as usize);
+        let table = plan.windows.iter().position(of_layer).map_or(0, |w| w + 1);
+        let page_bytes = options.kv_type.page_bytes(layer.kv_heads, layer.head_dim) as u64;
+        let layer = KvLayerPlan {
+            table: narrow(table)?,
+            offset: plan.bytes,
+            page_bytes,
+        };
+        plan.layers.push(layer);
+        plan.bytes = page_bytes
+            .checked_mul(plan.pages_of(layer.table, narrow(options.max_batch)?))
+            .and_then(|b| plan.bytes.checked_add(b))
+            .filter(|&b| b <= MAX_BYTES)
+            .ok_or_else(too_large)?;
+    }
+    Ok(plan)
 }
 
 /// Nodes of the trunk (all rows) and of the head (logits rows), in order.

@@ -7,7 +7,7 @@ use super::memory::Placed;
 use super::{Access, Buffer, Form, Launch, Options, Placement, ProgramPlan, Scratch, Space, Split};
 use crate::error::Error;
 use crate::graph::{OpGraph, Value, Weight, WeightId};
-use coldpress_runtime::manifest::{CandidatePlan, Stage};
+use coldpress_runtime::manifest::{CandidatePlan, KvLayerPlan, Stage};
 use petgraph::stable_graph::NodeIndex;
 
 /// A kind of machine, as `build` asks it.
@@ -56,8 +56,8 @@ pub struct Context<'a> {
     pub placed: &'a Placed,
     /// Where weights lie, by weight id.
     pub placements: &'a [Vec<Placement>],
-    /// Offset of each layer's pages in the KV pool.
-    pub kv_offsets: &'a [u64],
+    /// Where each layer's pages are in the KV pool, and which table finds them.
+    pub kv: &'a [KvLayerPlan],
     /// How the head reads the trunk's rows.
     pub hidden: Access,
     /// Rows of the bucket.

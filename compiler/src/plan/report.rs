@@ -12,8 +12,10 @@ pub struct Memory {
     pub weights: u64,
     /// KV pool.
     pub kv: u64,
-    /// KV of one token of one sequence.
+    /// KV of one token of one sequence in the layers that keep all of them.
     pub kv_per_token: u64,
+    /// KV of one sequence in the layers that keep a window.
+    pub kv_windows: u64,
     /// Activation arena.
     pub arena: u64,
 }
@@ -32,16 +34,17 @@ impl Plan {
             max_rows: self.limits.max_rows,
             slots: self.limits.max_batch,
             pages_per_slot: self.kv.pages_per_slot,
+            tables: 1 + self.kv.windows.len() as u32,
         }
     }
 
     /// Exact memory of this plan.
     pub fn memory(&self) -> Memory {
-        let page_bytes: u64 = self.kv.layers.iter().map(|l| l.page_bytes).sum();
         Memory {
             weights: self.weight_bytes,
             kv: self.kv.bytes,
-            kv_per_token: page_bytes / u64::from(self.kv.page_tokens.max(1)),
+            kv_per_token: self.kv.bytes_per_token(),
+            kv_windows: self.kv.window_bytes(),
             arena: self.arena_bytes as u64,
         }
     }
@@ -222,7 +225,8 @@ fn grid_text(arg: &GridArg) -> String {
 fn text(arg: &Arg) -> String {
     match arg {
         Arg::Null => "null".into(),
-        Arg::Step => "step".into(),
+        Arg::Step(0) => "step".into(),
+        Arg::Step(table) => format!("step/{table}"),
         Arg::Const(c) => c.to_string(),
         Arg::Weights(o) => format!("weights+{o}"),
         Arg::Kv(o) => format!("kv+{o}"),

@@ -221,6 +221,50 @@ fn kv_pool_holds_every_slot_at_full_context() {
 }
 
 #[test]
+fn windows_bound_the_pool() {
+    let tiny = Tiny {
+        layers: 4,
+        ..Tiny::PLAIN
+    };
+    let mut graph = fused(&tiny);
+    for (layer, window) in [(0, 40), (1, 40), (3, 4000)] {
+        graph.kv[layer].window = Some(window);
+    }
+    let (max_context, max_batch) = (4096, 3);
+    let sized = Options {
+        max_context,
+        ..options(2, max_batch)
+    };
+    for name in ["cpu:avx2", "h200"] {
+        let target = Target::parse(name).expect("a preset");
+        let plan = build(&graph, &target, sized).expect("plans");
+        // A window near the context's length needs as many pages as no window.
+        let [window] = plan.kv.windows[..] else {
+            panic!("{:?}", plan.kv.windows);
+        };
+        assert_eq!(window.tokens, 40);
+        // Whatever the first position, the window of the first row and the step's other rows lie in the ring.
+        let rows = plan.limits.max_rows as usize;
+        let touched =
+            |first: usize| (first + 40 + rows - 2) / PAGE_TOKENS - first / PAGE_TOKENS + 1;
+        let most = (0..PAGE_TOKENS).map(touched).max();
+        assert_eq!(Some(window.ring as usize), most);
+        let tables: Vec<u32> = plan.kv.layers.iter().map(|l| l.table).collect();
+        assert_eq!(tables, [1, 1, 0, 0]);
+        let page = plan.kv.layers[0].page_bytes;
+        let pages = 2 * u64::from(window.ring) * 3 + 2 * 3 * 128;
+        assert_eq!(plan.kv.bytes, page * pages);
+        assert_eq!(plan.memory().kv_windows, 2 * page * u64::from(window.ring));
+        let short = Options {
+            max_context: 64,
+            ..sized
+        };
+        let plan = build(&graph, &target, short).expect("plans");
+        assert!(plan.kv.windows.is_empty() && plan.memory().kv_windows == 0);
+    }
+}
+
+#[test]
 fn options_out_of_range_are_refused() {
     let graph = fused(&Tiny::PLAIN);
     let plan = |o: Options| build(&graph, &Target::native(), o);

@@ -45,7 +45,7 @@ pub struct WorkerContext {
     pub weights: *const u8,
     /// KV pool, 64-byte aligned.
     pub kv: *mut u8,
-    /// The step being run.
+    /// The step being run, once for each page table: what differs is only `page_table`.
     pub step: *const Step,
     /// Resolved symbols, in the order of the program's symbol list.
     pub symbols: *const *const u8,

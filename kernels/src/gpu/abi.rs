@@ -73,6 +73,8 @@ pub struct StepLayout {
     pub slots: u32,
     /// Page-table entries of a slot.
     pub pages_per_slot: u32,
+    /// Page tables: one of the layers that see all of a sequence, one for each window.
+    pub tables: u32,
 }
 
 impl StepLayout {
@@ -104,15 +106,14 @@ impl StepLayout {
         self.rows(3)
     }
 
-    /// Physical page of (slot, position / 32), `[slots][pages_per_slot]`.
-    pub const fn page_table(&self) -> u64 {
-        self.rows(4)
+    /// Physical page of (slot, position / 32) in a table, `[slots][pages_per_slot]`.
+    pub const fn page_table(&self, table: u32) -> u64 {
+        self.rows(4) + table as u64 * self.slots as u64 * self.pages_per_slot as u64 * 4
     }
 
     /// Bytes of the step block, a multiple of 16.
     pub const fn bytes(&self) -> u64 {
-        (self.page_table() + self.slots as u64 * self.pages_per_slot as u64 * 4)
-            .next_multiple_of(16)
+        self.page_table(self.tables).next_multiple_of(16)
     }
 }
 
@@ -142,13 +143,14 @@ mod tests {
             max_rows: 65,
             slots: 3,
             pages_per_slot: 7,
+            tables: 2,
         };
         let starts = [
             step.tokens(),
             step.positions(),
             step.slot_of_row(),
             step.logit_rows(),
-            step.page_table(),
+            step.page_table(0),
         ];
         assert!(starts[0] >= 8);
         assert!(
@@ -156,6 +158,7 @@ mod tests {
                 .windows(2)
                 .all(|w| w[1] >= w[0] + 65 * 4 && w[1] % 16 == 0)
         );
-        assert!(step.bytes() >= step.page_table() + 3 * 7 * 4);
+        assert_eq!(step.page_table(1), step.page_table(0) + 3 * 7 * 4);
+        assert!(step.bytes() >= step.page_table(1) + 3 * 7 * 4);
     }
 }

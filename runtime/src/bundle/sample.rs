@@ -124,13 +124,16 @@ pub(crate) fn manifest() -> Manifest {
             page_tokens: 32,
             pages: 6,
             pages_per_slot: 2,
+            windows: Vec::new(),
             bytes: 2 * 6 * 128,
             layers: vec![
                 KvLayerPlan {
+                    table: 0,
                     offset: 0,
                     page_bytes: 128,
                 },
                 KvLayerPlan {
+                    table: 0,
                     offset: 6 * 128,
                     page_bytes: 128,
                 },
@@ -183,6 +186,7 @@ pub(crate) fn gpu_manifest() -> Manifest {
         max_rows: 4,
         slots: 3,
         pages_per_slot: 2,
+        tables: 1,
     };
     let launch = |label: &str, kernel, rows, shared_bytes, args: Vec<GridArg>| Launch {
         label: label.into(),

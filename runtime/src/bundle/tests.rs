@@ -4,7 +4,7 @@ mod gpu;
 
 use super::header::{self, FORMAT_VERSION, PREFIX_BYTES};
 use super::*;
-use crate::manifest::{BatchPrediction, Requirements, Stage};
+use crate::manifest::{BatchPrediction, KvWindow, Requirements, Stage};
 use std::fs;
 use std::io::Write;
 use tempfile::TempDir;
@@ -225,10 +225,14 @@ fn absurd_numbers_in_sealed_headers() {
     );
 }
 
+fn window(tokens: u32, ring: u32) -> Vec<KvWindow> {
+    vec![KvWindow { tokens, ring }]
+}
+
 #[test]
 fn hostile_manifests() {
     type Change = fn(&mut Manifest);
-    let changes: [(&str, Change); 30] = [
+    let changes: [(&str, Change); 35] = [
         ("vocab", |m| m.model.vocab_size = 0),
         ("vocab", |m| m.model.vocab_size = u32::MAX),
         ("batch", |m| m.limits.max_batch = 0),
@@ -256,6 +260,11 @@ fn hostile_manifests() {
         ("kv", |m| m.plans[0].kv.bytes = 1),
         ("kv", |m| m.plans[0].kv.layers[1].offset = 64),
         ("kv", |m| m.plans[0].kv.layers[1].page_bytes = u64::MAX),
+        ("table", |m| m.plans[0].kv.layers[1].table = 1),
+        ("ring", |m| m.plans[0].kv.windows = window(8, 1)),
+        ("ring", |m| m.plans[0].kv.windows = window(8, 3)),
+        ("window", |m| m.plans[0].kv.windows = window(0, 2)),
+        ("window", |m| m.plans[0].kv.windows = window(65, 2)),
         ("entry", |m| m.plans[0].programs[0].entries[1] = 1 << 40),
         ("order", |m| m.plans[0].programs.swap(0, 1)),
         ("memory", |m| m.plans[0].requires.memory_bytes = 10),

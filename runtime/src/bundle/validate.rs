@@ -219,16 +219,32 @@ fn kv(kv: &KvPlan, limits: &Limits) -> Result<(), String> {
         MAX_PAGES,
     )?;
     let entries = u64::from(limits.max_batch) * u64::from(kv.pages_per_slot);
-    bounded("page table entries", entries, 1, MAX_PAGES)?;
+    let tables = 1 + kv.windows.len() as u64;
+    bounded(
+        "page table entries",
+        entries.saturating_mul(tables),
+        1,
+        MAX_PAGES,
+    )?;
+    for window in &kv.windows {
+        let seen = (u64::from(window.tokens) + u64::from(limits.max_rows)).saturating_sub(2);
+        let least = (seen.div_ceil(page_tokens) + 1).min(per_slot);
+        bounded("window", window.tokens.into(), 1, limits.max_context.into())?;
+        bounded("KV pages of a window", window.ring.into(), least, per_slot)?;
+    }
     bounded("KV layers", kv.layers.len() as u64, 1, MAX_LAYERS as u64)?;
     bounded("KV bytes", kv.bytes, 1, MAX_BYTES)?;
     let mut spans = Vec::with_capacity(kv.layers.len());
     for (index, layer) in kv.layers.iter().enumerate() {
-        let span = u64::from(kv.pages)
+        let span = kv
+            .pages_of(layer.table, limits.max_batch)
             .checked_mul(layer.page_bytes)
             .and_then(|bytes| bytes.checked_add(layer.offset))
             .filter(|&end| end <= kv.bytes)
             .ok_or_else(|| format!("KV pages of layer {index} are outside the pool"))?;
+        if u64::from(layer.table) >= tables {
+            return Err(format!("KV page table {} of layer {index}", layer.table));
+        }
         if layer.page_bytes == 0 || !layer.offset.is_multiple_of(REGION_ALIGN) {
             return Err(format!("KV pages of layer {index} are empty or unaligned"));
         }

@@ -212,8 +212,10 @@ fn needs(plan: &TargetPlan) -> String {
 
 fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table {
     let kv = &plan.kv;
-    let page: u64 = kv.layers.iter().map(|layer| layer.page_bytes).sum();
-    let token = page / u64::from(kv.page_tokens.max(1));
+    let windows = match kv.window_bytes() {
+        0 => String::new(),
+        windows => format!(", {} per sequence in windows", bytes(windows)),
+    };
     let mut table = table(["what", "size", "how"]);
     table.add_row([
         "weights".into(),
@@ -227,13 +229,14 @@ fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table
         "KV cache".into(),
         bytes(kv.bytes),
         format!(
-            "{:?}, {} per token, {} pages of {} tokens for {} sequences of {}",
+            "{:?}, {} per token{windows}, {} pages of {} tokens for {} sequences of {}; {}",
             kv.kv_type,
-            bytes(token),
+            bytes(kv.bytes_per_token()),
             kv.pages,
             kv.page_tokens,
             limits.max_batch,
-            limits.max_context
+            limits.max_context,
+            kv.kept()
         ),
     ]);
     table.add_row([

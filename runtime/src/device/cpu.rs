@@ -168,22 +168,25 @@ impl Device for CpuDevice {
         self.limits
             .check(loaded.stage, loaded.rows, step)
             .map_err(|why| Error::Device(format!("program {program}: {why}")))?;
-        let abi = Step {
+        let entries = (step.kv.slots() * step.kv.pages_per_slot()) as usize;
+        let tables = step.kv.page_table().chunks(entries.max(1));
+        let of_table = |table: &[u32]| Step {
             rows: step.tokens.len(),
             logits: step.logit_rows.len(),
             tokens: step.tokens.as_ptr(),
             positions: step.positions.as_ptr(),
             slots: step.slots.as_ptr(),
             logit_rows: step.logit_rows.as_ptr(),
-            page_table: step.kv.page_table().as_ptr(),
+            page_table: table.as_ptr(),
             pages_per_slot: step.kv.pages_per_slot() as usize,
         };
+        let steps: Vec<Step> = tables.map(of_table).collect();
         for context in &mut self.contexts {
-            context.step = &abi;
+            context.step = steps.as_ptr();
         }
         let parts = Parts(&loaded.entries, &self.contexts);
         // SAFETY: there is one entry and one context per worker of the barrier; the code was compiled for the memory in
-        // the contexts (a bundle is trusted like an executable), `step` was checked, and `abi` outlives the run.
+        // the contexts (a bundle is trusted like an executable), `step` was checked, and `steps` outlives the run.
         let part = |worker: usize| unsafe { parts.run(worker) };
         #[cfg(target_arch = "x86_64")]
         if let Some(timed) = &mut self.timed {

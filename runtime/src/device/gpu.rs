@@ -100,7 +100,7 @@ impl<A: Accelerator> GpuDevice<A> {
         mut accelerator: A,
     ) -> Result<Self, Error> {
         let (target, gpu) = gpu_plan(manifest, plan)?;
-        let block = StepBlock::new(gpu.step)?;
+        let block = StepBlock::new(gpu.step, &target.kv.windows)?;
         if target.kv.page_tokens == 0 || gpu.zeroed_bytes > target.arena_bytes {
             return Err(Error::Device("the plan's memory contradicts itself".into()));
         }

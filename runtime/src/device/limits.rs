@@ -1,15 +1,16 @@
 //! What every step must be within before a device runs it: compiled code takes it for granted.
 
 use super::StepInput;
-use crate::manifest::{Limits, Manifest, Stage, TargetPlan};
+use crate::manifest::{KvWindow, Limits, Manifest, Stage, TargetPlan};
 use coldpress_kernels::cpu::abi::PAGE_TOKENS;
 
 /// The bounds of one plan's steps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StepLimits {
     limits: Limits,
     vocab_size: u32,
     kv_pages: u32,
+    windows: Vec<KvWindow>,
 }
 
 impl StepLimits {
@@ -18,6 +19,7 @@ impl StepLimits {
             limits: manifest.limits,
             vocab_size: manifest.model.vocab_size,
             kv_pages: plan.kv.pages,
+            windows: plan.kv.windows.clone(),
         }
     }
 
@@ -51,7 +53,8 @@ impl StepLimits {
         }
         let kv = step.kv;
         let per_slot = self.limits.max_context.div_ceil(PAGE_TOKENS as u32);
-        if kv.pages() > self.kv_pages || kv.pages_per_slot() < per_slot {
+        let other = kv.pages() > self.kv_pages || kv.windows() != self.windows;
+        if other || kv.pages_per_slot() < per_slot {
             return Err("the page table is of another plan".into());
         }
         if let Some(slot) = outside(step.slots, kv.slots()) {

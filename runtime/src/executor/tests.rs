@@ -138,7 +138,7 @@ fn context_and_slots_end_where_the_bundle_says() {
         executor.step(&[row(1, 0, position, false)]).expect("runs");
     }
     assert!(executor.step(&[row(1, 0, 64, false)]).is_err());
-    executor.truncate(0, 10);
+    executor.truncate(0, 10).expect("all of it is there");
     executor.step(&[row(1, 0, 10, false)]).expect("runs");
     executor.release_slot(0);
     assert_eq!(executor.acquire_slot(), Some(0));

@@ -4,7 +4,7 @@
 use super::{BARRIER, SymbolTable, elementwise};
 use crate::plan::{Arg, Buffer, Init, Launch, Matmul, MatmulPart, Plan, ProgramPlan, Work, share};
 use crate::target::TargetProfile;
-use coldpress_kernels::cpu::abi::WorkerContext;
+use coldpress_kernels::cpu::abi::{Step, WorkerContext};
 use cranelift_codegen::cursor::{Cursor, FuncCursor};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{
@@ -240,7 +240,7 @@ impl<'f> Emit<'f> {
     fn arg(&mut self, arg: Arg, range: &Range<usize>) -> Value {
         match arg {
             Arg::Null => self.iconst(0),
-            Arg::Step => self.step,
+            Arg::Step(table) => self.address(self.step, table as usize * size_of::<Step>()),
             Arg::Const(c) => self.iconst(c),
             Arg::Weights(offset) => self.address(self.weights, offset as usize),
             Arg::Kv(offset) => self.address(self.kv, offset as usize),

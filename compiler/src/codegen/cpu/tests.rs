@@ -50,6 +50,7 @@ fn plan(target: TargetProfile, workers: usize, work: Work) -> Plan {
             page_tokens: 32,
             pages: 1,
             pages_per_slot: 1,
+            windows: Vec::new(),
             bytes: 0,
             layers: vec![],
         },

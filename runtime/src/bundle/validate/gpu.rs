@@ -35,11 +35,12 @@ pub(super) fn plan(
     let agrees = step.max_rows >= limits.max_rows
         && step.max_rows <= u32::from(u16::MAX) + 1
         && step.slots == limits.max_batch
+        && step.tables as usize == 1 + plan.kv.windows.len()
         && step.pages_per_slot == plan.kv.pages_per_slot;
     if !agrees {
         return Err(format!(
-            "a step block of {} rows and {} slots of {} pages is not the plan's",
-            step.max_rows, step.slots, step.pages_per_slot
+            "a step block of {} rows and {} tables of {} slots of {} pages is not the plan's",
+            step.max_rows, step.tables, step.slots, step.pages_per_slot
         ));
     }
     bounded("zeroed bytes", gpu.zeroed_bytes, 0, plan.arena_bytes)?;

@@ -24,8 +24,10 @@ fn plan() -> TargetPlan {
             page_tokens: 32,
             pages: 8,
             pages_per_slot: 4,
+            windows: Vec::new(),
             bytes: 2 << 20,
             layers: vec![KvLayerPlan {
+                table: 0,
                 offset: 0,
                 page_bytes: 1 << 18,
             }],

@@ -3,6 +3,7 @@
 
 use crate::device::StepInput;
 use crate::error::Error;
+use crate::manifest::KvWindow;
 use coldpress_kernels::gpu::abi::StepLayout;
 use std::ops::Range;
 
@@ -18,11 +19,13 @@ pub(super) struct StepBlock {
 }
 
 impl StepBlock {
-    /// An empty block, none of it sent. `layout` comes from a bundle: its size is bounded here.
-    pub(super) fn new(layout: StepLayout) -> Result<Self, Error> {
+    /// An empty block, none of it sent; the page tables of `windows` never change and are in it already. `layout` comes
+    /// from a bundle: its size is bounded here.
+    pub(super) fn new(layout: StepLayout, windows: &[KvWindow]) -> Result<Self, Error> {
         const MOST: u64 = 1 << 32;
         let table = u64::from(layout.slots) * u64::from(layout.pages_per_slot);
-        if table > MOST || layout.max_rows == 0 {
+        let table = table.saturating_mul(layout.tables.into());
+        if table > MOST || layout.max_rows == 0 || layout.tables as usize != 1 + windows.len() {
             return Err(Error::Device(format!(
                 "a step block of {} rows and {table} pages is not possible",
                 layout.max_rows
@@ -34,6 +37,14 @@ impl StepBlock {
             bytes,
             changed: Vec::new(),
         };
+        for (table, window) in (1..).zip(windows) {
+            for slot in 0..layout.slots {
+                let pages = 0..layout.pages_per_slot;
+                let pages: Vec<u32> = pages.map(|page| window.page(slot, page)).collect();
+                let at = u64::from(slot) * u64::from(layout.pages_per_slot) * 4;
+                block.put(layout.page_table(table) + at, &pages);
+            }
+        }
         block.forget();
         Ok(block)
     }
@@ -78,7 +89,7 @@ impl StepBlock {
             let row = run[0] as usize * step.kv.pages_per_slot() as usize;
             let entries = &step.kv.page_table()[row..row + pages as usize];
             let at = u64::from(run[0]) * u64::from(layout.pages_per_slot) * 4;
-            self.put(layout.page_table() + at, entries);
+            self.put(layout.page_table(0) + at, entries);
         }
         Ok(())
     }

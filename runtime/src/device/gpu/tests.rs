@@ -186,7 +186,7 @@ fn only_what_changed_is_sent() {
             },
         )
         .expect("runs");
-    let table = layout.page_table() as usize + 4 * 2;
+    let table = layout.page_table(0) as usize + 4 * 2;
     let held = |device: &mut GpuDevice<Fake>| {
         let bytes = device.accelerator.bytes(block + table as u64, 8).to_vec();
         [bytes[0], bytes[4]].map(u32::from)
@@ -201,8 +201,9 @@ fn distant_changes_are_sent_apart() {
         max_rows: 4096,
         slots: 1,
         pages_per_slot: 1,
+        tables: 1,
     };
-    let mut block = StepBlock::new(layout).expect("possible");
+    let mut block = StepBlock::new(layout, &[]).expect("possible");
     let mut sent = Vec::new();
     let send = |block: &mut StepBlock, sent: &mut Vec<(u64, usize)>| {
         block.send(|offset, bytes| {

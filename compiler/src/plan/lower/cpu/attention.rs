@@ -46,7 +46,7 @@ impl Lowering<'_> {
         let half = self.graph.weights[inv_freq.0 as usize].k;
         let to = self.buffer(out)?;
         let args = vec![
-            Arg::Step,
+            Arg::Step(0),
             Arg::Weights(self.placement(inv_freq, Form::Vector)?.offset),
             Arg::Arena(to.offset),
             Arg::Const(half),
@@ -100,7 +100,7 @@ impl Lowering<'_> {
             Arg::Const(x.stride),
             Arg::Const(table_stride),
             bits(rotation.norm.map_or(0.0, |n| n.eps)),
-            Arg::Step,
+            Arg::Step(0),
         ];
         Ok(self.call(label, self.symbol("rope_heads"), args, self.rows, accesses))
     }
@@ -118,8 +118,8 @@ impl Lowering<'_> {
         let args = vec![
             Arg::Arena(kb.offset),
             Arg::Arena(vb.offset),
-            Arg::Kv(self.kv_offsets[layer]),
-            Arg::Step,
+            Arg::Kv(self.kv[layer].offset),
+            Arg::Step(self.kv[layer].table),
             Arg::Const(shape.kv_heads),
             Arg::Const(shape.head_dim),
             Arg::Begin,
@@ -185,10 +185,10 @@ impl Lowering<'_> {
         };
         let args = vec![
             Arg::Arena(from.offset),
-            Arg::Kv(self.kv_offsets[scores.layer]),
+            Arg::Kv(self.kv[scores.layer].offset),
             Arg::Arena(to.offset),
             partials,
-            Arg::Step,
+            Arg::Step(self.kv[scores.layer].table),
             Arg::Const(shape.heads),
             Arg::Const(shape.kv_heads),
             Arg::Const(shape.head_dim),
@@ -231,7 +231,7 @@ impl Lowering<'_> {
         let args = vec![
             partials,
             Arg::Arena(to.offset),
-            Arg::Step,
+            Arg::Step(0),
             Arg::Const(shape.heads),
             Arg::Const(shape.kv_heads),
             Arg::Const(shape.head_dim),

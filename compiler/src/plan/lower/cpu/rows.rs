@@ -19,7 +19,7 @@ impl Lowering<'_> {
         let to = self.buffer(out)?;
         let args = vec![
             Arg::Weights(self.placement(weight, Form::Tiles)?.offset),
-            Arg::Step,
+            Arg::Step(0),
             Arg::Arena(to.offset),
             Arg::Const(w.k),
             Arg::Begin,
@@ -131,7 +131,7 @@ impl Lowering<'_> {
         let (from, to) = (self.buffer(input)?, self.buffer(out)?);
         let args = vec![
             Arg::Arena(from.offset),
-            Arg::Step,
+            Arg::Step(0),
             Arg::Arena(to.offset),
             Arg::Const(self.graph.value_type(input).width),
             Arg::Begin,

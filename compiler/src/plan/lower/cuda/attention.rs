@@ -276,11 +276,12 @@ impl Lowering<'_> {
         if let Some(table) = what.table {
             accesses.push(self.reads(table)?);
         }
-        let (mut kv, mut kv_heads) = (NULL, 0);
+        let (mut kv, mut kv_heads, mut kv_table) = (NULL, 0, 0);
         if let Some((k, v, layer)) = what.kv {
             accesses.extend([self.reads(k)?, self.reads(v)?, kv_access(layer, true)]);
-            kv = GridArg::Kv(self.kv_offsets[layer]);
+            kv = GridArg::Kv(self.kv[layer].offset);
             kv_heads = self.graph.kv[layer].kv_heads;
+            kv_table = self.kv[layer].table;
         }
         let heads = what.q.map_or(0, |q| q.1);
         let args = AppendArgs {
@@ -293,7 +294,7 @@ impl Lowering<'_> {
             kv,
             positions: GridArg::Step(self.gpu.step.positions()),
             slots: GridArg::Step(self.gpu.step.slot_of_row()),
-            page_table: GridArg::Step(self.gpu.step.page_table()),
+            page_table: GridArg::Step(self.gpu.step.page_table(kv_table)),
             live: LIVE,
             heads: number(heads),
             kv_heads: number(kv_heads),
@@ -364,12 +365,12 @@ impl Lowering<'_> {
         let q = self.graph.inputs(node)[0];
         let args = AttentionArgs {
             q: self.arena(q)?,
-            kv: GridArg::Kv(self.kv_offsets[layer]),
+            kv: GridArg::Kv(self.kv[layer].offset),
             plan,
             scratch: self.arena(scratch)?,
             positions,
             slots,
-            page_table: GridArg::Step(step.page_table()),
+            page_table: GridArg::Step(step.page_table(self.kv[layer].table)),
             max_rows: number(rows),
             kv_heads: number(shape.kv_heads),
             q_stride: self.row_stride(q)?,
