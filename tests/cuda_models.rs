@@ -10,7 +10,9 @@ use coldpress_runtime::Error;
 use coldpress_runtime::bundle::Bundle;
 use coldpress_runtime::device::GpuDevice;
 use coldpress_runtime::device::accelerator::{Accelerator, BoundLaunch, KernelImage};
+use coldpress_runtime::engine::{Engine, EngineOptions, Event, Request};
 use coldpress_runtime::executor::{Executor, Row};
+use coldpress_runtime::sampler::{Sampling, argmax};
 use std::path::Path;
 use tempfile::tempdir;
 
@@ -59,6 +61,7 @@ impl OnSimt {
 impl Accelerator for OnSimt {
     type Buffer = Buffer;
     type Recorded = Vec<BoundLaunch>;
+    type Pending = Vec<u8>;
 
     fn allocate(&mut self, what: &str, bytes: u64) -> Result<Buffer, Error> {
         let buffer = self.simt.alloc(bytes as usize);
@@ -83,6 +86,14 @@ impl Accelerator for OnSimt {
     fn read(&mut self, buffer: &Buffer, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
         bytes.copy_from_slice(&self.simt.read(buffer, offset, bytes.len()));
         Ok(())
+    }
+
+    fn read_later(&mut self, buffer: &Buffer, offset: u64, bytes: usize) -> Result<Vec<u8>, Error> {
+        Ok(self.simt.read(buffer, offset, bytes))
+    }
+
+    fn arrived(&mut self, pending: Vec<u8>) -> Result<Vec<u8>, Error> {
+        Ok(pending)
     }
 
     fn zero(&mut self, buffer: &mut Buffer, offset: u64, bytes: u64) -> Result<(), Error> {
@@ -250,6 +261,63 @@ fn fixtures_meet_their_bars_and_rows_do_not_depend_on_company() {
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
     assert!(checked >= 10, "{checked} fixtures");
+}
+
+/// The device is given steps before results are seen, and requests come and go: their tokens are those of steps whose results
+/// were looked at one by one.
+#[test]
+fn tokens_that_the_device_feeds_back_are_the_most_likely_ones() {
+    let Some(fixtures) = fixtures() else { return };
+    let dir = tempdir().expect("temporary folder");
+    let path = dir.path().join("model.press");
+    let models = index(&fixtures);
+    let model = models.iter().find(|f| f.name == "qwen3-Q4_K_M");
+    let model = model.expect("a fixture");
+    if compile(&fixtures.join(&model.file), &path, "h200", &[]).is_none() {
+        return;
+    }
+    let bundle = Bundle::open(&path).expect("a bundle");
+    let Some(mut alone) = executor(&bundle, 5) else {
+        return;
+    };
+    let prompts = [&model.tokens[..4], &model.tokens[7..9], &model.tokens[3..8]];
+    let counts = [3usize, 6, 2];
+    let expected = prompts.iter().zip(counts).map(|(prompt, count)| {
+        let mut tokens = prompt.to_vec();
+        for _ in 0..count {
+            let logits = logits(&mut alone, &tokens, tokens.len());
+            let last = &logits[logits.len() - alone.vocab_size() as usize..];
+            tokens.push(argmax(last));
+        }
+        tokens.split_off(prompt.len())
+    });
+    let expected: Vec<Vec<u32>> = expected.collect();
+    let Some(steps) = executor(&bundle, 6) else {
+        return;
+    };
+    assert!(steps.ahead().is_some());
+    let mut engine = Engine::with_steps(Box::new(steps), None, EngineOptions::default());
+    let (mut ids, mut tokens) = (Vec::new(), vec![Vec::new(); prompts.len()]);
+    let mut waiting = prompts.iter().zip(counts);
+    loop {
+        if let Some((prompt, count)) = waiting.next() {
+            let request = Request {
+                max_tokens: Some(count as u32),
+                sampling: Sampling::greedy(),
+                ..Request::tokens(prompt.to_vec())
+            };
+            ids.push(engine.submit(request).expect("valid"));
+        } else if engine.is_idle() {
+            break;
+        }
+        for event in engine.step().unwrap_or_else(|e| panic!("{e}")) {
+            if let Event::Token { id, token, .. } = event {
+                let request = ids.iter().position(|&i| i == id).expect("submitted");
+                tokens[request].push(token);
+            }
+        }
+    }
+    assert_eq!(tokens, expected);
 }
 
 /// The bars of design: f16 KV.

@@ -24,9 +24,15 @@ pub struct StepInput<'a> {
     pub slots: &'a [u32],
     /// Rows of the trunk step whose logits this program computes, `[L]`; empty for trunk programs.
     pub logit_rows: &'a [u32],
+    /// Per row the row of the last head program whose largest logit is its token, or [`GIVEN`]; empty if all tokens are
+    /// given. Only of a device that [feeds back](Device::feeds_back).
+    pub follows: &'a [u32],
     /// Page table.
     pub kv: &'a KvCache,
 }
+
+/// Says that a row's token is in `tokens`.
+pub const GIVEN: u32 = u32::MAX;
 
 /// The largest logits of a row: by logit descending, then by id ascending; none is NaN or minus infinity.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,6 +125,31 @@ pub trait Device: Send {
         let _ = row;
         Ok(None)
     }
+
+    /// Whether rows can take the token that the last head program found most likely, without the host's help.
+    fn feeds_back(&self) -> bool {
+        false
+    }
+
+    /// Has the largest logits of the last head program brought to the host while the device goes on; [`Device::collect`]
+    /// waits for them.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device does not [feed back](Device::feeds_back), or fails.
+    fn queue_candidates(&mut self) -> Result<(), Error> {
+        Err(Error::Device("this device does not work ahead".into()))
+    }
+
+    /// Waits for the oldest largest logits that were queued; [`Device::candidates`] tells them then.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if nothing is queued, or something before failed.
+    fn collect(&mut self) -> Result<(), Error> {
+        Err(Error::Device("nothing is queued".into()))
+    }
+
+    /// Forgets what was queued and not collected.
+    fn forget_queued(&mut self) {}
 
     /// Bytes per second that programs can read of the device's own memory, measured now; none if it has none, or cannot
     /// tell.

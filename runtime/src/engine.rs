@@ -5,6 +5,7 @@
 //! served. Rows do not influence each other, so a request's tokens depend on nothing but the request.
 
 mod event;
+mod flight;
 mod request;
 mod sequence;
 mod steps;
@@ -14,9 +15,9 @@ mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 pub use event::{Completion, Event, FinishReason, Stats, rate};
+use flight::Flight;
 pub use request::{Prompt, Request, RequestError, RequestId};
 use sequence::Sequence;
 pub use steps::Steps;
@@ -49,6 +50,10 @@ pub struct Engine {
     /// Events of `cancel`, delivered by the next step.
     pending: Vec<Event>,
     rows: Vec<Row>,
+    /// Per row, the row of logits that its token follows.
+    follows: Vec<u32>,
+    /// The step that the device works on.
+    flight: Option<Flight>,
     next_id: u64,
 }
 
@@ -91,6 +96,8 @@ impl Engine {
             active: Vec::new(),
             pending: Vec::new(),
             rows: Vec::new(),
+            follows: Vec::new(),
+            flight: None,
             next_id: 0,
         }
     }
@@ -218,71 +225,26 @@ impl Engine {
         self.active.len()
     }
 
-    /// Runs one step for all requests in the batch and tells what happened, in the order the requests were submitted.
+    /// Runs one step for all requests in the batch and tells what happened, in the order the requests were submitted. Where
+    /// the device feeds back what it finds, it is given the step after that one as well before anybody looks at results.
     ///
     /// # Errors
     /// The device failed. No request has moved; unless the device is lost, stepping again repeats the step.
     pub fn step(&mut self) -> Result<Vec<Event>, Error> {
         self.admit();
-        let taken = self.plan_rows();
+        match self.executor.ahead() {
+            Some(most) => self.step_ahead(most),
+            None => self.step_alone(),
+        }
+    }
+
+    fn step_alone(&mut self) -> Result<Vec<Event>, Error> {
+        let flight = self.plan(None);
         if !self.rows.is_empty() {
             self.executor.step(&self.rows)?;
         }
-        let mut tokens = self.sample(&taken)?.into_iter();
-        let mut events = std::mem::take(&mut self.pending);
-        let mut running = Vec::with_capacity(self.active.len());
-        for (mut sequence, rows) in std::mem::take(&mut self.active).into_iter().zip(taken) {
-            let mut finished = None;
-            if rows > 0 {
-                let token = sequence.has_logits(rows).then(|| tokens.next()).flatten();
-                sequence.advance(rows, &mut events);
-                if let Some(token) = token {
-                    finished = sequence.take(token, self.tokenizer.as_ref(), &mut events);
-                } else if sequence.prompt_left().is_empty() {
-                    finished = Some(FinishReason::Length);
-                }
-            }
-            match finished {
-                Some(reason) => events.push(self.retire(sequence, reason)),
-                None => running.push(sequence),
-            }
-        }
-        self.active = running;
-        Ok(events)
-    }
-
-    /// The next token of each sequence whose last row has logits, in order: from the largest logits where the device sorts
-    /// them out and they decide it, else from all. Samplers are independent of each other, so they run on whatever threads
-    /// the executor has.
-    fn sample(&mut self, taken: &[usize]) -> Result<Vec<u32>, Error> {
-        let executor = &mut self.executor;
-        let sampled = self.active.iter_mut().zip(taken);
-        let sampled = sampled.filter(|(sequence, rows)| sequence.has_logits(**rows));
-        let mut sampled: Vec<(&mut Sequence, Option<u32>)> =
-            sampled.map(|(s, _)| (s, None)).collect();
-        for (row, (sequence, token)) in sampled.iter_mut().enumerate() {
-            if !sequence.takes_candidates() {
-                continue;
-            }
-            match executor.candidates(row)? {
-                Some(candidates) => *token = sequence.choose_among(&candidates),
-                None => break,
-            }
-        }
-        if sampled.iter().all(|(_, token)| token.is_none()) {
-            // Each lock is taken once, by the one who visits its row.
-            let locked: Vec<Mutex<_>> = sampled.iter_mut().map(Mutex::new).collect();
-            executor.visit_logits(locked.len(), &|row, logits| {
-                let mut sampled = locked[row].lock().unwrap_or_else(PoisonError::into_inner);
-                sampled.1 = Some(sampled.0.choose(logits));
-            })?;
-        }
-        for (row, (sequence, token)) in sampled.iter_mut().enumerate() {
-            if token.is_none() {
-                *token = Some(sequence.choose(executor.logits(row)?));
-            }
-        }
-        Ok(sampled.into_iter().filter_map(|(_, token)| token).collect())
+        let sampled = self.sample(&flight, false)?;
+        Ok(self.settle(&flight, &sampled.tokens))
     }
 
     fn admit(&mut self) {
@@ -296,50 +258,6 @@ impl Engine {
                 self.active.push(sequence);
             }
         }
-    }
-
-    /// Fills `rows` for the next step, in the order of `active`, and returns how many each request takes.
-    fn plan_rows(&mut self) -> Vec<usize> {
-        self.rows.clear();
-        let decoding = self
-            .active
-            .iter()
-            .filter(|s| s.decode_token().is_some())
-            .count();
-        let free = (self.executor.limits().max_rows as usize).saturating_sub(decoding);
-        let chunk = self
-            .options
-            .prefill_chunk
-            .map_or(usize::MAX, |n| n.max(1) as usize);
-        let mut prefill = free.min(chunk);
-        let mut taken = Vec::with_capacity(self.active.len());
-        for sequence in &self.active {
-            let slot = sequence.slot.unwrap_or_default();
-            let position = sequence.position();
-            if let Some(token) = sequence.decode_token() {
-                self.rows.push(Row {
-                    token,
-                    slot,
-                    position,
-                    wants_logits: true,
-                });
-                taken.push(1);
-                continue;
-            }
-            let left = sequence.prompt_left();
-            let rows = left.len().min(prefill);
-            prefill -= rows;
-            let first_token = sequence.wants_first_token();
-            self.rows
-                .extend((0u32..).zip(&left[..rows]).map(|(i, &token)| Row {
-                    token,
-                    slot,
-                    position: position + i,
-                    wants_logits: first_token && i as usize + 1 == left.len(),
-                }));
-            taken.push(rows);
-        }
-        taken
     }
 
     /// Steps until every request is finished and returns the completions in the order of submission.

@@ -7,6 +7,7 @@ mod buckets;
 mod tests;
 
 use crate::bundle::Bundle;
+pub use crate::device::GIVEN;
 use crate::device::cpu::{CpuDevice, DEFAULT_SPIN};
 use crate::device::cuda::Cuda;
 use crate::device::{Candidates, Device, GpuDevice, StepInput, Timeline};
@@ -14,6 +15,7 @@ use crate::error::Error;
 use crate::kv_cache::KvCache;
 use crate::manifest::{Limits, Manifest, Stage};
 use buckets::Buckets;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,9 @@ pub struct Row {
     /// Whether the logits that follow this token are wanted.
     pub wants_logits: bool,
 }
+
+/// Steps the device may have before it, the one it works on included.
+pub const MOST_QUEUED: usize = 2;
 
 /// How to run a bundle.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +101,15 @@ pub struct Executor {
     lengths: Vec<u32>,
     /// Logits of all wanted rows, `[logits][vocab_size]`, if one head run could not hold them; else empty.
     gathered: Vec<f32>,
+    /// Steps the device was given and whose results nobody has collected, the oldest first.
+    queued: VecDeque<Queued>,
+    /// The step collected last, if its logits are gone.
+    collected: Option<Queued>,
+}
+
+struct Queued {
+    rows: Vec<Row>,
+    stats: StepStats,
 }
 
 impl Executor {
@@ -165,6 +179,8 @@ impl Executor {
             logit_rows: Vec::new(),
             lengths: vec![0; limits.max_batch as usize],
             gathered: Vec::new(),
+            queued: VecDeque::new(),
+            collected: None,
         })
     }
 
@@ -227,14 +243,21 @@ impl Executor {
     /// [`Error::Step`] if a row cannot run, [`Error::Device`] if the device fails; the slots then hold what they held
     /// before, and there are no logits.
     pub fn step(&mut self, rows: &[Row]) -> Result<(), Error> {
-        self.stats = StepStats::default();
-        self.gathered.clear();
-        self.logit_rows.clear();
+        if !self.queued.is_empty() {
+            return Err(Error::Step("steps are queued and not collected".into()));
+        }
+        self.begin();
         if rows.is_empty() {
             return Ok(());
         }
         self.check(rows)?;
-        let result = self.extend(rows).and_then(|()| self.run(rows));
+        let result = self.extend(rows).and_then(|()| self.run(rows, &[]));
+        let result = result.and_then(|()| {
+            let start = Instant::now();
+            self.device.finish()?;
+            self.stats.head_seconds += start.elapsed().as_secs_f64();
+            Ok(())
+        });
         if result.is_err() {
             self.stats.logits_rows = 0;
             self.restore(rows);
@@ -242,16 +265,107 @@ impl Executor {
         result
     }
 
+    fn begin(&mut self) {
+        self.stats = StepStats::default();
+        self.gathered.clear();
+        self.logit_rows.clear();
+        self.collected = None;
+    }
+
+    /// Most rows that want logits in a step that others may follow before its results are known; none if the device does
+    /// not [feed back](Device::feeds_back) what it found.
+    pub fn ahead(&self) -> Option<u32> {
+        self.device.feeds_back().then(|| self.head.largest())
+    }
+
+    /// Gives a step to the device and returns. Row r of it has the token that row `follows[r]` of the logits of the step
+    /// queued before found most likely, whatever `rows[r].token` says, or its own where that is [`GIVEN`]. Otherwise as
+    /// [`Executor::step`]. At most [`MOST_QUEUED`] steps wait for [`Executor::collect`].
+    ///
+    /// # Errors
+    /// As [`Executor::step`]; queued steps stay so.
+    pub fn queue(&mut self, rows: &[Row], follows: &[u32]) -> Result<(), Error> {
+        let wanted = rows.iter().filter(|row| row.wants_logits).count();
+        let most = self.ahead().unwrap_or(0) as usize;
+        if wanted > most || self.queued.len() == MOST_QUEUED || rows.len() != follows.len() {
+            return Err(Error::Step(format!(
+                "{} rows, {wanted} with logits, cannot be queued behind {} steps: at most {most} and {MOST_QUEUED}",
+                rows.len(),
+                self.queued.len()
+            )));
+        }
+        self.begin();
+        if rows.is_empty() {
+            return Err(Error::Step("a step of no rows".into()));
+        }
+        self.check(rows)?;
+        let result = self.extend(rows).and_then(|()| self.run(rows, follows));
+        let result = result.and_then(|()| match wanted {
+            0 => Ok(()),
+            _ => self.device.queue_candidates(),
+        });
+        if result.is_err() {
+            self.restore(rows);
+            return result;
+        }
+        self.queued.push_back(Queued {
+            rows: rows.to_vec(),
+            stats: self.stats,
+        });
+        Ok(())
+    }
+
+    /// Waits for the oldest queued step; [`Executor::candidates`] and [`Executor::stats`] are of it then.
+    ///
+    /// # Errors
+    /// [`Error::Step`] if none is queued. [`Error::Device`] if the device failed; the slots then hold what they held before
+    /// the step, and nothing is queued.
+    pub fn collect(&mut self) -> Result<(), Error> {
+        let Some(mut oldest) = self.queued.pop_front() else {
+            return Err(Error::Step("no step is queued".into()));
+        };
+        let start = Instant::now();
+        let result = match oldest.stats.logits_rows {
+            0 => Ok(()),
+            _ => self.device.collect(),
+        };
+        oldest.stats.head_seconds += start.elapsed().as_secs_f64();
+        self.stats = oldest.stats;
+        self.collected = Some(oldest);
+        if result.is_err() {
+            self.retract();
+        }
+        result
+    }
+
+    /// Undoes what was queued and not collected: the slots hold what they held before.
+    pub fn abandon(&mut self) {
+        self.device.forget_queued();
+        while let Some(newest) = self.queued.pop_back() {
+            self.restore(&newest.rows);
+        }
+    }
+
+    /// Undoes what was queued, and the step collected last.
+    pub fn retract(&mut self) {
+        self.abandon();
+        if let Some(collected) = self.collected.take() {
+            self.restore(&collected.rows);
+        }
+        self.stats.logits_rows = 0;
+    }
+
     /// Logits of the i-th row of the last step that wanted them: `[vocab_size]`.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device cannot give them.
+    /// [`Error::Device`] if the device cannot give them; [`Error::Step`] if a step queued behind it has others.
     ///
     /// # Panics
     /// If the last step had no such row.
     pub fn logits(&mut self, i: usize) -> Result<&[f32], Error> {
         let count = self.stats.logits_rows as usize;
         assert!(i < count, "logits row {i} of {count}");
+        self.logits_are_there()?;
         if self.gathered.is_empty() {
             return self.device.logits(i);
         }
@@ -274,6 +388,7 @@ impl Executor {
     ) -> Result<(), Error> {
         let rows = self.stats.logits_rows as usize;
         assert!(count <= rows, "{count} logits rows of {rows}");
+        self.logits_are_there()?;
         if self.gathered.is_empty() {
             return self.device.visit_logits(count, visit);
         }
@@ -281,6 +396,15 @@ impl Executor {
         let rows = rows.take(count).enumerate();
         rows.for_each(|(i, logits)| visit(i, logits));
         Ok(())
+    }
+
+    fn logits_are_there(&self) -> Result<(), Error> {
+        match self.queued.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Step(
+                "the logits are overwritten by the step that follows".into(),
+            )),
+        }
     }
 
     /// The largest logits of the i-th row of the last step that wanted them, if the device sorts them out.
@@ -379,7 +503,7 @@ impl Executor {
         }
     }
 
-    fn run(&mut self, rows: &[Row]) -> Result<(), Error> {
+    fn run(&mut self, rows: &[Row], follows: &[u32]) -> Result<(), Error> {
         self.tokens.clear();
         self.positions.clear();
         self.slots.clear();
@@ -396,6 +520,7 @@ impl Executor {
             positions: &self.positions,
             slots: &self.slots,
             logit_rows: &[],
+            follows,
             kv: &self.kv,
         };
         let bucket = self.trunk.cheapest(rows.len() as u32);
@@ -421,7 +546,6 @@ impl Executor {
                 }
             }
         }
-        self.device.finish()?;
         self.stats.logits_rows = self.logit_rows.len() as u32;
         self.stats.head_seconds = start.elapsed().as_secs_f64();
         Ok(())

@@ -204,6 +204,11 @@ impl Sampler {
         few && !penalise && self.params.logit_bias.iter().all(forbids)
     }
 
+    /// Whether the largest logit alone decides, unless it is of a token that is forbidden.
+    pub fn takes_largest(&self) -> bool {
+        self.params.temperature <= 0.0 && self.takes_candidates()
+    }
+
     /// The token that [`Sampler::sample`] would choose from all logits, if the largest ones decide it; else nothing has
     /// happened.
     pub fn sample_among(&mut self, largest: &Candidates<'_>) -> Option<u32> {

@@ -1,5 +1,7 @@
 use super::{Device, SEEDS};
+use crate::simt::SimtArg;
 use coldpress_kernels::gpu::Kernel;
+use coldpress_kernels::gpu::abi::StepLayout;
 use coldpress_kernels::gpu::embed::{self, EmbedArgs, embed};
 use coldpress_kernels::gpu::tile::{TILE_N, matrix_bytes, pack_tile_row, units};
 use coldpress_kernels::quant::{FORMATS, dequantise_row};
@@ -31,15 +33,30 @@ fn embeddings_are_the_dequantised_rows_in_every_format() {
             }
             let stride = k * 4 + 64;
             let out = device.simt.alloc(tokens.len() * stride);
+            // Where rows follow candidates, what is given for them has nothing to say; no candidate is the last row.
+            let following = k % 64 == 0;
+            let given = match following {
+                true => [16, u32::MAX, u32::MAX, u32::MAX],
+                false => tokens,
+            };
+            let ids = [u32::MAX, 5, 9, 9, 0, 9, 9, 9];
+            let ids = match following {
+                true => device.u32s(&ids).into(),
+                false => SimtArg::Const(0),
+            };
             let args = EmbedArgs {
                 weights: device.simt.upload(&packed).into(),
-                tokens: device.u32s(&tokens).into(),
+                tokens: device.u32s(&given).into(),
+                follows: device.u32s(&[StepLayout::GIVEN, 2, 0, 7]).into(),
+                ids,
                 live: device.u32s(&[live, 0]).into(),
                 out: out.into(),
                 k: (k as u32).into(),
                 units: (units(&fmt.layout, k) as u32).into(),
                 out_stride: (stride as u32).into(),
                 scale: 1.5.into(),
+                ids_count: 2.into(),
+                vocab: (vocab as u32).into(),
             };
             device.launch(kernel, embed::geometry(k, tokens.len()), args.list(), seed);
             let found = device.read_f32(&out);

@@ -80,6 +80,8 @@ pub struct StepLayout {
 impl StepLayout {
     /// Two words: live rows, live logits rows.
     pub const LIVE: u64 = 0;
+    /// Says that a row's token is given.
+    pub const GIVEN: u32 = u32::MAX;
     const HEAD: u64 = 16;
 
     const fn rows(&self, array: u64) -> u64 {
@@ -106,9 +108,15 @@ impl StepLayout {
         self.rows(3)
     }
 
+    /// For each row the row of the last candidates whose largest logit is its token, or [`StepLayout::GIVEN`],
+    /// `[max_rows]`.
+    pub const fn follows(&self) -> u64 {
+        self.rows(4)
+    }
+
     /// Physical page of (slot, position / 32) in a table, `[slots][pages_per_slot]`.
     pub const fn page_table(&self, table: u32) -> u64 {
-        self.rows(4) + table as u64 * self.slots as u64 * self.pages_per_slot as u64 * 4
+        self.rows(5) + table as u64 * self.slots as u64 * self.pages_per_slot as u64 * 4
     }
 
     /// Bytes of the step block, a multiple of 16.
@@ -150,6 +158,7 @@ mod tests {
             step.positions(),
             step.slot_of_row(),
             step.logit_rows(),
+            step.follows(),
             step.page_table(0),
         ];
         assert!(starts[0] >= 8);

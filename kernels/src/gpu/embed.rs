@@ -13,6 +13,11 @@ arguments! {
         weights,
         /// Address of u32 token ids.
         tokens,
+        /// Address of u32, for each row the row of `ids` whose first is its token, or
+        /// [`super::abi::StepLayout::GIVEN`].
+        follows,
+        /// Address of rows of u32 token ids that the last head program left; null if it leaves none.
+        ids,
         /// Address of the live rows and live logits rows, two u32.
         live,
         /// Address of f32 rows.
@@ -25,6 +30,10 @@ arguments! {
         out_stride,
         /// Multiplier (f32).
         scale,
+        /// Token ids in a row of `ids`.
+        ids_count,
+        /// Rows of the matrix.
+        vocab,
     }
 }
 

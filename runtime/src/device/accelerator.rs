@@ -47,6 +47,8 @@ pub trait Accelerator: Send {
     type Buffer: Send;
     /// The launches of a program, ready to run.
     type Recorded: Send;
+    /// Bytes on their way to the host.
+    type Pending: Send;
 
     /// Takes `bytes` bytes of memory, at an address that is a multiple of 256; what they hold is anything. `what` is for the
     /// message.
@@ -69,6 +71,23 @@ pub trait Accelerator: Send {
     /// # Errors
     /// [`Error::Device`] if the range is outside the buffer, the copy or something before it fails.
     fn read(&mut self, buffer: &Self::Buffer, offset: u64, bytes: &mut [u8]) -> Result<(), Error>;
+
+    /// Begins to copy `bytes` bytes from byte `offset` of `buffer` on to the host, in the order of the calls.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the range is outside the buffer or the device refuses.
+    fn read_later(
+        &mut self,
+        buffer: &Self::Buffer,
+        offset: u64,
+        bytes: usize,
+    ) -> Result<Self::Pending, Error>;
+
+    /// Gives the bytes, when they are there; what was asked for later need not be done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the copy or something before it failed, or takes longer than anything should.
+    fn arrived(&mut self, pending: Self::Pending) -> Result<Vec<u8>, Error>;
 
     /// Sets `bytes` bytes of `buffer` from byte `offset` on to zero.
     ///

@@ -166,7 +166,7 @@ impl Device for CpuDevice {
             return Err(Error::Device(format!("there is no program {program}")));
         };
         self.limits
-            .check(loaded.stage, loaded.rows, step)
+            .check(loaded.stage, loaded.rows, 0, step)
             .map_err(|why| Error::Device(format!("program {program}: {why}")))?;
         let entries = (step.kv.slots() * step.kv.pages_per_slot()) as usize;
         let tables = step.kv.page_table().chunks(entries.max(1));

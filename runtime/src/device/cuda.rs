@@ -9,6 +9,7 @@ mod bandwidth;
 mod driver;
 mod image;
 mod kernel;
+mod landing;
 mod program;
 mod staging;
 
@@ -22,6 +23,7 @@ use crate::error::Error;
 use cudarc::driver::sys::{self, CUresult};
 use driver::{check, words};
 use kernel::Kernel;
+use landing::{Arrival, Landings};
 use program::{Program, launch};
 use staging::Staging;
 use std::collections::HashMap;
@@ -40,6 +42,7 @@ pub struct Cuda {
     stream: sys::CUstream,
     info: GpuInfo,
     staging: Option<Staging>,
+    landings: Landings,
     allocations: Vec<sys::CUdeviceptr>,
     modules: Vec<sys::CUmodule>,
     kernels: Vec<Kernel>,
@@ -113,6 +116,7 @@ impl Cuda {
             stream: null_mut(),
             info,
             staging: None,
+            landings: Landings::new(),
             allocations: Vec::new(),
             modules: Vec::new(),
             kernels: Vec::new(),
@@ -152,7 +156,14 @@ impl Cuda {
 
     /// Waits until the stream is empty. What fails here leaves the context useless, so the device is lost with it.
     fn wait(&mut self, doing: &str) -> Result<(), Error> {
-        let lost = match wait(self.stream, self.patience) {
+        let stream = self.stream;
+        // SAFETY: the stream is alive and its context current.
+        let waited = wait(|| unsafe { sys::cuStreamQuery(stream) }, self.patience);
+        self.survived(doing, waited)
+    }
+
+    fn survived(&mut self, doing: &str, waited: Result<(), String>) -> Result<(), Error> {
+        let lost = match waited {
             Ok(()) => return Ok(()),
             Err(why) => format!("{doing}: {why}; the GPU cannot be used by this process any more"),
         };
@@ -184,12 +195,11 @@ impl Cuda {
     }
 }
 
-/// Polls `stream` until it is empty, awake at first.
-fn wait(stream: sys::CUstream, patience: Duration) -> Result<(), String> {
+/// Polls until something is done, awake at first.
+fn wait(query: impl Fn() -> CUresult, patience: Duration) -> Result<(), String> {
     let started = Instant::now();
     loop {
-        // SAFETY: the stream is alive and its context current.
-        match unsafe { sys::cuStreamQuery(stream) } {
+        match query() {
             CUresult::CUDA_SUCCESS => return Ok(()),
             CUresult::CUDA_ERROR_NOT_READY => {}
             error => return Err(words(error)),
@@ -209,6 +219,7 @@ fn wait(stream: sys::CUstream, patience: Duration) -> Result<(), String> {
 impl Accelerator for Cuda {
     type Buffer = DeviceMemory;
     type Recorded = Recorded;
+    type Pending = Arrival;
 
     fn allocate(&mut self, what: &str, bytes: u64) -> Result<DeviceMemory, Error> {
         self.enter()?;
@@ -259,6 +270,30 @@ impl Accelerator for Cuda {
         let read = unsafe { staging.download(stream, from, bytes, || self.wait("reading back")) };
         self.staging = Some(staging);
         read
+    }
+
+    fn read_later(
+        &mut self,
+        buffer: &DeviceMemory,
+        offset: u64,
+        bytes: usize,
+    ) -> Result<Arrival, Error> {
+        let from = buffer.range(offset, bytes as u64)?;
+        self.enter()?;
+        // SAFETY: the range was checked.
+        unsafe { self.landings.begin(self.stream, from, bytes) }
+    }
+
+    fn arrived(&mut self, pending: Arrival) -> Result<Vec<u8>, Error> {
+        self.enter()?;
+        let event = self.landings.done(&pending);
+        // SAFETY: the event lives as long as `landings`, and its context is current.
+        let waited = wait(|| unsafe { sys::cuEventQuery(event) }, self.patience);
+        self.survived(
+            "running kernels (COLDPRESS_CUDA_SYNC=1 in the environment names the one that fails)",
+            waited,
+        )?;
+        Ok(self.landings.bytes(&pending))
     }
 
     fn zero(&mut self, buffer: &mut DeviceMemory, offset: u64, bytes: u64) -> Result<(), Error> {
@@ -363,13 +398,16 @@ impl Drop for Cuda {
         if self.lost.is_some() || self.enter().is_err() {
             return;
         }
-        if wait(self.stream, self.patience).is_err() {
+        let stream = self.stream;
+        // SAFETY: the stream is alive and its context current.
+        if wait(|| unsafe { sys::cuStreamQuery(stream) }, self.patience).is_err() {
             return;
         }
         self.programs.drain(..).for_each(Program::free);
         if let Some(staging) = &mut self.staging {
             staging.free();
         }
+        self.landings.free();
         // SAFETY: each was made by this accelerator and is given back once; nothing runs. Errors have no one to tell.
         unsafe {
             self.modules.drain(..).for_each(|module| {

@@ -44,7 +44,7 @@ pub struct GpuDevice<A: Accelerator> {
     page_tokens: u32,
     block: StepBlock,
     logits: Logits,
-    largest: Option<Largest>,
+    largest: Option<Largest<A>>,
     zeroed_bytes: u64,
     /// Whether something failed since the device's memory was last known.
     unknown: bool,
@@ -163,8 +163,9 @@ impl<A: Accelerator> GpuDevice<A> {
         let Some(program) = self.programs.get_mut(index) else {
             return Err(Error::Device(format!("there is no program {index}")));
         };
+        let followed = self.largest.as_ref().map_or(0, |l| l.rows());
         self.limits
-            .check(program.stage, program.rows, step)
+            .check(program.stage, program.rows, followed, step)
             .and_then(|()| self.block.fill(step, self.page_tokens))
             .map_err(|why| Error::Device(format!("program {index}: {why}")))?;
         if program.stage == Stage::Head {
@@ -251,6 +252,34 @@ impl<A: Accelerator> Device for GpuDevice<A> {
             read?;
         }
         Ok(Some(largest.row(row)))
+    }
+
+    fn feeds_back(&self) -> bool {
+        self.largest.is_some() && !self.timing
+    }
+
+    fn queue_candidates(&mut self) -> Result<(), Error> {
+        let Some(largest) = &mut self.largest else {
+            return Err(Error::Device("the plan sorts no logits out".into()));
+        };
+        let queued = largest.queue(&mut self.accelerator, &self.buffers.arena);
+        self.unknown |= queued.is_err();
+        queued
+    }
+
+    fn collect(&mut self) -> Result<(), Error> {
+        let Some(largest) = &mut self.largest else {
+            return Err(Error::Device("the plan sorts no logits out".into()));
+        };
+        let collected = largest.collect(&mut self.accelerator);
+        self.unknown |= collected.is_err();
+        collected
+    }
+
+    fn forget_queued(&mut self) {
+        if let Some(largest) = &mut self.largest {
+            largest.forget_queued();
+        }
     }
 
     fn visit_logits(

@@ -1,6 +1,6 @@
 //! What every step must be within before a device runs it: compiled code takes it for granted.
 
-use super::StepInput;
+use super::{GIVEN, StepInput};
 use crate::manifest::{KvWindow, Limits, Manifest, Stage, TargetPlan};
 use coldpress_kernels::cpu::abi::PAGE_TOKENS;
 
@@ -23,11 +23,13 @@ impl StepLimits {
         }
     }
 
-    /// Whether a program of `stage`, compiled for `most` rows, can run `step`; the reason if not.
+    /// Whether a program of `stage`, compiled for `most` rows, can run `step`; the reason if not. Tokens may follow
+    /// candidates of rows below `followed`.
     pub(super) fn check(
         &self,
         stage: Stage,
         most: usize,
+        followed: u32,
         step: &StepInput<'_>,
     ) -> Result<(), String> {
         let rows = step.tokens.len();
@@ -50,6 +52,13 @@ impl StepLimits {
         }
         if let Some(position) = outside(step.positions, self.limits.max_context) {
             return Err(format!("position {position} is outside the context"));
+        }
+        if ![0, rows].contains(&step.follows.len()) {
+            return Err("tokens and the rows they follow differ in number".into());
+        }
+        let followed = |&&row: &&u32| row != GIVEN && row >= followed;
+        if let Some(row) = step.follows.iter().find(followed) {
+            return Err(format!("a token follows candidates of row {row}"));
         }
         let kv = step.kv;
         let per_slot = self.limits.max_context.div_ceil(PAGE_TOKENS as u32);

@@ -73,7 +73,12 @@ impl Sequence {
 
     /// Prompt tokens not processed yet.
     pub(super) fn prompt_left(&self) -> &[u32] {
-        self.prompt.get(self.cached..).unwrap_or_default()
+        self.prompt_after(0)
+    }
+
+    /// Prompt tokens that its `rows` next rows leave.
+    pub(super) fn prompt_after(&self, rows: usize) -> &[u32] {
+        self.prompt.get(self.cached + rows..).unwrap_or_default()
     }
 
     /// Whether the prompt's last row needs logits.
@@ -97,11 +102,6 @@ impl Sequence {
         }
     }
 
-    /// Whether its last row has logits in a step that takes `rows` of it.
-    pub(super) fn has_logits(&self, rows: usize) -> bool {
-        rows > 0 && self.cached + rows >= self.prompt.len() && self.wants_first_token()
-    }
-
     /// Chooses the next token from the largest logits of its last row, if they decide it.
     pub(super) fn choose_among(&mut self, candidates: &Candidates<'_>) -> Option<u32> {
         self.sampler.sample_among(candidates)
@@ -110,6 +110,16 @@ impl Sequence {
     /// Whether the largest logits of a row may decide its next token.
     pub(super) fn takes_candidates(&self) -> bool {
         self.sampler.takes_candidates()
+    }
+
+    /// Whether the most likely token will be its next, unless that is forbidden.
+    pub(super) fn takes_largest(&self) -> bool {
+        self.sampler.takes_largest()
+    }
+
+    /// Whether the token that follows its `rows` next rows is the last, whatever it is.
+    pub(super) fn ends_after(&self, rows: usize) -> bool {
+        self.generated + 1 >= self.max_tokens || self.cached + rows >= self.context
     }
 
     /// Chooses the next token from the logits of its last row.

@@ -21,6 +21,32 @@ pub trait Steps: Send {
     /// # Errors
     /// The device failed; the caches hold what they held before.
     fn step(&mut self, rows: &[Row]) -> Result<(), Error>;
+    /// Most rows that want logits in a step that others may follow before its results are known; none if steps cannot be
+    /// [queued](Steps::queue).
+    fn ahead(&self) -> Option<u32> {
+        None
+    }
+    /// Begins a step and returns. Row r has the token that row `follows[r]` of the logits of the step queued before found
+    /// most likely, or its own where that is [`GIVEN`](crate::executor::GIVEN). Up to two steps wait to be collected.
+    ///
+    /// # Errors
+    /// The step cannot run, or the device failed; steps queued before stay so.
+    fn queue(&mut self, rows: &[Row], follows: &[u32]) -> Result<(), Error> {
+        let _ = (rows, follows);
+        Err(Error::Step("steps cannot be queued here".into()))
+    }
+    /// Waits for the oldest queued step, which is the last step then; its logits are there if none is queued behind it,
+    /// its largest logits in any case.
+    ///
+    /// # Errors
+    /// The device failed; the caches hold what they held before that step, and nothing is queued.
+    fn collect(&mut self) -> Result<(), Error> {
+        Err(Error::Step("nothing is queued".into()))
+    }
+    /// Undoes steps that are queued and not collected.
+    fn abandon(&mut self) {}
+    /// Undoes steps that are queued, and the one collected last.
+    fn retract(&mut self) {}
     /// Logits of the i-th row of the last step that wanted them: `[vocab_size]`.
     ///
     /// # Errors
@@ -70,6 +96,26 @@ impl Steps for Executor {
 
     fn step(&mut self, rows: &[Row]) -> Result<(), Error> {
         Executor::step(self, rows)
+    }
+
+    fn ahead(&self) -> Option<u32> {
+        Executor::ahead(self)
+    }
+
+    fn queue(&mut self, rows: &[Row], follows: &[u32]) -> Result<(), Error> {
+        Executor::queue(self, rows, follows)
+    }
+
+    fn collect(&mut self) -> Result<(), Error> {
+        Executor::collect(self)
+    }
+
+    fn abandon(&mut self) {
+        Executor::abandon(self);
+    }
+
+    fn retract(&mut self) {
+        Executor::retract(self);
     }
 
     fn logits(&mut self, i: usize) -> Result<&[f32], Error> {

@@ -27,6 +27,7 @@ fn runs_code_and_reads_logits() {
         positions: &[0, 1, 0],
         slots: &[0, 0, 1],
         logit_rows: &[],
+        follows: &[],
         kv: &kv,
     };
     for _ in 0..200 {
@@ -50,6 +51,7 @@ fn refuses_steps_outside_the_plan() {
         positions: &[0, 1],
         slots: &[0, 0],
         logit_rows: &[],
+        follows: &[],
         kv: &kv,
     };
     device.run(1, &good).expect("runs");
@@ -150,6 +152,7 @@ fn logits_are_visited_once_each_by_any_worker() {
         positions: &[0, 1],
         slots: &[0, 0],
         logit_rows,
+        follows: &[],
         kv: &kv,
     };
     device.run(4, &step).expect("runs");
@@ -172,6 +175,7 @@ fn times_are_kept_while_asked_for() {
         positions: &[0],
         slots: &[0],
         logit_rows: &[],
+        follows: &[],
         kv: &kv,
     };
     let run = |device: &mut CpuDevice| {

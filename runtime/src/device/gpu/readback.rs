@@ -5,6 +5,7 @@ use crate::device::Candidates;
 use crate::device::accelerator::Accelerator;
 use crate::error::Error;
 use crate::manifest::{CandidatePlan, GpuPlan, Manifest, Stage, TargetPlan};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -101,7 +102,7 @@ impl Logits {
 }
 
 /// The largest logits of every row.
-pub(super) struct Largest {
+pub(super) struct Largest<A: Accelerator> {
     plan: CandidatePlan,
     vocab: u32,
     /// Rows of the largest head program.
@@ -110,14 +111,18 @@ pub(super) struct Largest {
     rows: usize,
     /// Whether the host does not hold them yet.
     due: bool,
-    /// Of live rows, `[rows][count]`.
+    /// Rows that the host holds.
+    held: usize,
+    /// Of these, `[held][count]`.
     ids: Vec<u32>,
     values: Vec<f32>,
     /// As they were read.
     bytes: Vec<u8>,
+    /// On their way, the oldest first: live rows, and the pieces.
+    queued: VecDeque<(usize, Vec<A::Pending>)>,
 }
 
-impl Largest {
+impl<A: Accelerator> Largest<A> {
     /// None if the plan has none.
     pub(super) fn new(
         manifest: &Manifest,
@@ -145,9 +150,11 @@ impl Largest {
             most: rows as usize,
             rows: 0,
             due: false,
+            held: 0,
             ids: Vec::new(),
             values: Vec::new(),
             bytes: Vec::new(),
+            queued: VecDeque::new(),
         }))
     }
 
@@ -163,24 +170,8 @@ impl Largest {
     }
 
     /// Brings those of all live rows to the host.
-    pub(super) fn fetch<A: Accelerator>(
-        &mut self,
-        accelerator: &mut A,
-        arena: &A::Buffer,
-    ) -> Result<(), Error> {
-        let CandidatePlan {
-            count,
-            ids_offset: ids,
-            values_offset: values,
-        } = self.plan;
-        let length = self.rows * 4 * count as usize;
-        let first = ids.min(values);
-        let span = ids.abs_diff(values) + length as u64;
-        let one_piece = span <= NEAR;
-        let pieces = match one_piece {
-            true => vec![(first, span as usize)],
-            false => vec![(ids, length), (values, length)],
-        };
+    pub(super) fn fetch(&mut self, accelerator: &mut A, arena: &A::Buffer) -> Result<(), Error> {
+        let pieces = self.pieces(self.rows);
         self.bytes
             .resize(pieces.iter().map(|piece| piece.1).sum(), 0);
         let mut rest = &mut self.bytes[..];
@@ -189,6 +180,68 @@ impl Largest {
             accelerator.read(arena, offset, piece)?;
             rest = behind;
         }
+        self.take_over(self.rows);
+        Ok(())
+    }
+
+    /// Live rows of the last head program.
+    pub(super) fn rows(&self) -> u32 {
+        self.rows as u32
+    }
+
+    /// Begins to bring those of all live rows to the host.
+    pub(super) fn queue(&mut self, accelerator: &mut A, arena: &A::Buffer) -> Result<(), Error> {
+        let pieces = self.pieces(self.rows).into_iter();
+        let pieces = pieces.map(|(offset, length)| accelerator.read_later(arena, offset, length));
+        let pieces: Result<Vec<_>, Error> = pieces.collect();
+        self.queued.push_back((self.rows, pieces?));
+        self.due = false;
+        Ok(())
+    }
+
+    /// Waits for the oldest that are on their way.
+    pub(super) fn collect(&mut self, accelerator: &mut A) -> Result<(), Error> {
+        let Some((rows, pieces)) = self.queued.pop_front() else {
+            return Err(Error::Device("no candidates are queued".into()));
+        };
+        self.bytes.clear();
+        for piece in pieces {
+            self.bytes.extend(accelerator.arrived(piece)?);
+        }
+        self.take_over(rows);
+        Ok(())
+    }
+
+    /// Those that are on their way are not wanted any more.
+    pub(super) fn forget_queued(&mut self) {
+        self.queued.clear();
+    }
+
+    /// What has to be read for `rows` rows: offset and bytes; one piece if ids and values are near.
+    fn pieces(&self, rows: usize) -> Vec<(u64, usize)> {
+        let CandidatePlan {
+            count,
+            ids_offset: ids,
+            values_offset: values,
+        } = self.plan;
+        let length = rows * 4 * count as usize;
+        let span = ids.abs_diff(values) + length as u64;
+        match span <= NEAR {
+            true => vec![(ids.min(values), span as usize)],
+            false => vec![(ids, length), (values, length)],
+        }
+    }
+
+    /// Makes ids and values of `rows` rows of the pieces in `bytes`.
+    fn take_over(&mut self, rows: usize) {
+        let CandidatePlan {
+            count,
+            ids_offset: ids,
+            values_offset: values,
+        } = self.plan;
+        let length = rows * 4 * count as usize;
+        let first = ids.min(values);
+        let one_piece = self.pieces(rows).len() == 1;
         let part = |offset: u64, at: usize| match one_piece {
             true => &self.bytes[(offset - first) as usize..][..length],
             false => &self.bytes[at..][..length],
@@ -203,13 +256,13 @@ impl Largest {
         words(part(values, length), &mut |bits| {
             self.values.push(f32::from_bits(bits))
         });
+        self.held = rows;
         self.due = false;
-        Ok(())
     }
 
-    /// Those of a row, after [`Largest::fetch`].
+    /// Those of a row, after [`Largest::fetch`] or [`Largest::collect`].
     pub(super) fn row(&self, row: usize) -> Candidates<'_> {
-        assert!(row < self.rows, "candidates of row {row} of {}", self.rows);
+        assert!(row < self.held, "candidates of row {row} of {}", self.held);
         let count = self.plan.count as usize;
         let ids = &self.ids[row * count..][..count];
         let values = &self.values[row * count..][..count];

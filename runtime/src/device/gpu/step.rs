@@ -14,6 +14,8 @@ const GAP: usize = 8 << 10;
 pub(super) struct StepBlock {
     layout: StepLayout,
     bytes: Vec<u8>,
+    /// As many times [`StepLayout::GIVEN`] as a step has rows.
+    given: Vec<u32>,
     /// Byte ranges that the device does not hold yet.
     changed: Vec<Range<usize>>,
 }
@@ -35,8 +37,13 @@ impl StepBlock {
         let mut block = Self {
             layout,
             bytes,
+            given: Vec::new(),
             changed: Vec::new(),
         };
+        block.put(
+            layout.follows(),
+            &vec![StepLayout::GIVEN; layout.max_rows as usize],
+        );
         for (table, window) in (1..).zip(windows) {
             for slot in 0..layout.slots {
                 let pages = 0..layout.pages_per_slot;
@@ -73,6 +80,14 @@ impl StepBlock {
         self.put(layout.positions(), step.positions);
         self.put(layout.slot_of_row(), step.slots);
         self.put(layout.logit_rows(), step.logit_rows);
+        if step.follows.is_empty() {
+            self.given.resize(rows, StepLayout::GIVEN);
+            let given = std::mem::take(&mut self.given);
+            self.put(layout.follows(), &given);
+            self.given = given;
+        } else {
+            self.put(layout.follows(), step.follows);
+        }
         let held = step.kv.pages_per_slot().min(layout.pages_per_slot);
         let mut start = 0;
         for run in step.slots.chunk_by(|a, b| a == b) {

@@ -39,6 +39,7 @@ fn step(kv: &KvCache) -> StepInput<'_> {
         positions: &[0, 1, 0],
         slots: &[0, 0, 1],
         logit_rows: &[],
+        follows: &[],
         kv,
     }
 }
@@ -224,6 +225,7 @@ fn distant_changes_are_sent_apart() {
         positions: &[4],
         slots: &[0],
         logit_rows: &[],
+        follows: &[],
         kv: &kv,
     };
     block.fill(&step, 32).expect("fits");

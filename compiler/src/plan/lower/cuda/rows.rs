@@ -21,15 +21,20 @@ impl Lowering<'_> {
     ) -> Result<Vec<Launch>, Error> {
         let w = self.graph.weight(weight);
         let layout = packed_layout(w)?;
+        let candidates = self.gpu.candidates.map(|sorted| sorted.plan());
         let args = EmbedArgs {
             weights: GridArg::Weights(self.placement(weight, Form::Tiles)?.offset),
             tokens: GridArg::Step(self.gpu.step.tokens()),
+            follows: GridArg::Step(self.gpu.step.follows()),
+            ids: candidates.map_or(NULL, |c| GridArg::Arena(c.ids_offset)),
             live: LIVE,
             out: self.arena(out)?,
             k: number(w.k),
             units: number(tile::units(&layout, w.k)),
             out_stride: self.row_stride(out)?,
             scale: bits(scale),
+            ids_count: number(candidates.map_or(0, |c| c.count as usize)),
+            vocab: number(w.n),
         };
         let what = (embed::embed(&layout), embed::geometry(w.k, self.rows));
         let bytes = embed::bytes(&layout, w.k, self.rows);

@@ -76,6 +76,7 @@ Result cuEventCreate(void** event, unsigned flags) { CURRENT; return (void)flags
 Result cuEventDestroy_v2(void* event) { CURRENT; return free(event), OK; }
 Result cuEventRecord(void* event, void* stream) { CURRENT; return (void)stream, *(double*)event = ++clock_ms, OK; }
 Result cuEventSynchronize(void* event) { CURRENT; return (void)event, failed; }
+Result cuEventQuery(void* event) { CURRENT; return (void)event, failed; }
 Result cuEventElapsedTime_v2(float* ms, void* from, void* to) {
     CURRENT;
     return *ms = (float)(*(double*)to - *(double*)from), OK;

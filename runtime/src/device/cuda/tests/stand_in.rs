@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::bundle::sample;
+use crate::device::accelerator::Accelerator;
 use crate::device::gpu::Sections;
 use crate::device::{Device, GpuDevice, StepInput};
 use crate::kv_cache::KvCache;
@@ -21,6 +22,22 @@ fn run(out: &mut String) -> Result<(), Error> {
     let mut cuda = Cuda::open(0)?;
     cuda.patience = Duration::from_millis(30);
     *out += &format!("{}\n", cuda.info());
+    if let Ok(mut buffer) = cuda.allocate("numbers", 20_000) {
+        let numbers: Vec<u8> = (0..20_000).map(|i| (i % 251) as u8).collect();
+        cuda.write(&mut buffer, 0, &numbers)?;
+        let pending =
+            [(3, 2), (250, 3), (251, 9000)].map(|(at, n)| cuda.read_later(&buffer, at, n));
+        for pending in pending {
+            let bytes = cuda.arrived(pending?)?;
+            *out += &format!("arrived {} {:?}\n", bytes.len(), &bytes[..2]);
+        }
+        // A ring: in the end the first are as good as the last.
+        for i in 0..20u8 {
+            let pending = cuda.read_later(&buffer, i.into(), 1)?;
+            assert_eq!(cuda.arrived(pending)?, [i]);
+        }
+        assert!(cuda.read_later(&buffer, 19_999, 2).is_err(), "outside");
+    }
     let mut manifest = sample::gpu_manifest();
     let code = image::tests::sample();
     let gpu = manifest.plans[0].gpu.as_mut().expect("a GPU plan");
@@ -43,6 +60,7 @@ fn run(out: &mut String) -> Result<(), Error> {
         positions: &[0, 1],
         slots: &[slot, slot],
         logit_rows: &[],
+        follows: &[],
         kv: &kv,
     };
     let head = StepInput {
@@ -118,6 +136,7 @@ fn everything_up_to_the_drivers_door() {
         "logits [5.0, 12.0, 19.0]\nlogits [5.0, 12.0, 19.0]\n",
         "times [[(0, 0.001)], [(1, 0.001), (2, 0.001)]]",
         "bandwidth true",
+        "arrived 2 [3, 4]\narrived 3 [250, 0]\narrived 9000 [0, 1]\n",
     ] {
         assert!(text.contains(wanted), "{wanted}: {text}");
     }

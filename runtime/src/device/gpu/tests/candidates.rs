@@ -1,6 +1,7 @@
 //! The largest logits of each row: brought over once per step, in the sampler's order, and never more than there are.
 
 use super::*;
+use crate::device::GIVEN;
 use crate::manifest::CandidatePlan;
 
 fn with_candidates(count: u32, values_offset: u64) -> (GpuDevice<Fake>, Log) {
@@ -55,6 +56,62 @@ fn they_come_with_the_end_of_a_step_and_without_the_logits() {
             assert_eq!(taken(&log), []);
         }
     }
+}
+
+#[test]
+fn they_can_be_on_their_way_while_the_next_step_runs() {
+    let (mut device, log) = with_candidates(3, 1152);
+    assert!(device.feeds_back());
+    let kv = kv();
+    let head = |logit_rows| StepInput {
+        logit_rows,
+        ..step(&kv)
+    };
+    device.run(2, &step(&kv)).expect("runs");
+    device.run(4, &head(&[2, 1])).expect("runs");
+    device.queue_candidates().expect("queues");
+    let follows = StepInput {
+        follows: &[1, GIVEN, 0],
+        ..step(&kv)
+    };
+    device.run(2, &follows).expect("runs");
+    let layout = sample::gpu_manifest().plans[0]
+        .gpu
+        .as_ref()
+        .expect("a GPU plan")
+        .step;
+    let at = device.accelerator.address(&device.buffers.step) + layout.follows();
+    let held = device.accelerator.bytes(at, 12).to_vec();
+    let words = held
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|w| u32::from_le_bytes(*w));
+    assert!(words.eq([1, GIVEN, 0]));
+    device.run(4, &head(&[0])).expect("runs");
+    device.queue_candidates().expect("queues");
+    taken(&log);
+    let first = |device: &mut GpuDevice<Fake>, row| {
+        let found = device.candidates(row).expect("there").expect("planned");
+        found.logits[0]
+    };
+    device.collect().expect("arrives");
+    assert_eq!((first(&mut device, 0), first(&mut device, 1)), (56.0, 54.0));
+    device.collect().expect("arrives");
+    assert_eq!(first(&mut device, 0), 52.0);
+    assert_eq!(taken(&log), [Asked::Arrived, Asked::Arrived]);
+    assert!(device.collect().is_err());
+    // The last head program had one row.
+    let bad = StepInput {
+        follows: &[1, GIVEN, GIVEN],
+        ..step(&kv)
+    };
+    assert!(device.run(2, &bad).is_err());
+    let short = StepInput {
+        follows: &[0],
+        ..step(&kv)
+    };
+    assert!(device.run(2, &short).is_err());
 }
 
 #[test]

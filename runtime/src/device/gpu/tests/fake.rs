@@ -11,6 +11,8 @@ pub(super) enum Asked {
     Allocate(String, u64),
     Write(u64, usize),
     Read(u64, usize),
+    ReadLater(u64, usize),
+    Arrived,
     Zero(u64, u64),
     Load(Vec<String>),
     Prepare(Vec<String>),
@@ -114,6 +116,7 @@ impl Fake {
 impl Accelerator for Fake {
     type Buffer = u64;
     type Recorded = Vec<BoundLaunch>;
+    type Pending = Vec<u8>;
 
     fn allocate(&mut self, what: &str, bytes: u64) -> Result<u64, Error> {
         self.note(Asked::Allocate(what.into(), bytes));
@@ -140,6 +143,16 @@ impl Accelerator for Fake {
         self.note(Asked::Read(*buffer + offset, bytes.len()));
         bytes.copy_from_slice(self.bytes(*buffer + offset, bytes.len()));
         Ok(())
+    }
+
+    fn read_later(&mut self, buffer: &u64, offset: u64, bytes: usize) -> Result<Vec<u8>, Error> {
+        self.note(Asked::ReadLater(*buffer + offset, bytes));
+        Ok(self.bytes(*buffer + offset, bytes).to_vec())
+    }
+
+    fn arrived(&mut self, pending: Vec<u8>) -> Result<Vec<u8>, Error> {
+        self.note(Asked::Arrived);
+        Ok(pending)
     }
 
     fn zero(&mut self, buffer: &mut u64, offset: u64, bytes: u64) -> Result<(), Error> {
