@@ -21,7 +21,7 @@ use rand_pcg::rand_core::{Rng, SeedableRng};
 use super::output::{print, progress};
 use crate::bundle::Bundle;
 use crate::error::Error;
-use crate::executor::{Executor, ExecutorOptions, Row, StepStats};
+use crate::executor::{Executor, ExecutorOptions, GIVEN, Row, StepStats};
 use crate::manifest::{Limits, TargetPlan};
 use batches::Batches;
 
@@ -286,9 +286,20 @@ fn run(
         let prefill = started.elapsed().as_secs_f64();
         let started = Instant::now();
         let mut decode_bytes = 0.0;
-        for position in start..start + generated {
-            feed(executor, &slots, position..position + 1, &mut rng)?;
-            decode_bytes += step_bytes(plan, executor.stats(), batch, position + 1);
+        let mut done = |stats: &StepStats, position: u32| {
+            decode_bytes += step_bytes(plan, stats, batch, position + 1);
+        };
+        let end = start + generated;
+        match executor.ahead() {
+            Some(most) if most >= batch && generated > 0 => {
+                follow(executor, &slots, start..end, &mut rng, &mut done)?;
+            }
+            _ => {
+                for position in start..end {
+                    feed(executor, &slots, position..position + 1, &mut rng)?;
+                    done(executor.stats(), position);
+                }
+            }
         }
         let decode = started.elapsed().as_secs_f64();
         Ok(Run {
@@ -298,6 +309,7 @@ fn run(
             decode_bytes,
         })
     })();
+    executor.abandon();
     slots
         .into_iter()
         .for_each(|slot| executor.release_slot(slot));
@@ -326,6 +338,37 @@ fn feed(
     all.chunks(most).try_for_each(|rows| executor.step(rows))
 }
 
+/// Decodes at `positions` as an engine does on a device that feeds back what it finds: the first tokens are random, and
+/// each step is given to the device before the one before it is looked at.
+fn follow(
+    executor: &mut Executor,
+    slots: &[u32],
+    positions: std::ops::Range<u32>,
+    rng: &mut Pcg64,
+    done: &mut dyn FnMut(&StepStats, u32),
+) -> Result<(), Error> {
+    let vocab = executor.vocab_size();
+    for position in positions.clone() {
+        let row = |&slot: &u32| Row {
+            token: rng.next_u32() % vocab,
+            slot,
+            position,
+            wants_logits: true,
+        };
+        let rows: Vec<Row> = slots.iter().map(row).collect();
+        let first = position == positions.start;
+        let follows = (0..rows.len() as u32).map(|row| if first { GIVEN } else { row });
+        executor.queue(&rows, &follows.collect::<Vec<_>>())?;
+        if !first {
+            executor.collect()?;
+            done(executor.stats(), position - 1);
+        }
+    }
+    executor.collect()?;
+    done(executor.stats(), positions.end - 1);
+    Ok(())
+}
+
 /// Bytes a decode step reads and writes: what its programs say, and the `tokens` cached tokens of every sequence.
 fn step_bytes(plan: &TargetPlan, stats: &StepStats, batch: u32, tokens: u32) -> f64 {
     let program = |index: usize| -> u64 {
@@ -334,9 +377,13 @@ fn step_bytes(plan: &TargetPlan, stats: &StepStats, batch: u32, tokens: u32) -> 
             .map_or(0, |p| p.launches.iter().map(|launch| launch.bytes).sum())
     };
     let head = stats.head_program.map_or(0, program) * u64::from(stats.head_runs);
-    let page: u64 = plan.kv.layers.iter().map(|layer| layer.page_bytes).sum();
-    let token = page as f64 / f64::from(plan.kv.page_tokens.max(1));
-    (program(stats.trunk_program) + head) as f64 + f64::from(batch) * f64::from(tokens) * token
+    let cached = plan.kv.layers.iter().map(|layer| {
+        let window = layer.table.checked_sub(1);
+        let window = window.and_then(|w| plan.kv.windows.get(w as usize));
+        let seen = window.map_or(tokens, |w| tokens.min(w.tokens));
+        f64::from(seen) * layer.page_bytes as f64 / f64::from(plan.kv.page_tokens.max(1))
+    });
+    (program(stats.trunk_program) + head) as f64 + f64::from(batch) * cached.sum::<f64>()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
