@@ -9,8 +9,7 @@ use coldpress_kernels::tensor_type::TensorType;
 use std::path::Path;
 use tempfile::tempdir;
 
-/// Architectures and formats this build claims.
-const ARCHITECTURES: &[&str] = &["llama", "qwen2", "qwen3"];
+/// Formats this build claims; architectures are those of `model::ARCHITECTURES`.
 const QUANTS: &[&str] = &[
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_M", "Q4_K_M",
     "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS",
@@ -62,7 +61,8 @@ fn fixtures_meet_their_bars() {
     let mut checked = 0;
     let mut failures = Vec::new();
     for f in index(&fixtures) {
-        if !ARCHITECTURES.contains(&f.arch.as_str()) || !QUANTS.contains(&f.quant.as_str()) {
+        let known = model::ARCHITECTURES.iter().any(|a| a.name == f.arch);
+        if !known || !QUANTS.contains(&f.quant.as_str()) {
             continue;
         }
         let exact = read_f32(&fixtures.join(&f.logits));
@@ -84,7 +84,7 @@ fn fixtures_meet_their_bars() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(
-        checked >= 18,
+        checked >= 24,
         "only {checked} fixtures match the supported architectures and formats"
     );
 }
@@ -349,6 +349,12 @@ const FOR_TARGETS: &[&str] = &[
     "llama-Q3_K_M",
     "llama-IQ4_NL",
     "llama-IQ4_XS",
+    "gemma3-F16",
+    "gemma4-e-F16",
+    "gemma4-e-Q8_0",
+    "gemma4-12b-F16",
+    "gemma4-12b-Q4_K_M",
+    "phi3-F16",
 ];
 
 #[test]

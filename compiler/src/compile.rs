@@ -7,7 +7,7 @@ use crate::explain::Notes;
 use crate::gguf::Gguf;
 use crate::golden;
 use crate::graph::dump;
-use crate::model::{self, Model};
+use crate::model::{self, DEFAULT_CONTEXT, Model};
 use crate::pass;
 use crate::plan::{self, MAX_WORKERS, Plan};
 use crate::target::Target;
@@ -44,9 +44,6 @@ pub const DEFAULT_BATCH: usize = 8;
 
 /// Times a plan is made again with what is known of its kernels.
 const MOST_ROUNDS: usize = 6;
-
-/// Context compiled for when none is asked for, in tokens (less if the model was trained for less).
-pub const DEFAULT_CONTEXT: usize = 4096;
 
 impl Options {
     /// Defaults for `target`: batch 8, f16 KV, physical cores.
@@ -104,7 +101,7 @@ pub struct Prepared {
 /// Reads, builds and plans without writing anything: all of `--dry-run`.
 pub fn prepare(path: &Path, options: &Options) -> Result<Prepared, Error> {
     let gguf = Gguf::open(path)?;
-    let mut model = model::build(&gguf)?;
+    let mut model = model::build_for(&gguf, options.max_context)?;
     let mut emitter = Emitter::new(options.emit.as_deref())?;
     emitter.graph("built", &dump::dump(&model.graph))?;
     let mut failed = None;

@@ -52,7 +52,8 @@ pub struct WeightId(pub u32);
 /// A parameter of the model: a matrix `[n, k]` (packed for matmuls), or a vector (n = 1) kept as f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weight {
-    /// GGUF tensor name, `blk.3.ffn_down.weight`; a computed table has a name of its own in angle brackets.
+    /// GGUF tensor name, `blk.3.ffn_down.weight`, followed by the rows where it is not all of them, `[0..256]`; a computed
+    /// table has a name of its own in angle brackets.
     pub name: String,
     /// GGUF type; F32 for computed tables.
     pub ty: TensorType,
@@ -69,6 +70,13 @@ pub struct Weight {
 pub enum Source {
     /// The GGUF tensor of that name.
     Gguf,
+    /// Elements of a GGUF tensor from `first` on, in the order of the file: whole rows of a matrix, or part of a vector.
+    Slice {
+        /// Its name.
+        tensor: String,
+        /// Elements before the first.
+        first: usize,
+    },
     /// Computed from metadata when the graph was built (RoPE frequencies).
     Computed(Vec<f32>),
 }
@@ -204,6 +212,13 @@ pub enum Op {
     GatedAct(Activation),
     /// x -> x * factor.
     Scale(f32),
+    /// x -> columns `start..start + width` of x, which keep their place in memory.
+    Columns {
+        /// First column, a multiple of [`VIEW_COLUMNS`].
+        start: usize,
+        /// Columns, a multiple of [`VIEW_COLUMNS`].
+        width: usize,
+    },
     /// x -> cap * tanh(x / cap).
     Softcap(f32),
     /// x -> int8 rows.
@@ -222,6 +237,9 @@ pub enum Op {
     /// x -> (); x is the step's logits.
     Logits,
 }
+
+/// Columns of a value that may be a value of their own begin and end at multiples of this: a cache line of f32.
+pub const VIEW_COLUMNS: usize = 16;
 
 /// One node.
 #[derive(Clone, Debug)]

@@ -1,43 +1,66 @@
 //! GGUF to op graph: one architecture per file, one line in `ARCHITECTURES`. Builders emit simple ops only; fusing is for
 //! `pass`. Everything a file can get wrong about its own model is found here and named: keys, tensors, shapes.
 
+mod attention;
 mod check;
+mod decoder;
+mod exaone4;
+mod ffn;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod gemma4;
+mod granite;
 mod llama;
 mod metadata;
+mod mistral3;
+mod olmo2;
 mod parts;
+mod per_layer;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod rope;
+mod smollm3;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use crate::error::Error;
 use crate::gguf::Gguf;
-use crate::graph::{OpGraph, Source, verify};
+use crate::graph::{OpGraph, verify};
 use parts::Builder;
 
 /// A model family: how its metadata and tensors become a graph.
 pub struct Architecture {
     /// Value of `general.architecture`.
     pub name: &'static str,
+    /// Keys that llama.cpp reads for every architecture and that this one implements with any value.
+    reads: &'static [&'static str],
+    /// Keys that llama.cpp reads for this architecture and that are implemented with these values only.
+    refuses: &'static [check::Neutral],
     build: fn(&mut Builder) -> Result<(), Error>,
 }
 
 /// Every architecture that can be compiled.
 pub const ARCHITECTURES: &[Architecture] = &[
-    Architecture {
-        name: "llama",
-        build: llama::build,
-    },
-    Architecture {
-        name: "qwen2",
-        build: qwen2::build,
-    },
-    Architecture {
-        name: "qwen3",
-        build: qwen3::build,
-    },
+    exaone4::ARCHITECTURE,
+    gemma2::ARCHITECTURE,
+    gemma3::ARCHITECTURE,
+    gemma4::ARCHITECTURE,
+    gemma::ARCHITECTURE,
+    granite::ARCHITECTURE,
+    llama::ARCHITECTURE,
+    mistral3::ARCHITECTURE,
+    olmo2::ARCHITECTURE,
+    phi3::ARCHITECTURE,
+    qwen2::ARCHITECTURE,
+    qwen3::ARCHITECTURE,
+    smollm3::ARCHITECTURE,
 ];
+
+/// Context compiled for when none is asked for, in tokens (less if the model was trained for less).
+pub const DEFAULT_CONTEXT: usize = 4096;
 
 /// A model as the rest of the compiler sees it.
 #[derive(Clone, Debug)]
@@ -46,6 +69,8 @@ pub struct Model {
     pub info: ModelInfo,
     /// One step over its rows, unfused.
     pub graph: OpGraph,
+    /// Above this many tokens of context the model rotates otherwise, and its graph is another one.
+    pub switches_above: Option<usize>,
 }
 
 /// The model's dimensions.
@@ -73,12 +98,21 @@ pub struct ModelInfo {
     pub parameters: u64,
 }
 
-/// Builds and verifies the graph of the model in `gguf`.
+/// Builds and verifies the graph of the model in `gguf`, for the context it gets when none is asked for.
+///
+/// # Errors
+/// As [`build_for`].
+pub fn build(gguf: &Gguf) -> Result<Model, Error> {
+    build_for(gguf, None)
+}
+
+/// Builds and verifies the graph of the model in `gguf` for sequences of `context` tokens; `None` is the file's context,
+/// at most [`DEFAULT_CONTEXT`].
 ///
 /// # Errors
 /// `Error::Unsupported` for an architecture, tensor type or metadata value without implementation here, `Error::Model`
 /// for missing keys and tensors, wrong shapes, and tensors that the architecture does not have.
-pub fn build(gguf: &Gguf) -> Result<Model, Error> {
+pub fn build_for(gguf: &Gguf, context: Option<usize>) -> Result<Model, Error> {
     const KEY: &str = "general.architecture";
     let name = gguf.str(KEY)?.ok_or_else(|| Error::Model {
         what: KEY.into(),
@@ -96,12 +130,18 @@ pub fn build(gguf: &Gguf) -> Result<Model, Error> {
                 .join(", ")
         ),
     })?;
-    check::keys(gguf, name)?;
-    let mut builder = Builder::new(gguf, name)?;
+    check::keys(gguf, architecture)?;
+    let mut builder = Builder::new(gguf, name, context)?;
     (architecture.build)(&mut builder)?;
-    let (hparams, graph) = builder.finish()?;
+    builder.check_all_read()?;
+    let Builder {
+        hparams,
+        graph,
+        switches_above,
+        ..
+    } = builder;
     verify::verify(&graph)?;
-    let from_file = graph.weights.iter().filter(|w| w.source == Source::Gguf);
+    let from_file = graph.weights.iter().filter(|w| w.tensor().is_some());
     let info = ModelInfo {
         architecture: name.into(),
         name: gguf.str("general.name")?.unwrap_or_default().into(),
@@ -114,5 +154,9 @@ pub fn build(gguf: &Gguf) -> Result<Model, Error> {
         max_context: hparams.context,
         parameters: from_file.map(|w| w.n as u64 * w.k as u64).sum(),
     };
-    Ok(Model { info, graph })
+    Ok(Model {
+        info,
+        graph,
+        switches_above,
+    })
 }

@@ -77,8 +77,10 @@ impl Packer<'_> {
         let mut out = vec![0u8; job.bytes];
         match (job.form, &job.weight.source) {
             (Form::Vector, Source::Computed(values)) => store(values, &mut out),
-            (Form::Vector, Source::Gguf) => store(&vector(self.gguf, job.weight)?, &mut out),
-            (Form::Tiles, Source::Gguf) => self.tiles(job, &mut out)?,
+            (Form::Vector, Source::Gguf | Source::Slice { .. }) => {
+                store(&vector(self.gguf, job.weight)?, &mut out)
+            }
+            (Form::Tiles, Source::Gguf | Source::Slice { .. }) => self.tiles(job, &mut out)?,
             (Form::Tiles, Source::Computed(_)) => {
                 return Err(Error::Internal(format!(
                     "{}: a computed matrix",

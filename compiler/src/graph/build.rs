@@ -124,6 +124,19 @@ impl OpGraph {
         ports.map(|port| Value { node, port }).collect()
     }
 
+    /// The value in whose rows `value` lies, and its first column there; itself unless it is a view.
+    pub fn viewed(&self, value: Value) -> (Value, usize) {
+        let mut at = (value, 0);
+        while let Some(Op::Columns { start, .. }) = self.nodes.node_weight(at.0.node).map(|n| &n.op)
+        {
+            match self.inputs(at.0.node)[..] {
+                [whole] => at = (whole, at.1 + start),
+                _ => break,
+            }
+        }
+        at
+    }
+
     /// Who reads `value`: consumer and its input port, by node index.
     pub fn consumers(&self, value: Value) -> Vec<(NodeIndex, u16)> {
         let mut consumers: Vec<_> = self

@@ -86,6 +86,7 @@ pub fn name(op: &Op) -> &'static str {
         Op::Add => "add",
         Op::GatedAct(_) => "gated_act",
         Op::Scale(_) => "scale",
+        Op::Columns { .. } => "columns",
         Op::Softcap(_) => "softcap",
         Op::Quantise => "quantise",
         Op::NormQuantise { .. } => "norm_quantise",
@@ -173,6 +174,9 @@ fn arguments(text: &mut String, graph: &OpGraph, op: &Op) {
         }
         Op::Softcap(cap) => {
             let _ = write!(text, " cap={cap}");
+        }
+        Op::Columns { start, width } => {
+            let _ = write!(text, " {start}..{}", start + width);
         }
         Op::Mul | Op::Add | Op::Quantise | Op::SelectRows | Op::Logits => {}
     }

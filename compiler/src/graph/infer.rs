@@ -3,7 +3,9 @@
 
 use coldpress_kernels::quant;
 
-use super::{DType, HeadNorm, Op, OpGraph, Part, RopeShape, Rows, ValueType, WeightId};
+use super::{
+    DType, HeadNorm, Op, OpGraph, Part, RopeShape, Rows, VIEW_COLUMNS, ValueType, WeightId,
+};
 use crate::error::Error;
 
 impl ValueType {
@@ -137,6 +139,17 @@ impl Checker<'_> {
                 let [x] = self.arity(inputs)?;
                 self.float(x)?;
                 one(x)
+            }
+            Op::Columns { start, width } => {
+                let [x] = self.arity(inputs)?;
+                self.float(x)?;
+                let whole =
+                    start.is_multiple_of(VIEW_COLUMNS) && width.is_multiple_of(VIEW_COLUMNS);
+                let inside = start.checked_add(*width).is_some_and(|end| end <= x.width);
+                self.ensure(whole && inside && *width > 0, || {
+                    format!("views {width} columns from {start} of {}", x.width)
+                })?;
+                one(ValueType::f32(x.rows, *width))
             }
             Op::Mul | Op::Add | Op::GatedAct(_) | Op::GatedActQuantise(_) => {
                 let [a, b] = self.arity(inputs)?;

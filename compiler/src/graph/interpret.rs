@@ -207,6 +207,13 @@ impl<'a> Interpreter<'a> {
                 one(self.quantise(&gated))
             }
             Op::Scale(factor) => one(map(inputs[0], |x| x * f64::from(*factor))),
+            Op::Columns { start, width } => {
+                let columns = *start..start + width;
+                one(inputs[0]
+                    .iter()
+                    .map(|row| row[columns.clone()].to_vec())
+                    .collect())
+            }
             Op::Softcap(cap) => one(map(inputs[0], |x| soften(x, *cap))),
             Op::Quantise => one(self.quantise(inputs[0])),
             Op::SelectRows => {

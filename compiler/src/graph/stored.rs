@@ -2,27 +2,48 @@
 
 use coldpress_kernels::quant::{self, QuantFormat};
 
-use super::Weight;
+use super::{Source, Weight};
 use crate::error::Error;
 use crate::gguf::Gguf;
 
 impl Weight {
-    /// Format and bytes of the tensor of this name, type and size.
+    /// Name of the GGUF tensor that holds the weight; none for a computed one.
+    pub fn tensor(&self) -> Option<&str> {
+        match &self.source {
+            Source::Gguf => Some(&self.name),
+            Source::Slice { tensor, .. } => Some(tensor),
+            Source::Computed(_) => None,
+        }
+    }
+
+    /// Format and bytes of the weight in the file.
     ///
     /// # Errors
-    /// `Error::Model` when there is none in the file, `Error::Unsupported` for its type.
+    /// `Error::Model` when its tensor is not in the file with this type and enough elements, `Error::Unsupported` for its
+    /// type.
     pub fn stored<'g>(&self, gguf: &'g Gguf) -> Result<(&'static QuantFormat, &'g [u8]), Error> {
-        let tensor = gguf.tensor(&self.name);
-        let tensor = tensor
-            .filter(|t| t.ty == self.ty && t.n() * t.k() == (self.n * self.k) as u64)
-            .ok_or_else(|| Error::Model {
-                what: self.name.clone(),
-                why: format!("not in the file as {} [{},{}]", self.ty, self.n, self.k),
-            })?;
+        let missing = || Error::Model {
+            what: self.name.clone(),
+            why: format!("not in the file as {} [{},{}]", self.ty, self.n, self.k),
+        };
+        let elements = (self.n * self.k) as u64;
+        let tensor = self.tensor().and_then(|name| gguf.tensor(name));
+        let tensor = tensor.filter(|t| t.ty == self.ty).ok_or_else(missing)?;
+        let data = gguf.data(tensor);
+        let data = match &self.source {
+            Source::Slice { first, .. } => {
+                // Quant blocks are not cut: both ends are multiples of one.
+                let bytes = |elements: u64| Some(tensor.ty.row_bytes(elements)? as usize);
+                let range = bytes(*first as u64).zip(bytes(*first as u64 + elements));
+                range.and_then(|(start, end)| data.get(start..end))
+            }
+            _ => Some(data).filter(|_| tensor.n() * tensor.k() == elements),
+        };
+        let data = data.ok_or_else(missing)?;
         let format = quant::format(tensor.ty).ok_or_else(|| Error::Unsupported {
             what: self.name.clone(),
             why: format!("{} cannot be dequantised", tensor.ty),
         })?;
-        Ok((format, gguf.data(tensor)))
+        Ok((format, data))
     }
 }

@@ -1,23 +1,35 @@
-//! llama: Llama 1 to 3, Mistral and their kin. Interleaved rotary pairs, optional biases and Llama-3 frequency factors.
+//! llama: Llama 1 to 3, Mistral and their kin. Interleaved rotary pairs, optional biases and frequency factors.
 //! Facts: llama.cpp src/models/llama.cpp.
 
-use super::parts::{Biases, Builder, LayerShape};
-use super::rope::FreqFactors;
+use super::Architecture;
+use super::attention::Attention;
+use super::decoder::{Branch, Head};
+use super::ffn::Ffn;
+use super::parts::Builder;
 use crate::error::Error;
 use crate::graph::{Activation, RopeStyle};
 
-const SHAPE: LayerShape = LayerShape {
-    activation: Activation::Silu,
-    qk_norm: false,
-    biases: Biases {
-        qkv: true,
-        attn_output: true,
-        ffn: true,
-        output: false,
-    },
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "llama",
+    reads: &[],
+    refuses: &[],
+    build,
 };
 
-pub(super) fn build(b: &mut Builder) -> Result<(), Error> {
-    let rope = b.rope(RopeStyle::Interleaved, FreqFactors::Optional)?;
-    b.decoder(&SHAPE, &rope)
+fn build(b: &mut Builder) -> Result<(), Error> {
+    let rope = b.factored_rope(RopeStyle::Interleaved)?;
+    let ffn = Ffn {
+        bias: true,
+        ..Ffn::new(Activation::Silu)
+    };
+    let mut x = b.embedding(1.0)?;
+    for layer in 0..b.hparams.layers {
+        let attention = Attention {
+            output_bias: true,
+            ..b.plain_attention(layer, rope)
+        };
+        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
+        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
+    }
+    b.head(x, &Head::PLAIN)
 }

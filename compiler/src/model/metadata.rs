@@ -25,8 +25,6 @@ pub(super) struct Hparams {
     /// Leading elements of a head that rotate.
     pub rot_dim: usize,
     pub rms_eps: f32,
-    /// Multiplier of q k.
-    pub attention_scale: f32,
 }
 
 impl<'a> Metadata<'a> {
@@ -142,28 +140,15 @@ impl Hparams {
                 ),
             });
         }
-        if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
-            return Err(Error::Unsupported {
-                what: metadata.key("attention.key_length"),
-                why: format!("heads of {head_dim} elements (supported: 1 to {MAX_HEAD_DIM})"),
-            });
-        }
         let rot_dim = metadata
             .optional_size("rope.dimension_count")?
             .unwrap_or(head_dim);
-        if rot_dim > head_dim || !rot_dim.is_multiple_of(2) {
-            let why = format!("{rot_dim} is not an even number up to the head size {head_dim}");
-            return Err(metadata.wrong("rope.dimension_count", &why));
-        }
+        check_head(metadata, head_dim, rot_dim)?;
         const EPS: &str = "attention.layer_norm_rms_epsilon";
         let rms_eps = metadata.f32(EPS)?.ok_or_else(|| metadata.missing(EPS))?;
         if rms_eps < 0.0 {
             return Err(metadata.wrong(EPS, &format!("is {rms_eps}")));
         }
-        // 0 means unset, as in llama.cpp's f_attention_scale.
-        let attention_scale = metadata
-            .f32("attention.scale")?
-            .filter(|&scale| scale != 0.0);
         Ok(Hparams {
             vocab_size: vocab_size(metadata)?,
             hidden,
@@ -175,9 +160,23 @@ impl Hparams {
             head_dim,
             rot_dim,
             rms_eps,
-            attention_scale: attention_scale.unwrap_or((1.0 / (head_dim as f64).sqrt()) as f32),
         })
     }
+}
+
+/// Whether there is a table for heads of `head_dim` elements of which `rot_dim` rotate.
+pub(super) fn check_head(metadata: Metadata, head_dim: usize, rot_dim: usize) -> Result<(), Error> {
+    if !(1..=MAX_HEAD_DIM).contains(&head_dim) {
+        return Err(Error::Unsupported {
+            what: metadata.key("attention.key_length"),
+            why: format!("heads of {head_dim} elements (supported: 1 to {MAX_HEAD_DIM})"),
+        });
+    }
+    if rot_dim > head_dim || !rot_dim.is_multiple_of(2) {
+        let why = format!("{rot_dim} is not an even number up to the head size {head_dim}");
+        return Err(metadata.wrong("rope.dimension_count", &why));
+    }
+    Ok(())
 }
 
 /// Rows of the embedding matrix, which must be as many as the tokenizer has tokens when the file has a tokenizer.

@@ -1,68 +1,67 @@
-//! The pieces that dense decoders share, so that an architecture is a short file: tensors checked against metadata,
-//! attention, feed-forward, head. Emits simple ops only. What metadata means is in metadata.rs and rope.rs.
+//! A graph in the making: tensors of the file checked against what metadata says of them, and the ops that every room of a
+//! decoder is built from. Attention, feed-forward, rotation, windows, embedding and head have files of their own.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use coldpress_kernels::quant;
 use coldpress_kernels::tensor_type::TensorType;
 
+use super::DEFAULT_CONTEXT;
 use super::metadata::{Hparams, Metadata};
-use super::rope::{self, FreqFactors, Frequencies};
 use crate::error::Error;
 use crate::gguf::{Gguf, TensorInfo};
-use crate::graph::{
-    Activation, HeadNorm, KvLayer, Op, OpGraph, Part, RopeShape, RopeStyle, Source, Value, Weight,
-    WeightId,
-};
-
-/// Which bias tensors an architecture may have; each is added where the file has it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Biases {
-    pub qkv: bool,
-    pub attn_output: bool,
-    pub ffn: bool,
-    pub output: bool,
-}
-
-/// What tells one dense pre-norm decoder from another.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LayerShape {
-    pub activation: Activation,
-    /// RMS norm of every Q and K head before the rotation.
-    pub qk_norm: bool,
-    pub biases: Biases,
-}
-
-/// The rotary table of a graph.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rope {
-    table: Value,
-    shape: RopeShape,
-}
+use crate::graph::{Op, OpGraph, Part, Source, Value, Weight, WeightId};
 
 /// A graph in the making, and the tensors it has read.
 pub(super) struct Builder<'a> {
-    metadata: Metadata<'a>,
+    pub metadata: Metadata<'a>,
     pub hparams: Hparams,
     pub graph: OpGraph,
+    /// Tokens per sequence that the graph is for.
+    pub context: usize,
+    /// Above this context the graph would be another one, if it would.
+    pub switches_above: Option<usize>,
     used: BTreeSet<String>,
+    ignored: BTreeSet<String>,
+}
+
+/// Rows of a tensor that holds several matrices, one after the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows<'n> {
+    /// Tensor name without `.weight` or `.bias`.
+    pub of: &'n str,
+    /// Rows of the whole tensor.
+    pub total: usize,
+    /// The first that is meant.
+    pub first: usize,
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(gguf: &'a Gguf, architecture: &'a str) -> Result<Self, Error> {
+    pub fn new(
+        gguf: &'a Gguf,
+        architecture: &'a str,
+        context: Option<usize>,
+    ) -> Result<Self, Error> {
         let metadata = Metadata { gguf, architecture };
+        let hparams = Hparams::read(metadata)?;
+        let context = context.unwrap_or(hparams.context.min(DEFAULT_CONTEXT));
         Ok(Builder {
             metadata,
-            hparams: Hparams::read(metadata)?,
+            hparams,
             graph: OpGraph::default(),
+            context,
+            switches_above: None,
             used: BTreeSet::new(),
+            ignored: BTreeSet::new(),
         })
     }
 
-    /// The finished graph; every tensor of the file must have been read.
-    pub fn finish(self) -> Result<(Hparams, OpGraph), Error> {
+    /// Every tensor of the file must have been read.
+    pub fn check_all_read(&self) -> Result<(), Error> {
         let tensors = self.metadata.gguf.tensors().iter();
-        let mut unread = tensors.filter(|t| !self.used.contains(&t.name) && !is_leftover(&t.name));
+        let known = |name: &String| self.used.contains(name) || self.ignored.contains(name);
+        let mut unread = tensors.filter(|t| !known(&t.name) && !is_leftover(&t.name));
         match unread.next() {
             Some(tensor) => Err(Error::Unsupported {
                 what: tensor.name.clone(),
@@ -71,68 +70,8 @@ impl<'a> Builder<'a> {
                     self.metadata.architecture
                 ),
             }),
-            None => Ok((self.hparams, self.graph)),
+            None => Ok(()),
         }
-    }
-
-    /// Embedding, all layers, head: the whole of a dense pre-norm decoder.
-    pub fn decoder(&mut self, shape: &LayerShape, rope: &Rope) -> Result<(), Error> {
-        let mut x = self.embedding()?;
-        for layer in 0..self.hparams.layers {
-            let normed = self.norm(&format!("blk.{layer}.attn_norm"), x)?;
-            let attention = self.attention(layer, normed, shape, rope)?;
-            x = self.add(&format!("blk.{layer}.attn_residual"), attention, x)?;
-            let normed = self.norm(&format!("blk.{layer}.ffn_norm"), x)?;
-            let ffn = self.ffn(layer, normed, shape)?;
-            x = self.add(&format!("blk.{layer}.ffn_residual"), ffn, x)?;
-        }
-        self.head(x, shape.biases.output)
-    }
-
-    pub fn embedding(&mut self) -> Result<Value, Error> {
-        let Hparams {
-            vocab_size, hidden, ..
-        } = self.hparams;
-        let weight = self.matrix("token_embd.weight", vocab_size, hidden)?;
-        self.graph
-            .add_one(Op::Embed { weight, scale: 1.0 }, "token_embd", &[])
-    }
-
-    /// The table of rotary frequencies from metadata and, where the architecture has them, frequency factors.
-    pub fn rope(&mut self, style: RopeStyle, factors: FreqFactors) -> Result<Rope, Error> {
-        let Hparams {
-            head_dim,
-            rot_dim,
-            context,
-            ..
-        } = self.hparams;
-        let factors = match factors {
-            FreqFactors::Optional if self.has(rope::FACTORS) => {
-                self.tensor(rope::FACTORS, &[rot_dim as u64 / 2])?;
-                rope::factors(self.metadata)?
-            }
-            _ => None,
-        };
-        let Frequencies { inv_freq, mscale } =
-            rope::frequencies(self.metadata, rot_dim, context, factors.as_deref())?;
-        let inv_freq = self.graph.add_weight(Weight {
-            name: "<rope_inv_freq>".into(),
-            ty: TensorType::F32,
-            n: 1,
-            k: inv_freq.len(),
-            source: Source::Computed(inv_freq),
-        });
-        let table = self
-            .graph
-            .add_one(Op::RopeTable { inv_freq, mscale }, "rope_table", &[])?;
-        Ok(Rope {
-            table,
-            shape: RopeShape {
-                head_dim,
-                rot_dim,
-                style,
-            },
-        })
     }
 
     /// RMS norm by the vector `LABEL.weight`.
@@ -143,151 +82,193 @@ impl<'a> Builder<'a> {
         self.graph.add_one(Op::RmsNorm { weight, eps }, label, &[x])
     }
 
-    /// Q, K, V, rotation, KV cache, attention and output projection of one layer, without the residual.
-    pub fn attention(
-        &mut self,
-        layer: usize,
-        x: Value,
-        shape: &LayerShape,
-        rope: &Rope,
-    ) -> Result<Value, Error> {
-        let (heads, kv_heads) = (self.hparams.heads[layer], self.hparams.kv_heads[layer]);
-        let Hparams {
-            hidden,
-            head_dim,
-            attention_scale: scale,
-            ..
-        } = self.hparams;
-        let label = |part: &str| format!("blk.{layer}.{part}");
-        if self.has(&label("attn_qkv.weight")) && !self.has(&label("attn_q.weight")) {
-            return Err(Error::Unsupported {
-                what: label("attn_qkv.weight"),
-                why: format!(
-                    "only separate attn_q, attn_k and attn_v are implemented for {}",
-                    self.metadata.architecture
-                ),
-            });
-        }
-        let bias = shape.biases.qkv;
-        let mut q = self.linear(&label("attn_q"), x, heads * head_dim, bias)?;
-        let mut k = self.linear(&label("attn_k"), x, kv_heads * head_dim, bias)?;
-        let v = self.linear(&label("attn_v"), x, kv_heads * head_dim, bias)?;
-        if shape.qk_norm {
-            q = self.head_norm(&label("attn_q_norm"), q, heads)?;
-            k = self.head_norm(&label("attn_k_norm"), k, kv_heads)?;
-        }
-        let rotate = |heads| Op::Rope {
-            heads,
-            shape: rope.shape,
-        };
-        q = self
-            .graph
-            .add_one(rotate(heads), label("attn_q_rope"), &[q, rope.table])?;
-        k = self
-            .graph
-            .add_one(rotate(kv_heads), label("attn_k_rope"), &[k, rope.table])?;
-        let kv = self.graph.kv.len();
-        self.graph.kv.push(KvLayer {
-            kv_heads,
-            head_dim,
-            window: None,
-        });
-        let written = self
-            .graph
-            .add_one(Op::KvAppend { layer: kv }, label("attn_kv"), &[k, v])?;
-        let op = Op::Attention {
-            layer: kv,
-            heads,
-            scale,
-            softcap: None,
-        };
-        let attention = self.graph.add_one(op, label("attn"), &[q, written])?;
-        self.linear(
-            &label("attn_output"),
-            attention,
-            hidden,
-            shape.biases.attn_output,
-        )
-    }
-
-    /// Gated feed-forward network of one layer, without the residual.
-    pub fn ffn(&mut self, layer: usize, x: Value, shape: &LayerShape) -> Result<Value, Error> {
-        let (hidden, width) = (self.hparams.hidden, self.hparams.ffn[layer]);
-        let label = |part: &str| format!("blk.{layer}.{part}");
-        let bias = shape.biases.ffn;
-        let gate = self.linear(&label("ffn_gate"), x, width, bias)?;
-        let up = self.linear(&label("ffn_up"), x, width, bias)?;
-        let act = self
-            .graph
-            .add_one(Op::Act(shape.activation), label("ffn_act"), &[gate])?;
-        let gated = self
-            .graph
-            .add_one(Op::Mul, label("ffn_gated"), &[act, up])?;
-        self.linear(&label("ffn_down"), gated, hidden, bias)
-    }
-
-    /// Final norm and output projection of the rows whose logits are wanted. Without `output.weight` the embedding
-    /// matrix is used.
-    pub fn head(&mut self, x: Value, bias: bool) -> Result<(), Error> {
-        let Hparams {
-            vocab_size, hidden, ..
-        } = self.hparams;
-        let rows = self.graph.add_one(Op::SelectRows, "logits_rows", &[x])?;
-        let normed = self.norm("output_norm", rows)?;
-        let name = match self.has("output.weight") {
-            true => "output.weight",
-            false => "token_embd.weight",
-        };
-        let weight = self.matrix(name, vocab_size, hidden)?;
-        let bias = self.bias("output", vocab_size, bias)?;
-        let op = Op::MatMul {
-            parts: vec![Part { weight, bias }],
-            residual: false,
-        };
-        let logits = self.graph.add_one(op, "output", &[normed])?;
-        self.graph.add(Op::Logits, "logits", &[logits])?;
-        Ok(())
-    }
-
-    /// x W^T with the matrix `LABEL.weight`, plus `LABEL.bias` when the architecture may have one and the file does.
+    /// x W^T with the matrix `LABEL.weight`, times `LABEL.scale` where the file has it, plus `LABEL.bias` when the
+    /// architecture may have one and the file does.
     pub fn linear(&mut self, label: &str, x: Value, n: usize, bias: bool) -> Result<Value, Error> {
         let k = self.graph.value_type(x).width;
+        let part = self.part(label, (n, k), bias)?;
+        self.scaled_matmul(label, x, part, label)
+    }
+
+    /// As [`Builder::linear`], with `n` rows of a tensor that holds more; so does its bias, unless `LABEL.bias` exists.
+    pub fn linear_rows(
+        &mut self,
+        label: &str,
+        x: Value,
+        n: usize,
+        rows: Rows,
+        bias: bool,
+    ) -> Result<Value, Error> {
+        let k = self.graph.value_type(x).width;
+        let part = self.part_of(label, (n, k), rows, bias)?;
+        self.scaled_matmul(label, x, part, rows.of)
+    }
+
+    /// The matrix `LABEL.weight` and, where it may have one and does, its bias.
+    pub fn part(&mut self, label: &str, (n, k): (usize, usize), bias: bool) -> Result<Part, Error> {
         let weight = self.matrix(&format!("{label}.weight"), n, k)?;
-        let bias = self.bias(label, n, bias)?;
+        let bias = match bias {
+            true => self.bias(label, n)?,
+            false => None,
+        };
+        Ok(Part { weight, bias })
+    }
+
+    /// As [`Builder::part`], with `n` rows of a tensor that holds more.
+    pub fn part_of(
+        &mut self,
+        label: &str,
+        (n, k): (usize, usize),
+        rows: Rows,
+        bias: bool,
+    ) -> Result<Part, Error> {
+        let span = rows.first..rows.first + n;
+        let whole = format!("{}.weight", rows.of);
+        let ty = self.matrix_type(&whole, rows.total, k)?;
+        let weight = self.slice(whole, ty, span.clone(), (n, k));
+        let together = format!("{}.bias", rows.of);
+        let bias = match bias && self.has(&together) {
+            true => {
+                let ty = self.vector_type(&together, rows.total)?;
+                Some(self.slice(together, ty, span, (1, n)))
+            }
+            false if bias => self.bias(label, n)?,
+            false => None,
+        };
+        Ok(Part { weight, bias })
+    }
+
+    /// The number that products with the tensor `of` are multiplied by: `OF.scale`, or 1.
+    pub fn scale_of(&mut self, of: &str) -> Result<f32, Error> {
+        let name = format!("{of}.scale");
+        match self.has(&name) {
+            true => Ok(self.numbers(&name, 1)?[0]),
+            false => Ok(1.0),
+        }
+    }
+
+    /// scale x W^T + bias, with the scale of the tensor `of`. The product gets bias / scale, so that what scales it
+    /// may come after.
+    fn scaled_matmul(
+        &mut self,
+        label: &str,
+        x: Value,
+        part: Part,
+        of: &str,
+    ) -> Result<Value, Error> {
+        let scale = self.scale_of(of)?;
+        let bias = match part.bias {
+            Some(bias) if scale != 1.0 => Some(self.divided(bias, scale, of)?),
+            bias => bias,
+        };
+        let y = self.matmul(label, x, Part { bias, ..part })?;
+        self.scale(&format!("{label}_scaled"), y, scale)
+    }
+
+    /// The vector of that id over the scale of the tensor `of`.
+    fn divided(&mut self, id: WeightId, scale: f32, of: &str) -> Result<WeightId, Error> {
+        if scale == 0.0 {
+            return Err(Error::Model {
+                what: format!("{of}.scale"),
+                why: "is 0, and the product has a bias".into(),
+            });
+        }
+        let weight = self.graph.weight(id);
+        let (format, data) = weight.stored(self.metadata.gguf)?;
+        let mut values = vec![0.0; weight.k];
+        let name = format!("<{} / {scale}>", weight.name);
+        quant::dequantise_row(format, data, &mut values);
+        values.iter_mut().for_each(|value| *value /= scale);
+        Ok(self.computed(&name, values))
+    }
+
+    pub fn matmul(&mut self, label: &str, x: Value, part: Part) -> Result<Value, Error> {
         let op = Op::MatMul {
-            parts: vec![Part { weight, bias }],
+            parts: vec![part],
             residual: false,
         };
         self.graph.add_one(op, label, &[x])
     }
 
-    fn head_norm(&mut self, label: &str, x: Value, heads: usize) -> Result<Value, Error> {
-        let weight = self.vector(&format!("{label}.weight"), self.hparams.head_dim)?;
-        let norm = HeadNorm {
-            weight,
-            eps: self.hparams.rms_eps,
-        };
-        self.graph
-            .add_one(Op::HeadNorm { norm, heads }, label, &[x])
-    }
-
-    fn add(&mut self, label: &str, a: Value, b: Value) -> Result<Value, Error> {
+    pub fn add(&mut self, label: &str, a: Value, b: Value) -> Result<Value, Error> {
         self.graph.add_one(Op::Add, label, &[a, b])
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.metadata.gguf.tensor(name).is_some()
+    /// x * factor; x itself where the factor is 1.
+    pub fn scale(&mut self, label: &str, x: Value, factor: f32) -> Result<Value, Error> {
+        match factor {
+            1.0 => Ok(x),
+            _ => self.graph.add_one(Op::Scale(factor), label, &[x]),
+        }
     }
 
-    fn bias(&mut self, label: &str, n: usize, allowed: bool) -> Result<Option<WeightId>, Error> {
+    /// cap * tanh(x / cap); x itself without a cap.
+    pub fn softcap(&mut self, label: &str, x: Value, cap: Option<f32>) -> Result<Value, Error> {
+        match cap {
+            Some(cap) => self.graph.add_one(Op::Softcap(cap), label, &[x]),
+            None => Ok(x),
+        }
+    }
+
+    /// Whether the file has a tensor of that name that may be read.
+    pub fn has(&self, name: &str) -> bool {
+        self.metadata.gguf.tensor(name).is_some() && !self.ignored.contains(name)
+    }
+
+    /// A tensor that files may have and that changes nothing: from here on the file is as good as without it.
+    pub fn ignore(&mut self, name: String) {
+        self.ignored.insert(name);
+    }
+
+    /// `LABEL.bias`, if the file has it.
+    pub fn bias(&mut self, label: &str, n: usize) -> Result<Option<WeightId>, Error> {
         let name = format!("{label}.bias");
-        match allowed && self.has(&name) {
+        match self.has(&name) {
             true => self.vector(&name, n).map(Some),
             false => Ok(None),
         }
     }
 
-    fn matrix(&mut self, name: &str, n: usize, k: usize) -> Result<WeightId, Error> {
+    pub fn matrix(&mut self, name: &str, n: usize, k: usize) -> Result<WeightId, Error> {
+        let ty = self.matrix_type(name, n, k)?;
+        Ok(self.weight(name, ty, (n, k), Source::Gguf))
+    }
+
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<WeightId, Error> {
+        let ty = self.vector_type(name, len)?;
+        Ok(self.weight(name, ty, (1, len), Source::Gguf))
+    }
+
+    /// A vector of `len` ones, for norms without a weight.
+    pub fn ones(&mut self, len: usize) -> WeightId {
+        let values = Source::Computed(vec![1.0; len]);
+        self.weight(&format!("<ones[{len}]>"), TensorType::F32, (1, len), values)
+    }
+
+    /// A vector that was computed from metadata.
+    pub fn computed(&mut self, name: &str, values: Vec<f32>) -> WeightId {
+        let shape = (1, values.len());
+        self.weight(name, TensorType::F32, shape, Source::Computed(values))
+    }
+
+    /// The numbers of a vector that becomes part of the graph itself.
+    pub fn numbers(&mut self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+        let ty = self.vector_type(name, len)?;
+        let mut values = vec![0.0; len];
+        let tensor = self.metadata.gguf.tensor(name);
+        if let (Some(tensor), Some(format)) = (tensor, quant::format(ty)) {
+            quant::dequantise_row(format, self.metadata.gguf.data(tensor), &mut values);
+        }
+        match values.iter().position(|value| !value.is_finite()) {
+            Some(at) => Err(Error::Model {
+                what: name.into(),
+                why: format!("element {at} is {}", values[at]),
+            }),
+            None => Ok(values),
+        }
+    }
+
+    fn matrix_type(&mut self, name: &str, n: usize, k: usize) -> Result<TensorType, Error> {
         let ty = self.tensor(name, &[k as u64, n as u64])?.ty;
         if quant::format(ty).is_none() {
             let types: Vec<_> = quant::FORMATS
@@ -299,10 +280,10 @@ impl<'a> Builder<'a> {
                 why: format!("no kernel reads {ty} (supported: {})", types.join(", ")),
             });
         }
-        Ok(self.weight(name, ty, n, k))
+        Ok(ty)
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<WeightId, Error> {
+    fn vector_type(&mut self, name: &str, len: usize) -> Result<TensorType, Error> {
         let ty = self.tensor(name, &[len as u64])?.ty;
         if !matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16) {
             return Err(Error::Unsupported {
@@ -310,16 +291,39 @@ impl<'a> Builder<'a> {
                 why: format!("{ty} is no type for a vector (supported: F32, F16, BF16)"),
             });
         }
-        Ok(self.weight(name, ty, 1, len))
+        Ok(ty)
     }
 
-    fn weight(&mut self, name: &str, ty: TensorType, n: usize, k: usize) -> WeightId {
+    /// Part of the tensor `whole`: `span` of its rows (of its elements where it is a vector), which are `shape`.
+    fn slice(
+        &mut self,
+        whole: String,
+        ty: TensorType,
+        span: Range<usize>,
+        (n, k): (usize, usize),
+    ) -> WeightId {
+        let name = format!("{whole}[{}..{}]", span.start, span.end);
+        let first = span.start * (n * k / span.len().max(1));
+        let source = Source::Slice {
+            tensor: whole,
+            first,
+        };
+        self.weight(&name, ty, (n, k), source)
+    }
+
+    fn weight(
+        &mut self,
+        name: &str,
+        ty: TensorType,
+        (n, k): (usize, usize),
+        source: Source,
+    ) -> WeightId {
         self.graph.add_weight(Weight {
             name: name.into(),
             ty,
             n,
             k,
-            source: Source::Gguf,
+            source,
         })
     }
 
@@ -345,9 +349,11 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Tensors that old converters left in files and that llama.cpp never reads: precomputed rotary frequencies.
+/// Tensors that converters leave in files and that llama.cpp does not compute with: precomputed rotary frequencies, scales
+/// of activations that were quantised in training.
 fn is_leftover(name: &str) -> bool {
     name.ends_with(".attn_rot_embd")
         || name.ends_with(".attn_rot_embd.weight")
         || name.ends_with("rotary_emb.inv_freq")
+        || name.ends_with(".input_scale")
 }

@@ -1,23 +1,34 @@
 //! qwen3: dense Qwen 3. As qwen2 with an RMS norm of every Q and K head before the rotation.
 //! Facts: llama.cpp src/models/qwen3.cpp.
 
-use super::parts::{Biases, Builder, LayerShape};
-use super::rope::FreqFactors;
+use super::Architecture;
+use super::attention::{Attention, QkNorm};
+use super::decoder::{Branch, Head};
+use super::ffn::Ffn;
+use super::parts::Builder;
 use crate::error::Error;
 use crate::graph::{Activation, RopeStyle};
 
-const SHAPE: LayerShape = LayerShape {
-    activation: Activation::Silu,
-    qk_norm: true,
-    biases: Biases {
-        qkv: true,
-        attn_output: false,
-        ffn: false,
-        output: false,
-    },
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "qwen3",
+    reads: &[],
+    refuses: &[],
+    build,
 };
 
-pub(super) fn build(b: &mut Builder) -> Result<(), Error> {
-    let rope = b.rope(RopeStyle::Neox, FreqFactors::None)?;
-    b.decoder(&SHAPE, &rope)
+fn build(b: &mut Builder) -> Result<(), Error> {
+    let rope = b.plain_rope(RopeStyle::Neox)?;
+    let ffn = Ffn::new(Activation::Silu);
+    // The head of reranking models, which does not change logits.
+    b.ignore("cls.output.weight".into());
+    let mut x = b.embedding(1.0)?;
+    for layer in 0..b.hparams.layers {
+        let attention = Attention {
+            qk_norm: QkNorm::Heads,
+            ..b.plain_attention(layer, rope)
+        };
+        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
+        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
+    }
+    b.head(x, &Head::PLAIN)
 }

@@ -1,26 +1,44 @@
 //! Rotary frequencies: base, linear and YaRN scaling, and frequency factors, folded into one table of angular
-//! frequencies and one magnitude. What llama.cpp spreads over load_hparams, llama_context and ggml's rope_yarn.
+//! frequencies and one magnitude per kind of layer. What llama.cpp spreads over load_hparams, llama_context and ggml's
+//! rope_yarn.
 //!
 //! Not here: the rotation itself, which multiplies the table by the position.
 
-use coldpress_kernels::quant;
-
 use super::metadata::Metadata;
+use super::parts::Builder;
 use crate::error::Error;
+use crate::graph::{Op, RopeShape, RopeStyle, Value};
 
-/// Whether an architecture has a `rope_freqs.weight` tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FreqFactors {
-    /// It has none.
-    None,
-    /// Llama 3: each frequency is divided by its factor.
-    Optional,
+/// A rotary table of a graph.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rope {
+    pub table: Value,
+    pub shape: RopeShape,
 }
 
-/// Tensor of the frequency factors, `[rot_dim / 2]`.
-pub(super) const FACTORS: &str = "rope_freqs.weight";
+/// How layers of one kind rotate.
+#[derive(Clone, Debug)]
+pub(super) struct RopeSpec {
+    pub shape: RopeShape,
+    /// Radians per position of pair i are `base^(-2i / rot_dim)`, before scaling.
+    pub base: f32,
+    pub scaling: Scaling,
+    /// Factor of cos and sin besides YaRN's own.
+    pub magnitude: f32,
+    /// Each frequency is divided by its factor, `[rot_dim / 2]`.
+    pub factors: Option<Vec<f32>>,
+}
 
-/// Rotary frequencies of a model.
+/// Tensor of the frequency factors of Llama 3, and of the proportional rotation of Gemma 4.
+pub(super) const FACTORS: &str = "rope_freqs.weight";
+/// Tensors of the frequency factors of LongRoPE (Ding et al. 2024), within and beyond the original context.
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
+const LONG_FACTORS: &str = "rope_factors_long.weight";
+const BASE: &str = "rope.freq_base";
+const TYPE: &str = "rope.scaling.type";
+const ORIGINAL_CONTEXT: &str = "rope.scaling.original_context_length";
+
+/// Rotary frequencies of a kind of layer.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Frequencies {
     /// Radians per position of each rotary pair.
@@ -31,7 +49,7 @@ pub(super) struct Frequencies {
 
 /// How positions beyond the training context are brought back into it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Scaling {
+pub(super) enum Scaling {
     None,
     /// Every frequency divided by `factor`.
     Linear {
@@ -43,73 +61,162 @@ enum Scaling {
         original_context: f64,
         beta_fast: f64,
         beta_slow: f64,
+        /// How much of the magnitude the model's scores already have (`mscale_all_dim`); 0 for none.
+        log_multiplier: f64,
     },
 }
 
-/// Reads the scaling keys and computes the table. `factors` divides the frequencies, one element per pair.
-///
-/// # Errors
-/// A scaling type that is not implemented, or values no frequency can be computed from.
-pub(super) fn frequencies(
-    metadata: Metadata,
-    rot_dim: usize,
-    context: usize,
-    factors: Option<&[f32]>,
-) -> Result<Frequencies, Error> {
-    const BASE: &str = "rope.freq_base";
-    let base = metadata.f32(BASE)?.unwrap_or(10_000.0);
-    // YaRN divides by ln(base), so 1 is no more usable than a negative number.
-    if base <= 1.0 {
-        return Err(metadata.wrong(BASE, &format!("is {base}; must be greater than 1")));
+impl RopeSpec {
+    /// What metadata says of layers without a window.
+    ///
+    /// # Errors
+    /// A scaling type that is not implemented, or values no frequency can be computed from.
+    pub fn read(metadata: Metadata, shape: RopeShape, context: usize) -> Result<RopeSpec, Error> {
+        Ok(RopeSpec {
+            shape,
+            base: base(metadata, BASE)?.unwrap_or(10_000.0),
+            scaling: scaling(metadata, context)?,
+            magnitude: metadata.f32("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            factors: None,
+        })
     }
-    let scaling = scaling(metadata, context)?;
-    const ATTN_FACTOR: &str = "rope.scaling.attn_factor";
-    let attn_factor = metadata.f32(ATTN_FACTOR)?.unwrap_or(1.0);
-    let (inv_freq, mscale) = table(f64::from(base), rot_dim, scaling, factors);
-    if let Some(pair) = inv_freq.iter().position(|frequency| !frequency.is_finite()) {
-        let why = format!("gives rotary pair {pair} the frequency {}", inv_freq[pair]);
-        return Err(Error::Model {
-            what: "rope frequencies".into(),
-            why,
-        });
+
+    /// Table and magnitude of these layers.
+    ///
+    /// # Errors
+    /// Values no frequency can be computed from.
+    pub fn frequencies(&self) -> Result<Frequencies, Error> {
+        let rot_dim = self.shape.rot_dim;
+        let (inv_freq, mscale) = table(
+            f64::from(self.base),
+            rot_dim,
+            self.scaling,
+            self.factors.as_deref(),
+        );
+        if let Some(pair) = inv_freq.iter().position(|frequency| !frequency.is_finite()) {
+            let why = format!("gives rotary pair {pair} the frequency {}", inv_freq[pair]);
+            return Err(Error::Model {
+                what: "rope frequencies".into(),
+                why,
+            });
+        }
+        Ok(Frequencies {
+            inv_freq,
+            mscale: (mscale * f64::from(self.magnitude)) as f32,
+        })
     }
-    Ok(Frequencies {
-        inv_freq,
-        mscale: (mscale * f64::from(attn_factor)) as f32,
-    })
 }
 
-/// Values of a frequency factor tensor.
-///
-/// # Errors
-/// A type that cannot be read, or a factor that is 0, negative or not finite.
-pub(super) fn factors(metadata: Metadata) -> Result<Option<Vec<f32>>, Error> {
-    let Some(tensor) = metadata.gguf.tensor(FACTORS) else {
-        return Ok(None);
-    };
-    let format = quant::format(tensor.ty).ok_or_else(|| Error::Unsupported {
-        what: FACTORS.into(),
-        why: format!(
-            "{} is no type for a vector (supported: F32, F16, BF16)",
-            tensor.ty
-        ),
-    })?;
-    let mut values = vec![0.0; (tensor.n() * tensor.k()) as usize];
-    quant::dequantise_row(format, metadata.gguf.data(tensor), &mut values);
-    match values
-        .iter()
-        .position(|&factor| !(factor.is_finite() && factor > 0.0))
-    {
-        Some(at) => Err(Error::Model {
-            what: FACTORS.into(),
-            why: format!("element {at} is {}, must be positive", values[at]),
-        }),
-        None => Ok(Some(values)),
+impl Builder<'_> {
+    /// How metadata has layers without a window rotate.
+    pub fn rope_spec(&self, style: RopeStyle) -> Result<RopeSpec, Error> {
+        let h = &self.hparams;
+        let shape = RopeShape {
+            head_dim: h.head_dim,
+            rot_dim: h.rot_dim,
+            style,
+        };
+        RopeSpec::read(self.metadata, shape, h.context)
+    }
+
+    /// The base at `key`, if the file has it.
+    pub fn rope_base(&self, key: &str) -> Result<Option<f32>, Error> {
+        base(self.metadata, key)
+    }
+
+    /// Puts the table of `spec` into the graph; `kind` tells several tables of a model apart.
+    pub fn rope(&mut self, kind: &str, spec: &RopeSpec) -> Result<Rope, Error> {
+        let Frequencies { inv_freq, mscale } = spec.frequencies()?;
+        let inv_freq = self.computed(&format!("<rope_inv_freq{kind}>"), inv_freq);
+        let op = Op::RopeTable { inv_freq, mscale };
+        let table = self.graph.add_one(op, format!("rope_table{kind}"), &[])?;
+        let shape = spec.shape;
+        Ok(Rope { table, shape })
+    }
+
+    /// The table of metadata alone.
+    pub fn plain_rope(&mut self, style: RopeStyle) -> Result<Rope, Error> {
+        let spec = self.rope_spec(style)?;
+        self.rope("", &spec)
+    }
+
+    /// The table of metadata and of whichever frequency factors the file has: Llama 3's, or LongRoPE's where metadata
+    /// says so.
+    pub fn factored_rope(&mut self, style: RopeStyle) -> Result<Rope, Error> {
+        let spec = self.factored_rope_spec(style)?;
+        self.rope("", &spec)
+    }
+
+    /// What [`Builder::factored_rope`] makes a table of.
+    pub fn factored_rope_spec(&mut self, style: RopeStyle) -> Result<RopeSpec, Error> {
+        let mut spec = self.rope_spec(style)?;
+        let pairs = spec.shape.rot_dim / 2;
+        spec.factors = match self.metadata.str(TYPE)? {
+            Some("longrope") => self.factors_by_context(pairs)?,
+            _ => self.frequency_factors(FACTORS, pairs)?,
+        };
+        Ok(spec)
+    }
+
+    /// Tokens that the model was trained for before its rotation was scaled.
+    pub fn original_context(&self) -> Result<usize, Error> {
+        let original = self
+            .metadata
+            .gguf
+            .u32(&self.metadata.key(ORIGINAL_CONTEXT))?;
+        Ok(original.map_or(self.hparams.context, |tokens| tokens as usize))
+    }
+
+    /// LongRoPE's factors for the context the graph is for, if the file has them.
+    pub fn factors_by_context(&mut self, pairs: usize) -> Result<Option<Vec<f32>>, Error> {
+        let original = self
+            .metadata
+            .gguf
+            .u32(&self.metadata.key(ORIGINAL_CONTEXT))?;
+        let original = original.map_or(self.hparams.context, |tokens| tokens as usize);
+        let short = self.frequency_factors(SHORT_FACTORS, pairs)?;
+        let long = self.frequency_factors(LONG_FACTORS, pairs)?;
+        if short != long {
+            self.switches_above = Some(original);
+        }
+        Ok(if self.context > original { long } else { short })
+    }
+
+    /// The frequency factors in the tensor `name`, if the file has it.
+    ///
+    /// # Errors
+    /// Another length than `pairs`, or a factor that is 0 or not finite.
+    pub fn frequency_factors(
+        &mut self,
+        name: &str,
+        pairs: usize,
+    ) -> Result<Option<Vec<f32>>, Error> {
+        if !self.has(name) {
+            return Ok(None);
+        }
+        let factors = self.numbers(name, pairs)?;
+        match factors.iter().position(|&factor| factor == 0.0) {
+            Some(at) => Err(Error::Model {
+                what: name.into(),
+                why: format!("element {at} is 0, which nothing can be divided by"),
+            }),
+            None => Ok(Some(factors)),
+        }
+    }
+}
+
+fn base(metadata: Metadata, key: &str) -> Result<Option<f32>, Error> {
+    let base = metadata.f32(key)?;
+    // YaRN divides by ln(base), so 1 is no more usable than a negative number.
+    match base {
+        Some(base) if base <= 1.0 => {
+            Err(metadata.wrong(key, &format!("is {base}; must be greater than 1")))
+        }
+        base => Ok(base),
     }
 }
 
 fn scaling(metadata: Metadata, context: usize) -> Result<Scaling, Error> {
-    const TYPE: &str = "rope.scaling.type";
     // The older key is read only when the newer one is absent; without a type, a factor means linear.
     let (key, factor) = match metadata.f32("rope.scaling.factor")? {
         Some(factor) => ("rope.scaling.factor", factor),
@@ -127,24 +234,25 @@ fn scaling(metadata: Metadata, context: usize) -> Result<Scaling, Error> {
     };
     match metadata.str(TYPE)?.unwrap_or("linear") {
         "none" => Ok(Scaling::None),
-        "linear" => Ok(Scaling::Linear { factor }),
+        // What else LongRoPE does is in its factors.
+        "linear" | "longrope" => Ok(Scaling::Linear { factor }),
         "yarn" => {
-            const ORIGINAL: &str = "rope.scaling.original_context_length";
-            let original = metadata.gguf.u32(&metadata.key(ORIGINAL))?;
+            let original = metadata.gguf.u32(&metadata.key(ORIGINAL_CONTEXT))?;
             let original = original
                 .filter(|&tokens| tokens != 0)
                 .map_or(context, |tokens| tokens as usize);
-            // llama.cpp's defaults; the keys that would change them are refused by check.rs.
+            // llama.cpp's defaults; who reads keys for them replaces them.
             Ok(Scaling::Yarn {
                 factor,
                 original_context: original as f64,
                 beta_fast: 32.0,
                 beta_slow: 1.0,
+                log_multiplier: 0.0,
             })
         }
         other => Err(Error::Unsupported {
             what: metadata.key(TYPE),
-            why: format!("{other} is not implemented (supported: none, linear, yarn)"),
+            why: format!("{other} is not implemented (supported: none, linear, yarn, longrope)"),
         }),
     }
 }
@@ -163,6 +271,7 @@ fn table(base: f64, rot_dim: usize, scaling: Scaling, factors: Option<&[f32]>) -
                 original_context,
                 beta_fast,
                 beta_slow,
+                ..
             } => {
                 let bound = |beta: f64| {
                     let turns = original_context / (beta * std::f64::consts::TAU);
@@ -177,7 +286,14 @@ fn table(base: f64, rot_dim: usize, scaling: Scaling, factors: Option<&[f32]>) -
         }
     };
     let mscale = match scaling {
-        Scaling::Yarn { factor, .. } if factor > 1.0 => 0.1 * factor.ln() + 1.0,
+        Scaling::Yarn {
+            factor,
+            log_multiplier,
+            ..
+        } if factor > 1.0 => {
+            let magnitude = |part: f64| 0.1 * part * factor.ln() + 1.0;
+            magnitude(1.0) / magnitude(log_multiplier)
+        }
         _ => 1.0,
     };
     (
@@ -208,7 +324,15 @@ mod tests {
             gguf: &gguf,
             architecture: "llama",
         };
-        frequencies(metadata, rot_dim, 1024, None)
+        RopeSpec::read(metadata, shape(rot_dim), 1024)?.frequencies()
+    }
+
+    fn shape(rot_dim: usize) -> RopeShape {
+        RopeShape {
+            head_dim: rot_dim,
+            rot_dim,
+            style: RopeStyle::Neox,
+        }
     }
 
     fn assert_close(found: &[f32], expected: &[f64]) {
@@ -295,16 +419,20 @@ mod tests {
             gguf: &gguf,
             architecture: "llama",
         };
-        let divided = frequencies(metadata, 8, 1024, Some(&[1.0, 2.0, 4.0, 8.0])).unwrap();
-        assert_close(&divided.inv_freq, &[0.5, 0.025, 0.00125, 0.0000625]);
+        let mut spec = RopeSpec::read(metadata, shape(8), 1024).unwrap();
+        spec.factors = Some(vec![1.0, 2.0, 4.0, 8.0]);
+        assert_close(
+            &spec.frequencies().unwrap().inv_freq,
+            &[0.5, 0.025, 0.00125, 0.0000625],
+        );
     }
 
     #[test]
     fn unusable_values_are_named() {
         let says = |keys: &[(&str, Value)]| read(keys, 8).unwrap_err().to_string();
         assert_eq!(
-            says(&scaling("longrope", 2.0)),
-            "llama.rope.scaling.type: longrope is not implemented (supported: none, linear, yarn)"
+            says(&scaling("dynamic", 2.0)),
+            "llama.rope.scaling.type: dynamic is not implemented (supported: none, linear, yarn, longrope)"
         );
         assert_eq!(
             says(&scaling("yarn", -2.0)),

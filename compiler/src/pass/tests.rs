@@ -51,6 +51,35 @@ fn bytes(random: &mut Random, ty: TensorType, len: u64, vector: bool) -> Vec<u8>
     }
 }
 
+/// Metadata that makes a tiny model of an architecture show what it has of its own: windows of two tokens, and keys
+/// without which it is no model.
+fn own_keys(architecture: &str) -> Vec<(&'static str, Value)> {
+    match architecture {
+        "gemma2" | "gemma3" => vec![
+            ("attention.sliding_window", Value::U32(2)),
+            ("attention.sliding_window_pattern", Value::U32(2)),
+            ("rope.freq_base_swa", Value::F32(100.0)),
+            ("rope.scaling.factor", Value::F32(4.0)),
+        ],
+        "gemma4" => vec![
+            ("attention.sliding_window", Value::U32(2)),
+            ("attention.sliding_window_pattern", Value::U32(2)),
+            ("rope.freq_base_swa", Value::F32(100.0)),
+            ("attention.key_length_swa", Value::U32(8)),
+            ("attention.value_length_swa", Value::U32(8)),
+            ("embedding_length_per_layer_input", Value::U32(32)),
+        ],
+        "olmo2" => vec![("attention.sliding_window", Value::U32(2))],
+        "granite" => vec![
+            ("logit_scale", Value::F32(8.0)),
+            ("residual_scale", Value::F32(0.5)),
+            ("embedding_scale", Value::F32(3.0)),
+            ("attention.scale", Value::F32(0.25)),
+        ],
+        _ => vec![],
+    }
+}
+
 /// How a tiny model differs from the plainest one.
 #[derive(Clone, Copy)]
 pub struct Tiny {
@@ -77,59 +106,78 @@ impl Tiny {
         biases: false,
     };
 
-    /// The file: hidden 32, head size 32 / heads, feed-forward 64, vocabulary 8.
+    /// The file: hidden 32, head size 32 / heads, feed-forward 64, vocabulary 8, and whatever tensors the architecture
+    /// asks for.
     pub fn writer(&self) -> GgufWriter<'static> {
+        let mut tensors = self.optional();
+        loop {
+            let writer = self.written(&tensors);
+            let error = match crate::model::build(&open(&writer)) {
+                Ok(_) => return writer,
+                Err(error) => error,
+            };
+            let text = error.to_string();
+            let (name, why) = text.split_once(": ").unwrap();
+            if let Some(dims) = why.strip_prefix("missing: expected ") {
+                tensors.push((name.into(), serde_json::from_str(dims).unwrap()));
+            } else if why.ends_with("so its effect would be lost") {
+                tensors.retain(|(tensor, _)| tensor != name);
+            } else {
+                panic!("{text}");
+            }
+        }
+    }
+
+    /// Tensors that no architecture misses and that some may have.
+    fn optional(&self) -> Vec<(String, Vec<u64>)> {
+        let (hidden, ffn, vocab) = (32, 64, 8);
+        let mut tensors: Vec<(String, Vec<u64>)> = vec![
+            ("token_embd.weight".into(), vec![hidden, vocab]),
+            ("output_norm.weight".into(), vec![hidden]),
+            ("output.weight".into(), vec![hidden, vocab]),
+        ];
+        for layer in 0..self.layers {
+            let mut tensor =
+                |name: &str, len: u64| tensors.push((format!("blk.{layer}.{name}"), vec![len]));
+            tensor("attn_q.bias", hidden);
+            if self.biases {
+                tensor("attn_output.bias", hidden);
+                tensor("ffn_gate.bias", ffn);
+                tensor("ffn_up.bias", ffn);
+                tensor("ffn_down.bias", hidden);
+            }
+        }
+        tensors
+    }
+
+    /// The file with these tensors.
+    fn written(&self, tensors: &[(String, Vec<u64>)]) -> GgufWriter<'static> {
         let mut writer = GgufWriter::new();
         let key = |suffix: &str| format!("{}.{suffix}", self.architecture);
-        let (hidden, ffn, vocab) = (32, 64, 8);
-        let head_dim = hidden / self.heads;
         writer.add("general.architecture", Value::Str(self.architecture.into()));
         for (suffix, value) in [
             ("block_count", self.layers),
             ("context_length", 64),
-            ("embedding_length", hidden),
-            ("feed_forward_length", ffn),
+            ("embedding_length", 32),
+            ("feed_forward_length", 64),
             ("attention.head_count", self.heads),
             ("attention.head_count_kv", self.kv_heads),
         ] {
             writer.add(key(suffix), Value::U32(value as u32));
         }
         writer.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
+        for (suffix, value) in own_keys(self.architecture) {
+            writer.add(key(suffix), value);
+        }
         let mut random = Random(7);
-        let mut tensor = |name: String, dims: &[u64]| {
+        for (name, dims) in tensors {
             let vector = dims.len() == 1;
             let ty = match vector || name.ends_with(self.float) {
                 true => TensorType::F32,
                 false => self.ty,
             };
             let bytes = bytes(&mut random, ty, dims.iter().product(), vector);
-            writer.tensor(name, ty, dims, bytes);
-        };
-        tensor("token_embd.weight".into(), &[hidden, vocab]);
-        tensor("output_norm.weight".into(), &[hidden]);
-        tensor("output.weight".into(), &[hidden, vocab]);
-        for layer in 0..self.layers {
-            let mut tensor = |name: &str, dims: &[u64]| tensor(format!("blk.{layer}.{name}"), dims);
-            tensor("attn_norm.weight", &[hidden]);
-            tensor("attn_q.weight", &[hidden, hidden]);
-            tensor("attn_k.weight", &[hidden, self.kv_heads * head_dim]);
-            tensor("attn_v.weight", &[hidden, self.kv_heads * head_dim]);
-            tensor("attn_q.bias", &[hidden]);
-            tensor("attn_output.weight", &[hidden, hidden]);
-            if self.biases {
-                tensor("attn_output.bias", &[hidden]);
-                tensor("ffn_gate.bias", &[ffn]);
-                tensor("ffn_up.bias", &[ffn]);
-                tensor("ffn_down.bias", &[hidden]);
-            }
-            if self.architecture == "qwen3" {
-                tensor("attn_q_norm.weight", &[head_dim]);
-                tensor("attn_k_norm.weight", &[head_dim]);
-            }
-            tensor("ffn_norm.weight", &[hidden]);
-            tensor("ffn_gate.weight", &[hidden, ffn]);
-            tensor("ffn_up.weight", &[hidden, ffn]);
-            tensor("ffn_down.weight", &[ffn, hidden]);
+            writer.tensor(name.clone(), ty, dims, bytes);
         }
         writer
     }
@@ -202,7 +250,7 @@ pub fn assert_lines(text: &str, expected: &[&str]) {
 
 #[test]
 fn every_pass_computes_the_same() {
-    for architecture in ["llama", "qwen2", "qwen3"] {
+    for architecture in crate::model::ARCHITECTURES.iter().map(|a| a.name) {
         for (ty, float) in [
             (TensorType::F32, "none"),
             (TensorType::Q8_0, "none"),
@@ -215,7 +263,7 @@ fn every_pass_computes_the_same() {
                 layers: 2,
                 ty,
                 float,
-                biases: architecture == "llama",
+                biases: true,
             };
             let mut graph = tiny.graph();
             let gguf = tiny.gguf();

@@ -102,7 +102,8 @@ impl Context<'_> {
         let at = self.buffer(value)?;
         Ok(Access {
             space: Space::Arena,
-            value: Some(value),
+            // What a view shows belongs to the value it is a view of.
+            value: Some(self.graph.viewed(value).0),
             offset: at.offset,
             stride: at.stride,
             rows: self.rows,

@@ -1,5 +1,6 @@
 //! Values to arena offsets: a stage's values live from their producer to their last reader, and values that never live
-//! together share memory. An op that may work in place gets its input's memory when nobody reads that input later.
+//! together share memory. An op that may work in place gets its input's memory when nobody reads that input later. A view
+//! lies in the rows it is a view of, and has no memory of its own.
 
 use super::Buffer;
 use super::lower::Backend;
@@ -128,6 +129,16 @@ pub fn place(
             );
         }
     }
+    for (_, node) in numbered(groups) {
+        let view = Value { node, port: 0 };
+        let (whole, column) = graph.viewed(view);
+        if let Some(&Buffer { offset, stride }) =
+            placed.buffers.get(&whole).filter(|_| whole != view)
+        {
+            let offset = offset + column * 4;
+            placed.buffers.insert(view, Buffer { offset, stride });
+        }
+    }
     placed
 }
 
@@ -145,14 +156,7 @@ fn classes(
     backend: &dyn Backend,
 ) -> Vec<Class> {
     let index: BTreeMap<NodeIndex, usize> = numbered(groups).map(|(at, n)| (n, at)).collect();
-    let last_use = |value: Value| -> usize {
-        graph
-            .consumers(value)
-            .iter()
-            .filter_map(|(node, _)| index.get(node).copied())
-            .max()
-            .unwrap_or(0)
-    };
+    let last_use = |value: Value| last_use(graph, &index, value);
     let mut classes: Vec<Class> = Vec::new();
     let mut class_of: BTreeMap<Value, usize> = BTreeMap::new();
     for (at, node) in numbered(groups) {
@@ -163,7 +167,7 @@ fn classes(
                 port: port as u16,
             };
             let stride = backend.stride(graph, value);
-            if stride == 0 {
+            if stride == 0 || graph.viewed(value).0 != value {
                 continue;
             }
             let last = last_use(value).max(at);
@@ -192,4 +196,14 @@ fn classes(
         }
     }
     classes
+}
+
+/// Number of the last group that reads `value` or a view of it.
+fn last_use(graph: &OpGraph, index: &BTreeMap<NodeIndex, usize>, value: Value) -> usize {
+    let readers = graph.consumers(value).into_iter();
+    let ends = readers.map(|(node, _)| match graph.nodes[node].op {
+        Op::Columns { .. } => last_use(graph, index, Value { node, port: 0 }),
+        _ => index.get(&node).copied().unwrap_or(0),
+    });
+    ends.max().unwrap_or(0)
 }

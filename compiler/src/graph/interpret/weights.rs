@@ -40,7 +40,7 @@ impl<'g> Weights<'g> {
         for weight in &graph.weights {
             held.push(match &weight.source {
                 Source::Computed(values) => Some(values.clone()),
-                Source::Gguf => {
+                Source::Gguf | Source::Slice { .. } => {
                     let (format, data) = weight.stored(gguf)?;
                     hold(weight).then(|| {
                         let mut values = vec![0.0; weight.n * weight.k];

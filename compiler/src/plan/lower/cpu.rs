@@ -152,7 +152,9 @@ impl Lowering<'_> {
             }
             Op::MatMul { parts, residual } => vec![self.matmul(label, node, parts, *residual)?],
             Op::HeadNorm { norm, heads } => {
-                self.same_memory(label, inputs[0], out)?;
+                if self.buffer(inputs[0])? != self.buffer(out)? {
+                    return self.norm_heads(label, norm, *heads, inputs[0], out);
+                }
                 let rotation = Rotation {
                     table: None,
                     heads: *heads,
@@ -236,7 +238,7 @@ impl Lowering<'_> {
             Op::Scale(s) => self.inline(label, Elementwise::Scale(*s), &inputs, out)?,
             Op::Softcap(c) => self.inline(label, Elementwise::Softcap(*c), &inputs, out)?,
             Op::SelectRows => vec![self.select_rows(label, inputs[0], out)?],
-            Op::Logits => vec![],
+            Op::Columns { .. } | Op::Logits => vec![],
         };
         Ok(launches)
     }

@@ -195,6 +195,8 @@ impl Lowering<'_> {
                 self.rope_append(label, &inputs, out, *layer, (*heads, *shape), norms)
             }
             Op::Attention { .. } => self.attention(node, out),
+            // Its rows lie in those it is a view of.
+            Op::Columns { .. } => Ok(Vec::new()),
             Op::SelectRows => self.select_rows(label, out),
             Op::Logits => self.sort_logits(label, inputs[0], node),
             op => self.elementwise(label, op, &inputs, out),

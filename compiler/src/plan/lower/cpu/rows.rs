@@ -3,7 +3,7 @@
 
 use super::{Lowering, bits};
 use crate::error::Error;
-use crate::graph::{Value, WeightId};
+use crate::graph::{HeadNorm, Value, WeightId};
 use crate::plan::select::packed_layout;
 use crate::plan::{Access, Arg, Buffer, Elementwise, Form, Launch, Split, Work};
 
@@ -57,6 +57,49 @@ impl Lowering<'_> {
             self.write(out, Split::Rows)?,
         ];
         Ok(self.call(label, self.symbol(family), args, self.rows, accesses))
+    }
+
+    /// A norm of every head, whose rows somebody reads again: a norm of the head's columns for each.
+    pub(super) fn norm_heads(
+        &self,
+        label: &str,
+        norm: &HeadNorm,
+        heads: usize,
+        input: Value,
+        out: Value,
+    ) -> Result<Vec<Launch>, Error> {
+        let (from, to) = (self.buffer(input)?, self.buffer(out)?);
+        let width = self.graph.value_type(out).width / heads;
+        let weight = self.placement(norm.weight, Form::Vector)?.offset;
+        let (read, write) = (
+            self.read(input, Split::Rows)?,
+            self.write(out, Split::Rows)?,
+        );
+        let head = |head: usize| {
+            let column = head * width * 4;
+            let columns = |whole: Buffer| Buffer {
+                offset: whole.offset + column,
+                ..whole
+            };
+            let args = vec![
+                at_share(columns(from)),
+                Arg::Weights(weight),
+                at_share(columns(to)),
+                Arg::Const(width),
+                Arg::Count,
+                Arg::Const(from.stride),
+                Arg::Const(to.stride),
+                bits(norm.eps),
+            ];
+            let part = |whole: Access| Access {
+                offset: whole.offset + column,
+                width: width * 4,
+                ..whole
+            };
+            let accesses = vec![part(read), part(write)];
+            self.call(label, self.symbol("rmsnorm"), args, self.rows, accesses)
+        };
+        Ok((0..heads).map(head).collect())
     }
 
     /// `held` is what the rows of `source` hold by now: `source` itself, or what an op in place made of it.

@@ -1,0 +1,143 @@
+//! How a decoder's rooms follow each other: embedding, the two branches of a layer with their norms and residuals, head.
+
+use super::attention::Attention;
+use super::ffn::Ffn;
+use super::parts::Builder;
+use crate::error::Error;
+use crate::graph::{Op, Part, Value};
+
+/// Where a branch has its RMS norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Norms {
+    /// Of what it reads.
+    Before,
+    /// Of what it adds.
+    After,
+    /// Both.
+    Around,
+}
+
+/// How a branch joins the residual stream: x + scale * branch(x).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Branch {
+    pub norms: Norms,
+    pub scale: f32,
+}
+
+impl Branch {
+    /// x + branch(norm(x)).
+    pub const PRE_NORM: Branch = Branch {
+        norms: Norms::Before,
+        scale: 1.0,
+    };
+}
+
+/// From the normed rows to the logits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    /// Whether `output.bias` may exist.
+    pub bias: bool,
+    pub scale: f32,
+    pub softcap: Option<f32>,
+}
+
+impl Head {
+    /// A projection and nothing else.
+    pub const PLAIN: Head = Head {
+        bias: false,
+        scale: 1.0,
+        softcap: None,
+    };
+}
+
+impl Builder<'_> {
+    /// The soft cap at `key`, or `default` where the file says nothing; 0 is none.
+    pub fn cap(&self, key: &str, default: f32) -> Result<Option<f32>, Error> {
+        match self.metadata.f32(key)?.unwrap_or(default) {
+            0.0 => Ok(None),
+            cap if cap > 0.0 => Ok(Some(cap)),
+            cap => Err(self.metadata.wrong(key, &format!("is {cap}"))),
+        }
+    }
+
+    /// Rows of the embedding matrix, times `scale`.
+    pub fn embedding(&mut self, scale: f32) -> Result<Value, Error> {
+        let (vocab, hidden) = (self.hparams.vocab_size, self.hparams.hidden);
+        let weight = self.matrix("token_embd.weight", vocab, hidden)?;
+        self.graph
+            .add_one(Op::Embed { weight, scale }, "token_embd", &[])
+    }
+
+    /// Attention of one layer, added to the residual stream.
+    pub fn attention_branch(
+        &mut self,
+        layer: usize,
+        x: Value,
+        branch: Branch,
+        attention: &Attention,
+    ) -> Result<Value, Error> {
+        let norms = ["attn_norm", "post_attention_norm"];
+        self.branch(layer, x, branch, (norms, "attn_residual"), |b, x| {
+            b.attention(layer, x, attention)
+        })
+    }
+
+    /// Feed-forward network of one layer, added to the residual stream.
+    pub fn ffn_branch(
+        &mut self,
+        layer: usize,
+        x: Value,
+        branch: Branch,
+        ffn: &Ffn,
+    ) -> Result<Value, Error> {
+        let norms = ["ffn_norm", "post_ffw_norm"];
+        self.branch(layer, x, branch, (norms, "ffn_residual"), |b, x| {
+            b.ffn(layer, x, ffn)
+        })
+    }
+
+    /// What `compute` makes of the normed rows, normed, scaled and added to x; `norms` are tensor names before and after.
+    pub fn branch(
+        &mut self,
+        layer: usize,
+        x: Value,
+        branch: Branch,
+        (norms, sum): ([&str; 2], &str),
+        compute: impl FnOnce(&mut Self, Value) -> Result<Value, Error>,
+    ) -> Result<Value, Error> {
+        let label = |part: &str| format!("blk.{layer}.{part}");
+        let [before, after] = norms;
+        let input = match branch.norms {
+            Norms::Before | Norms::Around => self.norm(&label(before), x)?,
+            Norms::After => x,
+        };
+        let mut y = compute(self, input)?;
+        if matches!(branch.norms, Norms::After | Norms::Around) {
+            y = self.norm(&label(after), y)?;
+        }
+        let y = self.scale(&label(&format!("{sum}_scale")), y, branch.scale)?;
+        self.add(&label(sum), y, x)
+    }
+
+    /// Final norm and output projection of the rows whose logits are wanted. Without `output.weight` the embedding
+    /// matrix is used.
+    pub fn head(&mut self, x: Value, head: &Head) -> Result<(), Error> {
+        let (vocab, hidden) = (self.hparams.vocab_size, self.hparams.hidden);
+        let rows = self.graph.add_one(Op::SelectRows, "logits_rows", &[x])?;
+        let normed = self.norm("output_norm", rows)?;
+        let name = match self.has("output.weight") {
+            true => "output.weight",
+            false => "token_embd.weight",
+        };
+        let weight = self.matrix(name, vocab, hidden)?;
+        let bias = match head.bias {
+            true => self.bias("output", vocab)?,
+            false => None,
+        };
+        let logits = self.matmul("output", normed, Part { weight, bias })?;
+        let logits = self.scale("output_scale", logits, head.scale)?;
+        let logits = self.softcap("output_softcap", logits, head.softcap)?;
+        self.graph.add(Op::Logits, "logits", &[logits])?;
+        Ok(())
+    }
+}

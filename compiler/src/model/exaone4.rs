@@ -1,0 +1,59 @@
+//! exaone4: EXAONE 4. Norms after both branches and of every Q and K head; 32B has a window on three of four layers, and only
+//! those rotate.
+//! Facts: llama.cpp src/models/exaone4.cpp.
+
+use super::Architecture;
+use super::attention::{Attention, QkNorm};
+use super::decoder::{Branch, Head, Norms};
+use super::ffn::Ffn;
+use super::parts::Builder;
+use super::rope::{FACTORS, RopeSpec};
+use super::window;
+use crate::error::Error;
+use crate::graph::{Activation, RopeStyle};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "exaone4",
+    reads: &[],
+    refuses: &[],
+    build,
+};
+
+/// x + norm(branch(x)).
+const BRANCH: Branch = Branch {
+    norms: Norms::After,
+    scale: 1.0,
+};
+
+fn build(b: &mut Builder) -> Result<(), Error> {
+    let layers = b.hparams.layers;
+    let window = match layers {
+        64 => window::window(b.metadata, 4096)?,
+        _ => None,
+    };
+    let windowed = match window {
+        Some(_) => window::layers(b.metadata, layers, Some(4))?,
+        None => vec![false; layers],
+    };
+    let spec = b.rope_spec(RopeStyle::Neox)?;
+    let pairs = spec.shape.rot_dim / 2;
+    let factors = b.frequency_factors(FACTORS, pairs)?;
+    let rope = b.rope("", &RopeSpec { factors, ..spec })?;
+    let ffn = Ffn {
+        scales: false,
+        ..Ffn::new(Activation::Silu)
+    };
+    let mut x = b.embedding(1.0)?;
+    for (layer, windowed) in windowed.into_iter().enumerate() {
+        let rotates = windowed || window.is_none();
+        let attention = Attention {
+            rope: rotates.then_some(rope),
+            window: window.filter(|_| windowed),
+            qk_norm: QkNorm::Heads,
+            ..b.plain_attention(layer, rope)
+        };
+        x = b.attention_branch(layer, x, BRANCH, &attention)?;
+        x = b.ffn_branch(layer, x, BRANCH, &ffn)?;
+    }
+    b.head(x, &Head::PLAIN)
+}

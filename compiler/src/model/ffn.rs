@@ -1,0 +1,78 @@
+//! The gated feed-forward network of one layer: act(gate x) * (up x), then down.
+
+use super::parts::{Builder, Rows};
+use crate::error::Error;
+use crate::graph::{Activation, Op, Value};
+
+/// What tells one layer's feed-forward network from another's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ffn {
+    pub activation: Activation,
+    /// Whether the gate is the first half of `ffn_up` instead of a tensor of its own.
+    pub gate_in_up: bool,
+    /// Whether its projections may have biases.
+    pub bias: bool,
+    /// Whether llama.cpp multiplies its products by their `.scale` tensors; where it does not, they change nothing.
+    pub scales: bool,
+}
+
+impl Ffn {
+    /// Three tensors without biases.
+    pub const fn new(activation: Activation) -> Ffn {
+        Ffn {
+            activation,
+            gate_in_up: false,
+            bias: false,
+            scales: true,
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// From the normed rows to `ffn_down`, without the residual.
+    pub fn ffn(&mut self, layer: usize, x: Value, ffn: &Ffn) -> Result<Value, Error> {
+        let (hidden, width) = (self.hparams.hidden, self.hparams.ffn[layer]);
+        let label = |part: &str| format!("blk.{layer}.{part}");
+        let (up_label, gate_label) = (label("ffn_up"), label("ffn_gate"));
+        if !ffn.scales {
+            for label in [&up_label, &gate_label, &label("ffn_down")] {
+                self.ignore(format!("{label}.scale"));
+            }
+        }
+        let half = |first| {
+            let rows = Rows {
+                of: &up_label,
+                total: 2 * width,
+                first,
+            };
+            ffn.gate_in_up.then_some(rows)
+        };
+        let gate = self.projection(&gate_label, x, width, half(0), ffn)?;
+        let up = self.projection(&up_label, x, width, half(width), ffn)?;
+        let act = Op::Act(ffn.activation);
+        let act = self.graph.add_one(act, label("ffn_act"), &[gate])?;
+        let gated = self
+            .graph
+            .add_one(Op::Mul, label("ffn_gated"), &[act, up])?;
+        self.projection(&label("ffn_down"), gated, hidden, None, ffn)
+    }
+
+    /// (x W^T + bias) times the scale: unlike in attention, the bias is scaled too.
+    fn projection(
+        &mut self,
+        label: &str,
+        x: Value,
+        n: usize,
+        rows: Option<Rows>,
+        ffn: &Ffn,
+    ) -> Result<Value, Error> {
+        let k = self.graph.value_type(x).width;
+        let part = match rows {
+            Some(rows) => self.part_of(label, (n, k), rows, ffn.bias)?,
+            None => self.part(label, (n, k), ffn.bias)?,
+        };
+        let y = self.matmul(label, x, part)?;
+        let scale = self.scale_of(rows.map_or(label, |rows| rows.of))?;
+        self.scale(&format!("{label}_scaled"), y, scale)
+    }
+}

@@ -1,0 +1,74 @@
+//! gemma3: Gemma 3. Norms around both branches and of every Q and K head; all but every sixth layer attend through a window
+//! and rotate by a base of their own, which linear scaling leaves alone.
+//! Facts: llama.cpp src/models/gemma3.cpp.
+
+use super::Architecture;
+use super::attention::{Attention, QkNorm};
+use super::decoder::{Branch, Head, Norms};
+use super::ffn::Ffn;
+use super::parts::Builder;
+use super::rope::{RopeSpec, Scaling};
+use super::window;
+use crate::error::Error;
+use crate::graph::{Activation, RopeStyle};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "gemma3",
+    reads: &[],
+    refuses: &[],
+    build,
+};
+
+/// Around both branches.
+const BRANCH: Branch = Branch {
+    norms: Norms::Around,
+    scale: 1.0,
+};
+
+fn build(b: &mut Builder) -> Result<(), Error> {
+    let window = window::window(b.metadata, 0)?;
+    let windowed = match window {
+        Some(_) => window::layers(b.metadata, b.hparams.layers, Some(6))?,
+        None => vec![false; b.hparams.layers],
+    };
+    let spec = b.rope_spec(RopeStyle::Neox)?;
+    let rope = b.rope("", &spec)?;
+    let local = match window {
+        Some(_) => {
+            let base = b.rope_base("rope.freq_base_swa")?.unwrap_or(10_000.0);
+            let scaling = Scaling::None;
+            let local = RopeSpec {
+                base,
+                scaling,
+                ..spec
+            };
+            b.rope(".swa", &local)?
+        }
+        None => rope,
+    };
+    let ffn = Ffn {
+        scales: false,
+        ..Ffn::new(Activation::GeluTanh)
+    };
+    // 27B was trained with another scale than its head size asks for.
+    let head_dim = match b.hparams.layers {
+        62 => b.hparams.hidden / b.hparams.heads[0],
+        _ => b.hparams.head_dim,
+    };
+    let mut x = b.embedding((b.hparams.hidden as f32).sqrt())?;
+    for (layer, windowed) in windowed.into_iter().enumerate() {
+        let attention = Attention {
+            window: window.filter(|_| windowed),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            qk_norm: QkNorm::Heads,
+            ..b.plain_attention(layer, if windowed { local } else { rope })
+        };
+        x = b.attention_branch(layer, x, BRANCH, &attention)?;
+        x = b.ffn_branch(layer, x, BRANCH, &ffn)?;
+    }
+    let head = Head {
+        softcap: b.cap("final_logit_softcapping", 0.0)?,
+        ..Head::PLAIN
+    };
+    b.head(x, &head)
+}

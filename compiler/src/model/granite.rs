@@ -1,0 +1,63 @@
+//! granite: Granite 3 and 4 (dense). As llama, with scales of embedding, scores, branches and logits.
+//! Facts: llama.cpp src/models/granite.cpp.
+
+use super::Architecture;
+use super::attention::Attention;
+use super::decoder::{Branch, Head};
+use super::ffn::Ffn;
+use super::parts::Builder;
+use crate::error::Error;
+use crate::graph::{Activation, RopeStyle};
+
+/// What logits are divided by.
+const LOGIT_SCALE: &str = "logit_scale";
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "granite",
+    reads: &[],
+    refuses: &[("deepstack_mapping", &[-1.0])],
+    build,
+};
+
+fn build(b: &mut Builder) -> Result<(), Error> {
+    let rope = b.factored_rope(RopeStyle::Interleaved)?;
+    // A switch of the rotation, whatever its name says.
+    let rotates = b
+        .metadata
+        .gguf
+        .bool(&b.metadata.key("rope.scaling.finetuned"))?;
+    let ffn = Ffn {
+        bias: true,
+        scales: false,
+        ..Ffn::new(Activation::Silu)
+    };
+    // 0 is unset.
+    let number = |b: &Builder, key: &str| {
+        let value = b.metadata.f32(key)?;
+        Ok::<_, Error>(value.filter(|&value| value != 0.0))
+    };
+    let scale = number(b, "attention.scale")?;
+    let branch = Branch {
+        scale: number(b, "residual_scale")?.unwrap_or(1.0),
+        ..Branch::PRE_NORM
+    };
+    let embedding = number(b, "embedding_scale")?.unwrap_or(1.0);
+    let logits = number(b, LOGIT_SCALE)?.ok_or_else(|| b.metadata.missing(LOGIT_SCALE))?;
+    let mut x = b.embedding(embedding)?;
+    for layer in 0..b.hparams.layers {
+        let plain = b.plain_attention(layer, rope);
+        let attention = Attention {
+            rope: plain.rope.filter(|_| rotates != Some(false)),
+            scale: scale.unwrap_or(plain.scale),
+            output_bias: true,
+            ..plain
+        };
+        x = b.attention_branch(layer, x, branch, &attention)?;
+        x = b.ffn_branch(layer, x, branch, &ffn)?;
+    }
+    let head = Head {
+        scale: 1.0 / logits,
+        ..Head::PLAIN
+    };
+    b.head(x, &head)
+}

@@ -1,0 +1,68 @@
+//! mistral3: Mistral Small 3 and Ministral 3. As llama, with YaRN parameters in metadata. Beyond the original context llama.cpp
+//! makes scores grow with the position, which is not implemented: such contexts are refused.
+//! Facts: llama.cpp src/models/mistral3.cpp.
+
+use super::Architecture;
+use super::attention::Attention;
+use super::decoder::{Branch, Head};
+use super::ffn::Ffn;
+use super::parts::Builder;
+use super::rope::Scaling;
+use crate::error::Error;
+use crate::graph::{Activation, RopeStyle};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "mistral3",
+    reads: &[],
+    refuses: &[],
+    build,
+};
+
+fn build(b: &mut Builder) -> Result<(), Error> {
+    grows_beyond_context(b)?;
+    let mut spec = b.factored_rope_spec(RopeStyle::Interleaved)?;
+    let key = |key: &str| b.metadata.f32(key);
+    if let Scaling::Yarn {
+        beta_fast,
+        beta_slow,
+        log_multiplier,
+        ..
+    } = &mut spec.scaling
+    {
+        let fast = key("rope.scaling.yarn_beta_fast")?;
+        let slow = key("rope.scaling.yarn_beta_slow")?;
+        *beta_fast = fast.map_or(*beta_fast, f64::from);
+        *beta_slow = slow.map_or(*beta_slow, f64::from);
+        *log_multiplier = f64::from(key("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0));
+    }
+    let rope = b.rope("", &spec)?;
+    let ffn = Ffn {
+        bias: true,
+        ..Ffn::new(Activation::Silu)
+    };
+    let mut x = b.embedding(1.0)?;
+    for layer in 0..b.hparams.layers {
+        let attention = Attention {
+            output_bias: true,
+            ..b.plain_attention(layer, rope)
+        };
+        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
+        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
+    }
+    b.head(x, &Head::PLAIN)
+}
+
+/// Refuses a context in which positions change the scale of scores.
+fn grows_beyond_context(b: &Builder) -> Result<(), Error> {
+    const KEY: &str = "attention.temperature_scale";
+    let original = b.original_context()?;
+    match b.metadata.f32(KEY)?.unwrap_or(0.0) {
+        scale if scale != 0.0 && b.context > original => Err(Error::Unsupported {
+            what: b.metadata.key(KEY),
+            why: format!(
+                "{scale} is implemented up to the original context of {original} tokens only (give --ctx-size {original} or less)"
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
