@@ -10,7 +10,7 @@ use std::path::Path;
 use tempfile::tempdir;
 
 /// Architectures and formats this build claims.
-const ARCHITECTURES: &[&str] = &["llama", "qwen2", "qwen3"];
+const ARCHITECTURES: &[&str] = &["llama", "qwen2", "qwen3", "qwen3moe"];
 const QUANTS: &[&str] = &[
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_M", "Q4_K_M",
     "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS",
@@ -176,6 +176,53 @@ fn with_tensors(shape: &Shape, tensors: &[(&str, Vec<f32>)]) {
     let (with, without) = (error(tensors), error(&[]));
     assert!(with.0 <= 1e-9, "NMSE {:.3e}", with.0);
     assert!(with.1 != without.1, "the tensors have no effect");
+}
+
+#[test]
+fn every_mixture_of_experts() {
+    for (arch, experts, ffn, kv_heads) in [
+        ("qwen3moe", (6, 2), 96, 2),
+        ("qwen2moe", (5, 3), 40, 2),
+        ("olmoe", (16, 4), 32, 4),
+        ("llama", (4, 1), 72, 1),
+        ("llama", (4, 4), 72, 1),
+    ] {
+        let shape = Shape {
+            arch,
+            ffn,
+            kv_heads,
+            tied: false,
+            experts: Some(experts),
+            types: vec![TensorType::F32, TensorType::F16],
+            ..Shape::small()
+        };
+        against_interpreter(&shape, 31, 1e-9);
+    }
+}
+
+/// The window is shorter than the prompt, rotation is YaRN's, and the clamp of the gate binds for some values.
+#[test]
+fn sinks_windows_and_clamped_experts() {
+    let key = |k: &str| format!("gpt-oss.{k}");
+    let extra = vec![
+        (key("attention.sliding_window"), Value::U32(5)),
+        (key("rope.scaling.type"), Value::Str("yarn".into())),
+        (key("rope.scaling.factor"), Value::F32(32.0)),
+        (key("rope.scaling.original_context_length"), Value::U32(128)),
+    ];
+    for (experts, ffn) in [((8, 3), 96), ((5, 2), 40)] {
+        let shape = Shape {
+            arch: "gpt-oss",
+            layers: 3,
+            ffn,
+            tied: false,
+            experts: Some(experts),
+            types: vec![TensorType::F32, TensorType::F16],
+            extra: extra.clone(),
+            ..Shape::small()
+        };
+        against_interpreter(&shape, 17, 1e-9);
+    }
 }
 
 #[test]

@@ -2,11 +2,16 @@
 //! `pass`. Everything a file can get wrong about its own model is found here and named: keys, tensors, shapes.
 
 mod check;
+mod experts;
+mod gpt_oss;
 mod llama;
 mod metadata;
+mod olmoe;
 mod parts;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
+mod qwen3moe;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -20,6 +25,8 @@ use parts::Builder;
 pub struct Architecture {
     /// Value of `general.architecture`.
     pub name: &'static str,
+    /// Keys it reads of those that `check` refuses of others.
+    keys: &'static [&'static str],
     build: fn(&mut Builder) -> Result<(), Error>,
 }
 
@@ -27,15 +34,38 @@ pub struct Architecture {
 pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "llama",
+        keys: experts::KEYS,
         build: llama::build,
     },
     Architecture {
         name: "qwen2",
+        keys: &[],
         build: qwen2::build,
     },
     Architecture {
         name: "qwen3",
+        keys: &[],
         build: qwen3::build,
+    },
+    Architecture {
+        name: "gpt-oss",
+        keys: experts::KEYS,
+        build: gpt_oss::build,
+    },
+    Architecture {
+        name: "qwen2moe",
+        keys: experts::KEYS,
+        build: qwen2moe::build,
+    },
+    Architecture {
+        name: "qwen3moe",
+        keys: experts::KEYS,
+        build: qwen3moe::build,
+    },
+    Architecture {
+        name: "olmoe",
+        keys: experts::KEYS,
+        build: olmoe::build,
     },
 ];
 
@@ -96,7 +126,7 @@ pub fn build(gguf: &Gguf) -> Result<Model, Error> {
                 .join(", ")
         ),
     })?;
-    check::keys(gguf, name)?;
+    check::keys(gguf, name, architecture.keys)?;
     let mut builder = Builder::new(gguf, name)?;
     (architecture.build)(&mut builder)?;
     let (hparams, graph) = builder.finish()?;

@@ -21,7 +21,12 @@ const NEUTRAL: &[(&str, &[f64])] = &[
     ("attn_logit_softcapping", &[0.0]),
     ("embedding_scale", &[0.0, 1.0]),
     ("expert_count", &[0.0]),
+    ("expert_gating_func", &[0.0, 1.0]),
+    ("expert_group_count", &[0.0, 1.0]),
+    ("expert_group_used_count", &[0.0, 1.0]),
     ("expert_used_count", &[0.0]),
+    ("expert_weights_scale", &[0.0, 1.0]),
+    ("leading_dense_block_count", &[0.0]),
     ("final_logit_softcapping", &[0.0]),
     ("logit_scale", &[0.0, 1.0]),
     ("nextn_predict_layers", &[0.0]),
@@ -36,12 +41,12 @@ const NEUTRAL: &[(&str, &[f64])] = &[
     ("swiglu_clamp_exp", &[0.0]),
 ];
 
-/// Checks the keys of `gguf` against [`NEUTRAL`].
+/// Checks the keys of `gguf` against [`NEUTRAL`], but for those that the architecture reads.
 ///
 /// # Errors
 /// `Error::Unsupported` naming the first key whose value nothing here implements.
-pub(super) fn keys(gguf: &Gguf, architecture: &str) -> Result<(), Error> {
-    for &(suffix, neutral) in NEUTRAL {
+pub(super) fn keys(gguf: &Gguf, architecture: &str, read: &[&str]) -> Result<(), Error> {
+    for &(suffix, neutral) in NEUTRAL.iter().filter(|(suffix, _)| !read.contains(suffix)) {
         let key = Metadata { gguf, architecture }.key(suffix);
         let values = match gguf.get(&key) {
             None => continue,

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use coldpress_kernels::quant;
 use coldpress_kernels::tensor_type::TensorType;
 
+use super::experts::ExpertShape;
 use super::metadata::{Hparams, Metadata};
 use super::rope::{self, FreqFactors, Frequencies};
 use crate::error::Error;
@@ -28,9 +29,24 @@ pub(super) struct Biases {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LayerShape {
     pub activation: Activation,
-    /// RMS norm of every Q and K head before the rotation.
-    pub qk_norm: bool,
+    pub qk_norm: QkNorm,
+    /// Tokens that attention sees, if not all.
+    pub window: Option<usize>,
+    /// Whether each head's softmax has a score that brings no value.
+    pub sinks: bool,
     pub biases: Biases,
+    /// Instead of a dense feed-forward network.
+    pub experts: Option<ExpertShape>,
+}
+
+/// RMS norms of Q and K before the rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QkNorm {
+    None,
+    /// Of every head.
+    Heads,
+    /// Of all heads of a row together.
+    Row,
 }
 
 /// The rotary table of a graph.
@@ -42,7 +58,7 @@ pub(super) struct Rope {
 
 /// A graph in the making, and the tensors it has read.
 pub(super) struct Builder<'a> {
-    metadata: Metadata<'a>,
+    pub(super) metadata: Metadata<'a>,
     pub hparams: Hparams,
     pub graph: OpGraph,
     used: BTreeSet<String>,
@@ -83,7 +99,10 @@ impl<'a> Builder<'a> {
             let attention = self.attention(layer, normed, shape, rope)?;
             x = self.add(&format!("blk.{layer}.attn_residual"), attention, x)?;
             let normed = self.norm(&format!("blk.{layer}.ffn_norm"), x)?;
-            let ffn = self.ffn(layer, normed, shape)?;
+            let ffn = match &shape.experts {
+                Some(experts) => self.experts(layer, normed, experts)?,
+                None => self.ffn(layer, normed, shape)?,
+            };
             x = self.add(&format!("blk.{layer}.ffn_residual"), ffn, x)?;
         }
         self.head(x, shape.biases.output)
@@ -172,9 +191,16 @@ impl<'a> Builder<'a> {
         let mut q = self.linear(&label("attn_q"), x, heads * head_dim, bias)?;
         let mut k = self.linear(&label("attn_k"), x, kv_heads * head_dim, bias)?;
         let v = self.linear(&label("attn_v"), x, kv_heads * head_dim, bias)?;
-        if shape.qk_norm {
-            q = self.head_norm(&label("attn_q_norm"), q, heads)?;
-            k = self.head_norm(&label("attn_k_norm"), k, kv_heads)?;
+        match shape.qk_norm {
+            QkNorm::None => {}
+            QkNorm::Heads => {
+                q = self.head_norm(&label("attn_q_norm"), q, heads)?;
+                k = self.head_norm(&label("attn_k_norm"), k, kv_heads)?;
+            }
+            QkNorm::Row => {
+                q = self.norm(&label("attn_q_norm"), q)?;
+                k = self.norm(&label("attn_k_norm"), k)?;
+            }
         }
         let rotate = |heads| Op::Rope {
             heads,
@@ -190,16 +216,21 @@ impl<'a> Builder<'a> {
         self.graph.kv.push(KvLayer {
             kv_heads,
             head_dim,
-            window: None,
+            window: shape.window,
         });
         let written = self
             .graph
             .add_one(Op::KvAppend { layer: kv }, label("attn_kv"), &[k, v])?;
+        let sinks = match shape.sinks {
+            true => Some(self.vector(&label("attn_sinks.weight"), heads)?),
+            false => None,
+        };
         let op = Op::Attention {
             layer: kv,
             heads,
             scale,
             softcap: None,
+            sinks,
         };
         let attention = self.graph.add_one(op, label("attn"), &[q, written])?;
         self.linear(
@@ -217,13 +248,28 @@ impl<'a> Builder<'a> {
         let bias = shape.biases.ffn;
         let gate = self.linear(&label("ffn_gate"), x, width, bias)?;
         let up = self.linear(&label("ffn_up"), x, width, bias)?;
-        let act = self
-            .graph
-            .add_one(Op::Act(shape.activation), label("ffn_act"), &[gate])?;
-        let gated = self
-            .graph
-            .add_one(Op::Mul, label("ffn_gated"), &[act, up])?;
+        let gated = self.gated(layer, "", shape.activation, (gate, up))?;
         self.linear(&label("ffn_down"), gated, hidden, bias)
+    }
+
+    /// The activation of a gate times what it lets through; labels end in `suffix`.
+    pub(super) fn gated(
+        &mut self,
+        layer: usize,
+        suffix: &str,
+        activation: Activation,
+        (gate, up): (Value, Value),
+    ) -> Result<Value, Error> {
+        let act = format!("blk.{layer}.ffn_act{suffix}");
+        // Gate and value are not a product of two functions.
+        if activation == Activation::ClampedSwish {
+            return self
+                .graph
+                .add_one(Op::GatedAct(activation), act, &[gate, up]);
+        }
+        let act = self.graph.add_one(Op::Act(activation), act, &[gate])?;
+        let gated = format!("blk.{layer}.ffn_gated{suffix}");
+        self.graph.add_one(Op::Mul, gated, &[act, up])
     }
 
     /// Final norm and output projection of the rows whose logits are wanted. Without `output.weight` the embedding
@@ -271,7 +317,7 @@ impl<'a> Builder<'a> {
             .add_one(Op::HeadNorm { norm, heads }, label, &[x])
     }
 
-    fn add(&mut self, label: &str, a: Value, b: Value) -> Result<Value, Error> {
+    pub(super) fn add(&mut self, label: &str, a: Value, b: Value) -> Result<Value, Error> {
         self.graph.add_one(Op::Add, label, &[a, b])
     }
 
@@ -288,7 +334,18 @@ impl<'a> Builder<'a> {
     }
 
     fn matrix(&mut self, name: &str, n: usize, k: usize) -> Result<WeightId, Error> {
-        let ty = self.tensor(name, &[k as u64, n as u64])?.ty;
+        self.matrices(name, n, k, 1)
+    }
+
+    /// `count` matrices `[n, k]` in one tensor, whose rows the weight has on top of each other.
+    pub(super) fn matrices(
+        &mut self,
+        name: &str,
+        n: usize,
+        k: usize,
+        count: usize,
+    ) -> Result<WeightId, Error> {
+        let ty = self.tensor(name, &[k as u64, n as u64, count as u64])?.ty;
         if quant::format(ty).is_none() {
             let types: Vec<_> = quant::FORMATS
                 .iter()
@@ -299,18 +356,28 @@ impl<'a> Builder<'a> {
                 why: format!("no kernel reads {ty} (supported: {})", types.join(", ")),
             });
         }
-        Ok(self.weight(name, ty, n, k))
+        Ok(self.weight(name, ty, n * count, k))
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<WeightId, Error> {
-        let ty = self.tensor(name, &[len as u64])?.ty;
+        self.vectors(name, len, 1)
+    }
+
+    /// `count` vectors in one tensor.
+    pub(super) fn vectors(
+        &mut self,
+        name: &str,
+        len: usize,
+        count: usize,
+    ) -> Result<WeightId, Error> {
+        let ty = self.tensor(name, &[len as u64, count as u64])?.ty;
         if !matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16) {
             return Err(Error::Unsupported {
                 what: name.into(),
                 why: format!("{ty} is no type for a vector (supported: F32, F16, BF16)"),
             });
         }
-        Ok(self.weight(name, ty, 1, len))
+        Ok(self.weight(name, ty, count, len))
     }
 
     fn weight(&mut self, name: &str, ty: TensorType, n: usize, k: usize) -> WeightId {
@@ -329,6 +396,8 @@ impl<'a> Builder<'a> {
             what: name.into(),
             why,
         };
+        let stated = dims.iter().rposition(|&dim| dim != 1).unwrap_or(0);
+        let dims = &dims[..=stated];
         let tensor = self.metadata.gguf.tensor(name);
         let tensor = tensor.ok_or_else(|| wrong(format!("missing: expected {dims:?}")))?;
         let found = tensor.dims.iter().copied().chain(std::iter::repeat(1));

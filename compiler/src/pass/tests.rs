@@ -7,6 +7,7 @@ use crate::gguf::{Gguf, GgufWriter, Value};
 use crate::graph::dump::dump;
 use crate::graph::interpret::{Interpreter, Rounding, Row, Weights};
 use crate::graph::{DType, Op};
+use crate::model::{ARCHITECTURES, Architecture};
 
 /// Pseudo-random values in -1..1 (xorshift64*), the same on every run.
 pub struct Random(pub u64);
@@ -51,6 +52,9 @@ fn bytes(random: &mut Random, ty: TensorType, len: u64, vector: bool) -> Vec<u8>
     }
 }
 
+/// Experts of tiny models that have any; a row uses two.
+const EXPERTS: u64 = 5;
+
 /// How a tiny model differs from the plainest one.
 #[derive(Clone, Copy)]
 pub struct Tiny {
@@ -77,6 +81,11 @@ impl Tiny {
         biases: false,
     };
 
+    /// Whether its feed-forward networks are experts.
+    pub fn has_experts(&self) -> bool {
+        self.architecture.contains("moe") || self.architecture == "gpt-oss"
+    }
+
     /// The file: hidden 32, head size 32 / heads, feed-forward 64, vocabulary 8.
     pub fn writer(&self) -> GgufWriter<'static> {
         let mut writer = GgufWriter::new();
@@ -94,10 +103,18 @@ impl Tiny {
         ] {
             writer.add(key(suffix), Value::U32(value as u32));
         }
+        if self.has_experts() {
+            writer.add(key("expert_count"), Value::U32(EXPERTS as u32));
+            writer.add(key("expert_used_count"), Value::U32(2));
+            writer.add(key("expert_feed_forward_length"), Value::U32(ffn as u32));
+        }
+        if self.architecture == "gpt-oss" {
+            writer.add(key("attention.sliding_window"), Value::U32(2));
+        }
         writer.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
         let mut random = Random(7);
         let mut tensor = |name: String, dims: &[u64]| {
-            let vector = dims.len() == 1;
+            let vector = dims.len() == 1 || name.ends_with(".bias");
             let ty = match vector || name.ends_with(self.float) {
                 true => TensorType::F32,
                 false => self.ty,
@@ -116,20 +133,51 @@ impl Tiny {
             tensor("attn_v.weight", &[hidden, self.kv_heads * head_dim]);
             tensor("attn_q.bias", &[hidden]);
             tensor("attn_output.weight", &[hidden, hidden]);
+            if self.architecture == "gpt-oss" {
+                tensor("attn_sinks.weight", &[self.heads]);
+                tensor("attn_output.bias", &[hidden]);
+            }
             if self.biases {
                 tensor("attn_output.bias", &[hidden]);
                 tensor("ffn_gate.bias", &[ffn]);
                 tensor("ffn_up.bias", &[ffn]);
                 tensor("ffn_down.bias", &[hidden]);
             }
-            if self.architecture == "qwen3" {
+            if self.architecture.starts_with("qwen3") {
                 tensor("attn_q_norm.weight", &[head_dim]);
                 tensor("attn_k_norm.weight", &[head_dim]);
             }
-            tensor("ffn_norm.weight", &[hidden]);
-            tensor("ffn_gate.weight", &[hidden, ffn]);
-            tensor("ffn_up.weight", &[hidden, ffn]);
-            tensor("ffn_down.weight", &[ffn, hidden]);
+            if self.architecture == "olmoe" {
+                tensor("attn_q_norm.weight", &[hidden]);
+                tensor("attn_k_norm.weight", &[self.kv_heads * head_dim]);
+            }
+            let norm = match self.architecture {
+                "gpt-oss" => "post_attention_norm.weight",
+                _ => "ffn_norm.weight",
+            };
+            tensor(norm, &[hidden]);
+            if !self.has_experts() {
+                tensor("ffn_gate.weight", &[hidden, ffn]);
+                tensor("ffn_up.weight", &[hidden, ffn]);
+                tensor("ffn_down.weight", &[ffn, hidden]);
+                continue;
+            }
+            tensor("ffn_gate_inp.weight", &[hidden, EXPERTS]);
+            tensor("ffn_gate_exps.weight", &[hidden, ffn, EXPERTS]);
+            tensor("ffn_up_exps.weight", &[hidden, ffn, EXPERTS]);
+            tensor("ffn_down_exps.weight", &[ffn, hidden, EXPERTS]);
+            if self.architecture == "gpt-oss" {
+                tensor("ffn_gate_inp.bias", &[EXPERTS]);
+                tensor("ffn_gate_exps.bias", &[ffn, EXPERTS]);
+                tensor("ffn_up_exps.bias", &[ffn, EXPERTS]);
+                tensor("ffn_down_exps.bias", &[hidden, EXPERTS]);
+            }
+            if self.architecture == "qwen2moe" {
+                tensor("ffn_gate_inp_shexp.weight", &[hidden]);
+                tensor("ffn_gate_shexp.weight", &[hidden, ffn]);
+                tensor("ffn_up_shexp.weight", &[hidden, ffn]);
+                tensor("ffn_down_shexp.weight", &[ffn, hidden]);
+            }
         }
         writer
     }
@@ -202,7 +250,8 @@ pub fn assert_lines(text: &str, expected: &[&str]) {
 
 #[test]
 fn every_pass_computes_the_same() {
-    for architecture in ["llama", "qwen2", "qwen3"] {
+    for Architecture { name, .. } in ARCHITECTURES {
+        let architecture = *name;
         for (ty, float) in [
             (TensorType::F32, "none"),
             (TensorType::Q8_0, "none"),
