@@ -164,6 +164,8 @@ pub struct Shape {
     pub tied: bool,
     /// Type of each matrix, by a hash of its name: mixed files are the rule.
     pub types: Vec<TensorType>,
+    /// Experts, and how many a row uses, instead of dense feed-forward networks.
+    pub experts: Option<(usize, usize)>,
     /// Query and key/value heads of each layer where they differ; empty: all as above.
     pub layer_heads: Vec<(usize, usize)>,
     /// Further metadata; wins over what the shape says.
@@ -184,6 +186,7 @@ impl Shape {
             vocab: 300,
             tied: true,
             types: vec![TensorType::F16],
+            experts: None,
             layer_heads: vec![],
             extra: vec![],
         }
@@ -216,6 +219,14 @@ impl Shape {
                 w.add(key(k), Value::U32(v as u32));
             }
         }
+        if let Some((count, used)) = self.experts {
+            w.add(key("expert_count"), Value::U32(count as u32));
+            w.add(key("expert_used_count"), Value::U32(used as u32));
+            w.add(
+                key("expert_feed_forward_length"),
+                Value::U32(self.ffn as u32),
+            );
+        }
         w.add(key("rope.freq_base"), Value::F32(10000.0));
         w.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
         for (k, v) in &self.extra {
@@ -245,8 +256,16 @@ impl Shape {
             let (heads, kv_heads) = heads.unwrap_or((self.heads, self.kv_heads));
             let (q, kv) = (heads * self.head_dim, kv_heads * self.head_dim);
             vector(&mut w, &mut random, &name("attn_norm"), self.hidden, 1.0);
-            vector(&mut w, &mut random, &name("ffn_norm"), self.hidden, 1.0);
-            if self.arch == "qwen3" {
+            let ffn_norm = match self.arch {
+                "gpt-oss" => "post_attention_norm",
+                _ => "ffn_norm",
+            };
+            vector(&mut w, &mut random, &name(ffn_norm), self.hidden, 1.0);
+            if self.arch == "olmoe" {
+                vector(&mut w, &mut random, &name("attn_q_norm"), q, 1.0);
+                vector(&mut w, &mut random, &name("attn_k_norm"), kv, 1.0);
+            }
+            if self.arch.starts_with("qwen3") {
                 vector(
                     &mut w,
                     &mut random,
@@ -262,7 +281,10 @@ impl Shape {
                     1.0,
                 );
             }
-            if self.arch == "qwen2" {
+            if self.arch == "gpt-oss" {
+                self.sinks_and_biases(&mut w, &mut random, layer);
+            }
+            if self.arch.starts_with("qwen2") {
                 for (s, n) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
                     vector(
                         &mut w,
@@ -278,14 +300,67 @@ impl Shape {
                 ("attn_k", kv, self.hidden),
                 ("attn_v", kv, self.hidden),
                 ("attn_output", self.hidden, q),
-                ("ffn_gate", self.ffn, self.hidden),
-                ("ffn_up", self.ffn, self.hidden),
-                ("ffn_down", self.hidden, self.ffn),
             ] {
                 self.matrix(&mut w, &mut random, &name(s), n, k);
             }
+            let ffn = [
+                ("ffn_gate", self.ffn, self.hidden),
+                ("ffn_up", self.ffn, self.hidden),
+                ("ffn_down", self.hidden, self.ffn),
+            ];
+            for (s, n, k) in ffn {
+                match self.experts {
+                    None => self.matrix(&mut w, &mut random, &name(s), n, k),
+                    Some((count, _)) => {
+                        let name = name(&format!("{s}_exps"));
+                        self.matrices(&mut w, &mut random, &name, (count, n, k));
+                    }
+                }
+            }
+            if let Some((count, _)) = self.experts {
+                let router = random_weights(&mut random, TensorType::F32, count, self.hidden);
+                let dims = [self.hidden as u64, count as u64];
+                w.tensor(name("ffn_gate_inp"), TensorType::F32, &dims, router);
+            }
+            if self.arch == "qwen2moe" {
+                vector(
+                    &mut w,
+                    &mut random,
+                    &name("ffn_gate_inp_shexp"),
+                    self.hidden,
+                    0.0,
+                );
+                for (s, n, k) in ffn {
+                    self.matrix(&mut w, &mut random, &name(&format!("{s}_shexp")), n, k);
+                }
+            }
         }
         w
+    }
+
+    /// What gpt-oss adds to a layer; every vector around 0.
+    fn sinks_and_biases(&self, w: &mut GgufWriter<'static>, random: &mut Random, layer: usize) {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (experts, _) = self.experts.expect("gpt-oss has experts");
+        for (s, n, count) in [
+            ("attn_sinks.weight", self.heads, 1),
+            ("attn_q.bias", q, 1),
+            ("attn_k.bias", kv, 1),
+            ("attn_v.bias", kv, 1),
+            ("attn_output.bias", self.hidden, 1),
+            ("ffn_gate_inp.bias", experts, 1),
+            ("ffn_gate_exps.bias", self.ffn, experts),
+            ("ffn_up_exps.bias", self.ffn, experts),
+            ("ffn_down_exps.bias", self.hidden, experts),
+        ] {
+            let bytes: Vec<u8> = (0..n * count)
+                .flat_map(|_| (2.0 * random.uniform()).to_le_bytes())
+                .collect();
+            let dims = [n as u64, count as u64];
+            let stated = if count == 1 { 1 } else { 2 };
+            let name = format!("blk.{layer}.{s}");
+            w.tensor(name, TensorType::F32, &dims[..stated], bytes);
+        }
     }
 
     fn matrix(
@@ -296,14 +371,26 @@ impl Shape {
         n: usize,
         k: usize,
     ) {
+        self.matrices(w, random, name, (1, n, k));
+    }
+
+    fn matrices(
+        &self,
+        w: &mut GgufWriter<'static>,
+        random: &mut Random,
+        name: &str,
+        (count, n, k): (usize, usize, usize),
+    ) {
         let wanted = self.types[random.below(self.types.len())];
         // As quantisers do: a row that the type's quant block does not divide falls back.
         let ty = [wanted, TensorType::Q8_0, TensorType::F16]
             .into_iter()
             .find(|t| (k as u64).is_multiple_of(t.block_len()))
             .expect("F16 takes any row");
-        let bytes = random_weights(random, ty, n, k);
-        w.tensor(name, ty, &[k as u64, n as u64], bytes);
+        let bytes = random_weights(random, ty, count * n, k);
+        let dims = [k as u64, n as u64, count as u64];
+        let stated = if count == 1 { 2 } else { 3 };
+        w.tensor(name, ty, &dims[..stated], bytes);
     }
 }
 

@@ -1,6 +1,7 @@
 //! A row's result does not depend on its company: batch, bucket, chunk, joining and leaving.
 
 use crate::harness::*;
+use coldpress_compiler::gguf::Value;
 use coldpress_kernels::tensor_type::TensorType;
 use coldpress_runtime::bundle::Bundle;
 use coldpress_runtime::engine::{Engine, EngineOptions, Event, FinishReason, Request};
@@ -28,6 +29,26 @@ fn quantised() -> Shape {
         head_dim: 64,
         types,
         ..Shape::small()
+    }
+}
+
+fn mixture_of_experts() -> Shape {
+    Shape {
+        arch: "qwen3moe",
+        experts: Some((7, 3)),
+        ..quantised()
+    }
+}
+
+/// Windows, sinks, biases and 4-bit floats in the experts.
+fn gpt_oss() -> Shape {
+    let window = ("gpt-oss.attention.sliding_window".into(), Value::U32(7));
+    Shape {
+        arch: "gpt-oss",
+        experts: Some((6, 2)),
+        types: vec![TensorType::MXFP4, TensorType::Q8_0],
+        extra: vec![window],
+        ..quantised()
     }
 }
 
@@ -77,8 +98,12 @@ fn bits(x: &[f32]) -> Vec<u32> {
 #[test]
 fn batches_chunks_threads_and_buckets_give_the_same_bits() {
     let dir = tempdir().expect("temporary folder");
-    for kv in ["f16", "f32", "q8_0"] {
-        let bundle = compiled(&dir, &quantised(), "2", kv);
+    let dense = ["f16", "f32", "q8_0"].map(|kv| (quantised(), kv));
+    for (shape, kv) in dense
+        .into_iter()
+        .chain([(mixture_of_experts(), "f16"), (gpt_oss(), "f16")])
+    {
+        let bundle = compiled(&dir, &shape, "2", kv);
         let mut random = Random(3);
         let sequences: Vec<Vec<u32>> = (0..3)
             .map(|_| (0..37).map(|_| random.below(300) as u32).collect())
@@ -103,7 +128,7 @@ fn batches_chunks_threads_and_buckets_give_the_same_bits() {
             );
         }
         for threads in ["1", "3"] {
-            let other = compiled(&dir, &quantised(), threads, kv);
+            let other = compiled(&dir, &shape, threads, kv);
             assert!(
                 bits(&logits(&other, &sequences, None)) == alone.concat(),
                 "kv {kv}, {threads} threads"

@@ -112,8 +112,10 @@ impl Notes {
             let w = &graph.weights[place.weight.0 as usize];
             let mut layout = "f32 vector".to_string();
             let mut choice = None;
-            if place.form == Form::Tiles {
+            if place.form != Form::Vector {
                 layout = packed_layout(w)?.name();
+            }
+            if place.form == Form::Tiles {
                 if let Some(stage) = stage_of(plan, place.offset) {
                     let key = (layout.clone(), w.n, w.k, stage);
                     choice = match seen.iter().find(|s| s.0 == key) {
@@ -173,6 +175,7 @@ fn launch(launch: &Launch, code: (u64, u64)) -> LaunchNote {
     let mut labels = vec![launch.label.clone()];
     match &launch.work {
         Work::Matmul(matmul) => labels.extend(matmul.parts.iter().map(|p| p.label.clone())),
+        Work::Experts(experts) => labels.extend(experts.parts.iter().map(|p| p.label.clone())),
         Work::Grid(grid) => labels.extend(grid.weights.iter().cloned()),
         _ => {}
     }

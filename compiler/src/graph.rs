@@ -21,6 +21,11 @@ pub enum Rows {
     Step,
     /// Only rows whose logits are wanted.
     Logits,
+    /// Every row of the step once for each of the `used` experts that it uses. A device chooses the order in memory.
+    Routed {
+        /// Experts that a row uses.
+        used: usize,
+    },
 }
 
 /// Element type of a value.
@@ -32,6 +37,8 @@ pub enum DType {
     Q8,
     /// No data: says that K and V of all rows of a layer are in the cache.
     KvWritten,
+    /// For each expert that a row uses, by rank, its number and the weight of its result. `width` is how many.
+    Routes,
 }
 
 /// Type of one value: `[rows, width]`.
@@ -88,6 +95,28 @@ pub enum Activation {
     Silu,
     /// tanh approximation of GELU.
     GeluTanh,
+    /// Only as a gate: x * sigmoid(1.702 x) of a gate of at most 7, times 1 plus the value within -7..7.
+    ClampedSwish,
+}
+
+/// How a router's logits become weights of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Gating {
+    /// Softmax over all experts.
+    Softmax,
+    /// Softmax over the logits of the experts that are used.
+    SoftmaxOfUsed,
+}
+
+/// How each row chooses its experts: those of the largest logits, of equal ones the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Routing {
+    /// Experts that a row uses.
+    pub used: usize,
+    /// Where the weights come from.
+    pub gating: Gating,
+    /// Whether a row's weights are divided by their sum.
+    pub normalise: bool,
 }
 
 /// How rotary pairs are laid out in a head.
@@ -152,6 +181,18 @@ pub enum Op {
         /// Whether input 1 is added to the output.
         residual: bool,
     },
+    /// logits `[rows, experts]` -> Routes.
+    Route(Routing),
+    /// x, Routes -> routed rows, one output per part: x W^T + bias with the matrices of each routed row's expert. x has
+    /// the step's rows, or is routed itself.
+    ExpertMatMul {
+        /// Matrices of `experts` times n rows; biases are `[experts, n]`.
+        parts: Vec<Part>,
+        /// Experts.
+        experts: usize,
+    },
+    /// routed rows, Routes -> each row's weighted sum over its experts, by rank.
+    ExpertSum,
     /// () -> `[rows, 2 * half]`: cos and sin of position * inv_freq, interleaved, times `mscale`.
     RopeTable {
         /// Computed vector `[half]`.
@@ -201,6 +242,8 @@ pub enum Op {
         scale: f32,
         /// cap * tanh(s / cap) on the scores.
         softcap: Option<f32>,
+        /// Vector `[heads]`: a score in each head's softmax that brings no value.
+        sinks: Option<WeightId>,
     },
     /// x -> activation(x).
     Act(Activation),
@@ -210,6 +253,8 @@ pub enum Op {
     Add,
     /// Fused: gate, up -> activation(gate) * up.
     GatedAct(Activation),
+    /// x, gate `[rows, 1]` -> x * sigmoid(gate).
+    GateRows,
     /// x -> x * factor.
     Scale(f32),
     /// x -> columns `start..start + width` of x, which keep their place in memory.

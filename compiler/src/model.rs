@@ -5,21 +5,26 @@ mod attention;
 mod check;
 mod decoder;
 mod exaone4;
+mod experts;
 mod ffn;
 mod gemma;
 mod gemma2;
 mod gemma3;
 mod gemma4;
+mod gpt_oss;
 mod granite;
 mod llama;
 mod metadata;
 mod mistral3;
 mod olmo2;
+mod olmoe;
 mod parts;
 mod per_layer;
 mod phi3;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
+mod qwen3moe;
 mod rope;
 mod smollm3;
 #[cfg(test)]
@@ -49,13 +54,17 @@ pub const ARCHITECTURES: &[Architecture] = &[
     gemma3::ARCHITECTURE,
     gemma4::ARCHITECTURE,
     gemma::ARCHITECTURE,
+    gpt_oss::ARCHITECTURE,
     granite::ARCHITECTURE,
     llama::ARCHITECTURE,
     mistral3::ARCHITECTURE,
     olmo2::ARCHITECTURE,
+    olmoe::ARCHITECTURE,
     phi3::ARCHITECTURE,
     qwen2::ARCHITECTURE,
+    qwen2moe::ARCHITECTURE,
     qwen3::ARCHITECTURE,
+    qwen3moe::ARCHITECTURE,
     smollm3::ARCHITECTURE,
 ];
 

@@ -76,12 +76,14 @@ impl Packer<'_> {
     fn run(&self, job: &Job<'_>) -> Result<Vec<u8>, Error> {
         let mut out = vec![0u8; job.bytes];
         match (job.form, &job.weight.source) {
-            (Form::Vector, Source::Computed(values)) => store(values, &mut out),
+            (Form::Vector, Source::Computed(values)) => store(values, job.weight.k, &mut out),
             (Form::Vector, Source::Gguf | Source::Slice { .. }) => {
-                store(&vector(self.gguf, job.weight)?, &mut out)
+                store(&vector(self.gguf, job.weight)?, job.weight.k, &mut out)
             }
-            (Form::Tiles, Source::Gguf | Source::Slice { .. }) => self.tiles(job, &mut out)?,
-            (Form::Tiles, Source::Computed(_)) => {
+            (Form::Tiles | Form::Experts(_), Source::Gguf | Source::Slice { .. }) => {
+                self.tiles(job, &mut out)?
+            }
+            (Form::Tiles | Form::Experts(_), Source::Computed(_)) => {
                 return Err(Error::Internal(format!(
                     "{}: a computed matrix",
                     job.weight.name
@@ -101,7 +103,7 @@ impl Packer<'_> {
         let row_bytes = data.len() / w.n;
         let tile_bytes = out.len() / job.tiles.len();
         for (tile, packed) in job.tiles.clone().zip(out.chunks_exact_mut(tile_bytes)) {
-            let rows: Vec<&[u8]> = (tile * TILE_N..((tile + 1) * TILE_N).min(w.n))
+            let rows: Vec<&[u8]> = rows_of_tile(w, job.form, tile)
                 .map(|row| &data[row * row_bytes..(row + 1) * row_bytes])
                 .collect();
             pack_tile(format, w.k, &rows, packed);
@@ -111,6 +113,24 @@ impl Packer<'_> {
             .release(&data[rows.start * row_bytes..rows.end * row_bytes]);
         Ok(())
     }
+}
+
+/// Tiles of a weight, 16 rows each but for the last one of a matrix.
+fn tiles(w: &Weight, form: Form) -> usize {
+    match form {
+        Form::Experts(experts) => experts * (w.n / experts).div_ceil(TILE_N),
+        Form::Tiles | Form::Vector => w.n.div_ceil(TILE_N),
+    }
+}
+
+/// Rows of the weight that are in a tile.
+fn rows_of_tile(w: &Weight, form: Form, tile: usize) -> Range<usize> {
+    let n = match form {
+        Form::Experts(experts) => w.n / experts,
+        Form::Tiles | Form::Vector => w.n,
+    };
+    let (matrix, tile) = (tile / n.div_ceil(TILE_N), tile % n.div_ceil(TILE_N));
+    matrix * n + tile * TILE_N..matrix * n + ((tile + 1) * TILE_N).min(n)
 }
 
 fn jobs<'a>(graph: &'a OpGraph, placements: &[Placement]) -> Result<Vec<Job<'a>>, Error> {
@@ -124,8 +144,8 @@ fn jobs<'a>(graph: &'a OpGraph, placements: &[Placement]) -> Result<Vec<Job<'a>>
                 tiles: 0..0,
                 bytes: p.bytes as usize,
             }),
-            Form::Tiles => {
-                let count = weight.n.div_ceil(TILE_N);
+            Form::Tiles | Form::Experts(_) => {
+                let count = tiles(weight, p.form);
                 let tile_bytes = p.bytes as usize / count;
                 let run = (JOB_BYTES / tile_bytes).max(1);
                 for start in (0..count).step_by(run) {
@@ -151,8 +171,12 @@ fn vector(gguf: &Gguf, w: &Weight) -> Result<Vec<f32>, Error> {
     Ok(values)
 }
 
-fn store(values: &[f32], out: &mut [u8]) {
-    for (value, bytes) in values.iter().zip(out.chunks_exact_mut(4)) {
-        bytes.copy_from_slice(&value.to_le_bytes());
+/// Rows of `k` values, each padded as [`Form::Vector`] says.
+fn store(values: &[f32], k: usize, out: &mut [u8]) {
+    let rows = out.chunks_mut(k.next_multiple_of(TILE_N) * 4);
+    for (values, row) in values.chunks_exact(k).zip(rows) {
+        for (value, bytes) in values.iter().zip(row.chunks_exact_mut(4)) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
     }
 }

@@ -74,7 +74,9 @@ pub struct Placement {
 pub enum Form {
     /// Tiles of the weight's `PackedLayout`.
     Tiles,
-    /// f32, padded with zeros to a multiple of 16 elements.
+    /// As `Tiles`, for each of so many equally large matrices that are stacked in the weight: no tile has rows of two.
+    Experts(usize),
+    /// f32, each row padded with zeros to a multiple of 16 elements.
     Vector,
 }
 
@@ -131,6 +133,8 @@ pub enum Work {
     },
     /// Matmul parts that share an input; workers divide the tiles of all parts.
     Matmul(Matmul),
+    /// Matmuls by expert, called by every worker; they divide the experts that the step uses among themselves.
+    Experts(Experts),
     /// A part of attention, called by every worker; they divide the step's live work among themselves.
     Attention(Attention),
     /// Thread blocks of a GPU kernel.
@@ -286,6 +290,46 @@ impl Scratch {
             cell: bytes,
         }
     }
+}
+
+/// A launch of matmuls by expert.
+#[derive(Clone, Debug)]
+pub struct Experts {
+    /// The experts of each row.
+    pub routes: Buffer,
+    /// Experts.
+    pub experts: usize,
+    /// Experts that a row uses.
+    pub used: usize,
+    /// Routed rows, by expert (int8 rows or f32 rows, as the layout reads them).
+    pub input: Buffer,
+    /// Row length.
+    pub k: usize,
+    /// Rows of the bucket; as many routed rows for each as it uses experts.
+    pub rows: usize,
+    /// The matrices.
+    pub parts: Vec<ExpertPart>,
+}
+
+/// The matrices of all experts that make one output.
+#[derive(Clone, Debug)]
+pub struct ExpertPart {
+    /// Graph label of the weight.
+    pub label: String,
+    /// Micro-kernel symbol.
+    pub symbol: String,
+    /// Offset of the first expert's tile 0 in the weights section.
+    pub weights: u64,
+    /// Bytes of one tile.
+    pub tile_bytes: usize,
+    /// Tiles of 16 outputs of each expert.
+    pub tiles: usize,
+    /// What reading a tile costs, in rows that meet it.
+    pub read_cost: usize,
+    /// Biases of the first expert in the weights section, those of the others after it.
+    pub bias: Option<u64>,
+    /// Routed output rows, by expert.
+    pub output: Buffer,
 }
 
 /// A matmul launch.

@@ -57,10 +57,19 @@ impl fmt::Display for Shape {
 pub fn shapes(graph: &OpGraph) -> Result<Vec<Shape>, Error> {
     let mut found = Vec::new();
     for node in graph.order() {
-        if let Op::MatMul { parts, .. } = &graph.nodes[node].op {
-            for part in parts {
-                let w = &graph.weights[part.weight.0 as usize];
-                count(&mut found, packed_layout(w)?, w.n, w.k);
+        // Of experts, as many matrices as one row uses.
+        let (parts, experts, times) = match &graph.nodes[node].op {
+            Op::MatMul { parts, .. } => (parts, 1, 1),
+            Op::ExpertMatMul { parts, experts } => {
+                let routes = graph.inputs(node)[1];
+                (parts, *experts, graph.value_type(routes).width)
+            }
+            _ => continue,
+        };
+        for part in parts {
+            let w = &graph.weights[part.weight.0 as usize];
+            for _ in 0..times {
+                count(&mut found, packed_layout(w)?, w.n / experts, w.k);
             }
         }
     }

@@ -126,6 +126,7 @@ fn measure(
                 shape.scale.to_bits() as usize,
                 0,
                 0,
+                std::ptr::null(),
             );
         }
         black_box(&out);

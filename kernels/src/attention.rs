@@ -35,9 +35,9 @@ pub type KvAppendFn = unsafe extern "C" fn(
 );
 
 /// One worker's share of a step's attention: `(q, kv, out, scratch, step, heads, kv_heads, head_dim, worker, workers,
-/// q_stride, out_stride, scratch_stride, cell_stride, scale_bits, window, softcap_bits)`. A row sees positions `0..=pos`,
+/// q_stride, out_stride, scratch_stride, cell_stride, scale_bits, window, softcap_bits, sinks)`. A row sees positions `0..=pos`,
 /// or the last `window` of them when `window` is not 0. Scores are `scale * q.k`, then `cap * tanh(s / cap)` when the
-/// softcap is not 0.0. All workers together write every head of every live row of `out`, or leave its partials in
+/// softcap is not 0.0. `sinks` (or null) has a score for each head that takes part in the softmax and brings no value. All workers together write every head of every live row of `out`, or leave its partials in
 /// `scratch`: worker w's slot begins at `w * scratch_stride`, the partials of the unit's i-th split `i * cell_stride` into
 /// it, one query's after the other's ([`partial_bytes`]). `scratch` is not touched when there is one worker, or one split.
 pub type AttentionFn = unsafe extern "C" fn(
@@ -58,10 +58,11 @@ pub type AttentionFn = unsafe extern "C" fn(
     usize,
     usize,
     usize,
+    *const f32,
 );
 
 /// Merges the partials that [`AttentionFn`] left, each query by one worker: `(scratch, out, step, heads, kv_heads,
-/// head_dim, worker, workers, out_stride, scratch_stride, cell_stride, window)`.
+/// head_dim, worker, workers, out_stride, scratch_stride, cell_stride, window, sinks)`.
 pub type CombineFn = unsafe extern "C" fn(
     *const u8,
     *mut f32,
@@ -75,6 +76,7 @@ pub type CombineFn = unsafe extern "C" fn(
     usize,
     usize,
     usize,
+    *const f32,
 );
 
 /// Tokens whose scores are computed before any of their weights.
@@ -296,6 +298,17 @@ pub const fn pages(tokens: usize) -> usize {
 /// Naive attention of one row, in f64: the oracle. `q` is `[heads][head_dim]`; `k` and `v` are `[tokens][kv_heads]
 /// [head_dim]`, the last token being the row's own.
 pub fn reference(q: &[f32], k: &[f32], v: &[f32], shape: &Shape) -> Vec<f32> {
+    reference_with_sinks(q, k, v, shape, None)
+}
+
+/// As [`reference`], with a score for each head that brings no value.
+pub fn reference_with_sinks(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    shape: &Shape,
+    sinks: Option<&[f32]>,
+) -> Vec<f32> {
     let &Shape {
         heads,
         kv_heads,
@@ -319,8 +332,9 @@ pub fn reference(q: &[f32], k: &[f32], v: &[f32], shape: &Shape) -> Vec<f32> {
             }
         });
         let scores: Vec<f64> = scores.collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+        let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[h]));
+        let max = scores.iter().copied().fold(sink, f64::max);
+        let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum::<f64>() + (sink - max).exp();
         out.extend((0..head_dim).map(|i| {
             let weighted = seen
                 .clone()

@@ -9,6 +9,7 @@ pub mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub mod avxvnni;
 pub mod features;
+pub mod groups;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 pub mod live;

@@ -11,7 +11,7 @@
 //!
 //! # What a family consists of
 //!
-//! [`matmul`], [`attention`], [`norm`] and [`rope`] are one file each that says, without running anything:
+//! [`matmul`], [`attention`], [`experts`], [`norm`] and [`rope`] are one file each that says, without running anything:
 //!
 //! - the type of its micro-kernels (an `extern "C" fn` that takes pointers, strides and row ranges) and their symbol names;
 //! - its legality: shapes the micro-kernels take, and a `Reason` for the others that names the number;
@@ -24,6 +24,7 @@
 
 pub mod attention;
 pub mod cpu;
+pub mod experts;
 pub mod gpu;
 pub mod matmul;
 pub mod norm;

@@ -16,7 +16,7 @@ use crate::cpu::abi::q8_row;
 use crate::quant::{Codebook, PackedLayout, Store};
 
 pub use crate::cpu::features::Isa;
-pub use cut::{candidates, cheapest};
+pub use cut::{candidates, cheapest, widest_first};
 
 /// One stamped row count of one ISA.
 #[derive(Clone, Copy, Debug, PartialEq)]

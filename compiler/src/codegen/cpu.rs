@@ -56,6 +56,7 @@ impl<'p> SymbolTable<'p> {
                     .iter()
                     .flat_map(|p| &p.stamps)
                     .for_each(|s| add(&s.symbol)),
+                Work::Experts(experts) => experts.parts.iter().for_each(|p| add(&p.symbol)),
                 // No plan for a CPU has grids.
                 Work::Elementwise { .. } | Work::Grid(_) => {}
             }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::{
-    Activation, DType, HeadNorm, Op, OpGraph, Part, RopeShape, RopeStyle, Rows, Source, Value,
-    ValueType, WeightId,
+    Activation, DType, Gating, HeadNorm, Op, OpGraph, Part, RopeShape, RopeStyle, Rows, Source,
+    Value, ValueType, WeightId,
 };
 
 /// The whole graph: KV layers, then nodes.
@@ -56,16 +56,18 @@ pub fn dump(graph: &OpGraph) -> String {
     text
 }
 
-/// `f32[R,1024]`, `q8[L,1024]`, `kv`.
+/// `f32[R,1024]`, `q8[L,1024]`, `f32[8R,768]` for rows that use 8 experts each, `routes[R,8]`, `kv`.
 pub fn type_text(ty: ValueType) -> String {
-    let rows = match ty.rows {
-        Rows::Step => 'R',
-        Rows::Logits => 'L',
+    let rows: String = match ty.rows {
+        Rows::Step => "R".into(),
+        Rows::Logits => "L".into(),
+        Rows::Routed { used } => format!("{used}R"),
     };
     match ty.dtype {
         DType::F32 => format!("f32[{rows},{}]", ty.width),
         DType::Q8 => format!("q8[{rows},{}]", ty.width),
         DType::KvWritten => "kv".into(),
+        DType::Routes => format!("routes[{rows},{}]", ty.width),
     }
 }
 
@@ -75,6 +77,9 @@ pub fn name(op: &Op) -> &'static str {
         Op::Embed { .. } => "embed",
         Op::RmsNorm { .. } => "rms_norm",
         Op::MatMul { .. } => "matmul",
+        Op::Route(_) => "route",
+        Op::ExpertMatMul { .. } => "expert_matmul",
+        Op::ExpertSum => "expert_sum",
         Op::RopeTable { .. } => "rope_table",
         Op::HeadNorm { .. } => "head_norm",
         Op::Rope { .. } => "rope",
@@ -85,6 +90,7 @@ pub fn name(op: &Op) -> &'static str {
         Op::Mul => "mul",
         Op::Add => "add",
         Op::GatedAct(_) => "gated_act",
+        Op::GateRows => "gate_rows",
         Op::Scale(_) => "scale",
         Op::Columns { .. } => "columns",
         Op::Softcap(_) => "softcap",
@@ -108,15 +114,24 @@ fn arguments(text: &mut String, graph: &OpGraph, op: &Op) {
             let _ = write!(text, " w={} eps={eps:e}", graph.weight(*weight).name);
         }
         Op::MatMul { parts, residual } => {
-            for Part { weight, bias } in parts {
-                matrix(text, graph, *weight);
-                if let Some(bias) = bias {
-                    let _ = write!(text, " bias={}", graph.weight(*bias).name);
-                }
-            }
+            matrices(text, graph, parts);
             if *residual {
                 text.push_str(" +residual");
             }
+        }
+        Op::Route(routing) => {
+            let gating = match routing.gating {
+                Gating::Softmax => "softmax",
+                Gating::SoftmaxOfUsed => "softmax_of_used",
+            };
+            let _ = write!(text, " used={} {gating}", routing.used);
+            if routing.normalise {
+                text.push_str(" normalised");
+            }
+        }
+        Op::ExpertMatMul { parts, experts } => {
+            let _ = write!(text, " experts={experts}");
+            matrices(text, graph, parts);
         }
         Op::RopeTable { inv_freq, mscale } => {
             let weight = graph.weight(*inv_freq);
@@ -160,10 +175,14 @@ fn arguments(text: &mut String, graph: &OpGraph, op: &Op) {
             heads,
             scale,
             softcap,
+            sinks,
         } => {
             let _ = write!(text, " layer={layer} heads={heads} scale={scale}");
             if let Some(cap) = softcap {
                 let _ = write!(text, " softcap={cap}");
+            }
+            if let Some(sinks) = sinks {
+                let _ = write!(text, " sinks={}", graph.weight(*sinks).name);
             }
         }
         Op::Act(act) | Op::GatedAct(act) | Op::GatedActQuantise(act) => {
@@ -178,7 +197,22 @@ fn arguments(text: &mut String, graph: &OpGraph, op: &Op) {
         Op::Columns { start, width } => {
             let _ = write!(text, " {start}..{}", start + width);
         }
-        Op::Mul | Op::Add | Op::Quantise | Op::SelectRows | Op::Logits => {}
+        Op::Mul
+        | Op::Add
+        | Op::ExpertSum
+        | Op::GateRows
+        | Op::Quantise
+        | Op::SelectRows
+        | Op::Logits => {}
+    }
+}
+
+fn matrices(text: &mut String, graph: &OpGraph, parts: &[Part]) {
+    for Part { weight, bias } in parts {
+        matrix(text, graph, *weight);
+        if let Some(bias) = bias {
+            let _ = write!(text, " bias={}", graph.weight(*bias).name);
+        }
     }
 }
 
@@ -212,6 +246,7 @@ fn activation(act: Activation) -> &'static str {
     match act {
         Activation::Silu => "silu",
         Activation::GeluTanh => "gelu_tanh",
+        Activation::ClampedSwish => "clamped_swish",
     }
 }
 

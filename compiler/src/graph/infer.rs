@@ -1,10 +1,12 @@
 //! What each op accepts and what it produces: the one place that knows the arity, row domains, widths, element types
 //! and weight shapes of an op. Used when a node is made and again by `graph::verify`.
 
+use coldpress_kernels::experts::legal;
 use coldpress_kernels::quant;
 
 use super::{
-    DType, HeadNorm, Op, OpGraph, Part, RopeShape, Rows, VIEW_COLUMNS, ValueType, WeightId,
+    Activation, DType, HeadNorm, Op, OpGraph, Part, RopeShape, Routing, Rows, VIEW_COLUMNS,
+    ValueType, WeightId,
 };
 use crate::error::Error;
 
@@ -24,6 +26,15 @@ impl ValueType {
             rows,
             width,
             dtype: DType::Q8,
+        }
+    }
+
+    /// The experts of each row.
+    pub fn routes(used: usize) -> ValueType {
+        ValueType {
+            rows: Rows::Step,
+            width: used,
+            dtype: DType::Routes,
         }
     }
 
@@ -79,6 +90,21 @@ impl Checker<'_> {
                 one(x)
             }
             Op::MatMul { parts, residual } => self.matmul(parts, *residual, inputs),
+            Op::Route(routing) => {
+                let [logits] = self.arity(inputs)?;
+                one(self.routed(routing, logits)?)
+            }
+            Op::ExpertMatMul { parts, experts } => {
+                let [x, routes] = self.arity(inputs)?;
+                self.expert_matmul(parts, *experts, x, routes)
+            }
+            Op::ExpertSum => {
+                let [x, routes] = self.arity(inputs)?;
+                self.float(x)?;
+                let used = self.used(routes)?;
+                self.rows("x", x, Rows::Routed { used })?;
+                one(ValueType::f32(Rows::Step, x.width))
+            }
             Op::RopeTable { inv_freq, .. } => {
                 let [] = self.arity(inputs)?;
                 let half = self.graph.weight(*inv_freq).k;
@@ -121,7 +147,15 @@ impl Checker<'_> {
                 }
                 Ok(vec![q, ValueType::kv_written()])
             }
-            Op::Attention { layer, heads, .. } => {
+            Op::Attention {
+                layer,
+                heads,
+                sinks,
+                ..
+            } => {
+                if let Some(sinks) = sinks {
+                    self.vector(*sinks, *heads)?;
+                }
                 let [q, written] = self.arity(inputs)?;
                 let kv = self.layer(*layer)?;
                 self.float(q)?;
@@ -138,6 +172,9 @@ impl Checker<'_> {
             Op::Act(_) | Op::Scale(_) | Op::Softcap(_) => {
                 let [x] = self.arity(inputs)?;
                 self.float(x)?;
+                self.ensure(*op != Op::Act(Activation::ClampedSwish), || {
+                    "an activation that needs a gate and a value".into()
+                })?;
                 one(x)
             }
             Op::Columns { start, width } => {
@@ -159,6 +196,14 @@ impl Checker<'_> {
                     Op::GatedActQuantise(_) => one(self.quantised(a)?),
                     _ => one(a),
                 }
+            }
+            Op::GateRows => {
+                let [x, gate] = self.arity(inputs)?;
+                self.float(x)?;
+                self.float(gate)?;
+                self.rows("gate", gate, x.rows)?;
+                self.width("gate", gate, 1)?;
+                one(x)
             }
             Op::Quantise => {
                 let [x] = self.arity(inputs)?;
@@ -199,18 +244,8 @@ impl Checker<'_> {
             true => self.arity::<2>(inputs)?[0],
             false => self.arity::<1>(inputs)?[0],
         };
-        let integers = parts
-            .iter()
-            .filter(|part| self.graph.is_integer(part.weight))
-            .count();
-        self.ensure(integers == 0 || integers == parts.len(), || {
-            "integer and float weights share a matmul".into()
-        })?;
-        match x.dtype {
-            DType::F32 => {}
-            DType::Q8 => self.ensure(integers > 0, || "float weights read int8 rows".into())?,
-            DType::KvWritten => return Err(self.error("input 0 has no data")),
-        }
+        let integers = self.integers(parts)?;
+        self.activations(x, integers)?;
         let mut outputs = Vec::with_capacity(parts.len());
         for part in parts {
             let (n, k) = self.matrix(part.weight)?;
@@ -224,6 +259,80 @@ impl Checker<'_> {
             format!("residual is {:?}, output {:?}", inputs[1], outputs[0])
         })?;
         Ok(outputs)
+    }
+
+    /// Whether all weights are integers; none may be while others are not.
+    fn integers(&self, parts: &[Part]) -> Result<bool, Error> {
+        let integers = parts
+            .iter()
+            .filter(|part| self.graph.is_integer(part.weight))
+            .count();
+        self.ensure(integers == 0 || integers == parts.len(), || {
+            "integer and float weights share a matmul".into()
+        })?;
+        Ok(integers > 0)
+    }
+
+    /// Rows that matmuls of integer or float weights read.
+    fn activations(&self, x: ValueType, integers: bool) -> Result<(), Error> {
+        match x.dtype {
+            DType::F32 => Ok(()),
+            DType::Q8 => self.ensure(integers, || "float weights read int8 rows".into()),
+            DType::KvWritten | DType::Routes => Err(self.error("input 0 has no data")),
+        }
+    }
+
+    fn routed(&self, routing: &Routing, logits: ValueType) -> Result<ValueType, Error> {
+        self.float(logits)?;
+        self.rows("logits", logits, Rows::Step)?;
+        let (used, experts) = (routing.used, logits.width);
+        self.ensure(legal(experts, used).is_ok(), || {
+            format!("{used} of {experts} experts")
+        })?;
+        Ok(ValueType::routes(used))
+    }
+
+    fn expert_matmul(
+        &self,
+        parts: &[Part],
+        experts: usize,
+        x: ValueType,
+        routes: ValueType,
+    ) -> Result<Vec<ValueType>, Error> {
+        self.ensure(!parts.is_empty(), || "has no parts".into())?;
+        let used = self.used(routes)?;
+        self.ensure(legal(experts, used).is_ok(), || {
+            format!("{used} of {experts} experts")
+        })?;
+        let rows = Rows::Routed { used };
+        self.ensure(x.rows == Rows::Step || x.rows == rows, || {
+            format!("x has {:?} rows, routes are {routes:?}", x.rows)
+        })?;
+        self.activations(x, self.integers(parts)?)?;
+        let mut outputs = Vec::with_capacity(parts.len());
+        for part in parts {
+            let (n, k) = self.matrix(part.weight)?;
+            self.width("x", x, k)?;
+            self.ensure(n.is_multiple_of(experts), || {
+                format!("{n} outputs of {experts} experts")
+            })?;
+            if let Some(bias) = part.bias {
+                let bias = self.known(bias)?;
+                self.ensure((bias.n, bias.k) == (experts, n / experts), || {
+                    format!("{} is [{},{}]", bias.name, bias.n, bias.k)
+                })?;
+            }
+            outputs.push(ValueType::f32(rows, n / experts));
+        }
+        Ok(outputs)
+    }
+
+    /// Experts that a row uses by these routes.
+    fn used(&self, routes: ValueType) -> Result<usize, Error> {
+        self.ensure(routes.dtype == DType::Routes, || {
+            format!("reads {routes:?}, needs routes")
+        })?;
+        Ok(routes.width)
     }
 
     fn error(&self, what: impl std::fmt::Display) -> Error {

@@ -3,6 +3,7 @@
 //! Formulas are in `interpret/arithmetic.rs`, the reading of weights in `interpret/weights.rs`.
 
 mod arithmetic;
+mod experts;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -10,13 +11,14 @@ mod weights;
 pub use weights::Weights;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use coldpress_kernels::cpu::abi::ACT_GROUP;
 
 use super::{HeadNorm, Op, OpGraph, Value, WeightId};
 use crate::error::Error;
 use crate::gguf::Gguf;
-use arithmetic::{activate, dot, map, normalise, rotate, soften, zip};
+use arithmetic::{activate, dot, gated, map, normalise, rotate, sigmoid, soften, zip};
 
 /// One token of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +139,9 @@ impl<'a> Interpreter<'a> {
             Op::MatMul { parts, residual } => {
                 let mut outputs = Vec::with_capacity(parts.len());
                 for part in parts {
-                    let mut output = self.matmul(inputs[0], part.weight);
+                    let x: Vec<&Vec<f64>> = inputs[0].iter().collect();
+                    let n = self.graph.weight(part.weight).n;
+                    let mut output = self.matmul(&x, part.weight, 0..n);
                     if let Some(bias) = part.bias {
                         let bias = self.weights.vector(bias);
                         for row in &mut output {
@@ -153,6 +157,14 @@ impl<'a> Interpreter<'a> {
                 }
                 Ok(outputs)
             }
+            Op::Route(routing) => one(experts::route(inputs[0], routing)),
+            Op::ExpertMatMul { parts, experts } => {
+                let parts = parts.iter();
+                Ok(parts
+                    .map(|part| self.expert_matmul(inputs[0], inputs[1], part, *experts))
+                    .collect())
+            }
+            Op::ExpertSum => one(experts::sum(inputs[0], inputs[1])),
             Op::RopeTable { inv_freq, mscale } => {
                 let inv_freq = self.weights.vector(*inv_freq);
                 let angles = |row: &Row| {
@@ -191,20 +203,29 @@ impl<'a> Interpreter<'a> {
                 heads,
                 scale,
                 softcap,
+                sinks,
             } => {
+                let sinks = sinks.map(|id| self.weights.vector(id));
                 let rows = inputs[0].iter().zip(rows);
                 let attend = |(q, row): (&Vec<f64>, &Row)| {
-                    self.attend(*layer, *heads, f64::from(*scale), *softcap, q, row)
+                    self.attend(*layer, (*heads, sinks), f64::from(*scale), *softcap, q, row)
                 };
                 one(rows.map(attend).collect::<Result<_, Error>>()?)
             }
             Op::Act(act) => one(map(inputs[0], |x| activate(*act, x))),
             Op::Mul => one(zip(inputs[0], inputs[1], |a, b| a * b)),
             Op::Add => one(zip(inputs[0], inputs[1], |a, b| a + b)),
-            Op::GatedAct(act) => one(zip(inputs[0], inputs[1], |a, b| activate(*act, a) * b)),
+            Op::GatedAct(act) => one(zip(inputs[0], inputs[1], |a, b| gated(*act, a, b))),
             Op::GatedActQuantise(act) => {
-                let gated = zip(inputs[0], inputs[1], |a, b| activate(*act, a) * b);
+                let gated = zip(inputs[0], inputs[1], |a, b| gated(*act, a, b));
                 one(self.quantise(&gated))
+            }
+            Op::GateRows => {
+                let rows = inputs[0].iter().zip(inputs[1]);
+                let gate = |(x, gate): (&Vec<f64>, &Vec<f64>)| {
+                    x.iter().map(|x| x * sigmoid(gate[0])).collect()
+                };
+                one(rows.map(gate).collect())
             }
             Op::Scale(factor) => one(map(inputs[0], |x| x * f64::from(*factor))),
             Op::Columns { start, width } => {
@@ -225,21 +246,23 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// Threads take spans of the matrix's rows; each output is one dot product, so the split changes nothing.
-    fn matmul(&self, x: &Table, id: WeightId) -> Table {
+    /// The products with some rows of a matrix. Threads take spans of them; each output is one dot product, so the split
+    /// changes nothing.
+    fn matmul(&self, x: &[&Vec<f64>], id: WeightId, rows: Range<usize>) -> Table {
         let weight = self.graph.weight(id);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let span = weight.n.div_ceil(threads).max(64);
+        let span = rows.len().div_ceil(threads).max(64);
         let columns: Vec<Vec<f64>> = std::thread::scope(|scope| {
-            let spans = (0..weight.n).step_by(span).map(|start| {
+            let spans = rows.clone().step_by(span).map(|start| {
+                let end = (start + span).min(rows.end);
                 scope.spawn(move || {
                     let mut buffer = Vec::new();
-                    let rows = start..(start + span).min(weight.n);
-                    rows.flat_map(|row| {
-                        let w = self.weights.row(weight, id, row, &mut buffer);
-                        x.iter().map(|x| dot(x, w)).collect::<Vec<_>>()
-                    })
-                    .collect::<Vec<f64>>()
+                    (start..end)
+                        .flat_map(|row| {
+                            let w = self.weights.row(weight, id, row, &mut buffer);
+                            x.iter().map(|x| dot(x, w)).collect::<Vec<_>>()
+                        })
+                        .collect::<Vec<f64>>()
                 })
             });
             let spans: Vec<_> = spans.collect();
@@ -299,7 +322,7 @@ impl<'a> Interpreter<'a> {
     fn attend(
         &self,
         layer: usize,
-        heads: usize,
+        (heads, sinks): (usize, Option<&[f32]>),
         scale: f64,
         softcap: Option<f32>,
         q: &[f64],
@@ -328,9 +351,10 @@ impl<'a> Interpreter<'a> {
                 softcap.map_or(dot * scale, |cap| soften(dot * scale, cap))
             };
             let scores: Vec<_> = cached.iter().map(|(k, _)| score(k)).collect();
-            let largest = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+            let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+            let largest = scores.iter().fold(sink, |a, &b| a.max(b));
             let weights: Vec<_> = scores.iter().map(|s| (s - largest).exp()).collect();
-            let total: f64 = weights.iter().sum();
+            let total: f64 = weights.iter().sum::<f64>() + (sink - largest).exp();
             out.extend(span.map(|i| {
                 let mixed = weights.iter().zip(&cached).map(|(w, (_, v))| w * v[i]);
                 mixed.sum::<f64>() / total

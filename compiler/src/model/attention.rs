@@ -36,6 +36,8 @@ pub(super) struct Attention {
     pub qkv_bias: bool,
     /// Whether the output projection may have one.
     pub output_bias: bool,
+    /// Whether each head's softmax has a score that brings no value.
+    pub sinks: bool,
 }
 
 /// K and V of a layer, in the cache.
@@ -61,6 +63,7 @@ impl Builder<'_> {
             qk_norm: QkNorm::None,
             qkv_bias: true,
             output_bias: false,
+            sinks: false,
         }
     }
 
@@ -96,11 +99,16 @@ impl Builder<'_> {
         a: &Attention,
         cached: &Cached,
     ) -> Result<Value, Error> {
+        let sinks = match a.sinks {
+            true => Some(self.vector(&format!("blk.{layer}.attn_sinks.weight"), a.heads)?),
+            false => None,
+        };
         let op = Op::Attention {
             layer: cached.layer,
             heads: a.heads,
             scale: a.scale,
             softcap: a.softcap,
+            sinks,
         };
         let label = format!("blk.{layer}.attn");
         let mixed = self.graph.add_one(op, label, &[q, cached.written])?;

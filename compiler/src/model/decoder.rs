@@ -1,6 +1,7 @@
 //! How a decoder's rooms follow each other: embedding, the two branches of a layer with their norms and residuals, head.
 
 use super::attention::Attention;
+use super::experts::ExpertShape;
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -93,6 +94,20 @@ impl Builder<'_> {
         let norms = ["ffn_norm", "post_ffw_norm"];
         self.branch(layer, x, branch, (norms, "ffn_residual"), |b, x| {
             b.ffn(layer, x, ffn)
+        })
+    }
+
+    /// Experts of one layer, added to the residual stream.
+    pub fn experts_branch(
+        &mut self,
+        layer: usize,
+        x: Value,
+        branch: Branch,
+        experts: &ExpertShape,
+    ) -> Result<Value, Error> {
+        let norms = ["ffn_norm", "post_ffw_norm"];
+        self.branch(layer, x, branch, (norms, "ffn_residual"), |b, x| {
+            b.experts(layer, x, experts)
         })
     }
 

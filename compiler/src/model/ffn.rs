@@ -49,12 +49,27 @@ impl Builder<'_> {
         };
         let gate = self.projection(&gate_label, x, width, half(0), ffn)?;
         let up = self.projection(&up_label, x, width, half(width), ffn)?;
-        let act = Op::Act(ffn.activation);
-        let act = self.graph.add_one(act, label("ffn_act"), &[gate])?;
-        let gated = self
-            .graph
-            .add_one(Op::Mul, label("ffn_gated"), &[act, up])?;
+        let gated = self.gated(layer, "", ffn.activation, (gate, up))?;
         self.projection(&label("ffn_down"), gated, hidden, None, ffn)
+    }
+
+    /// The activation of a gate times what it lets through; labels end in `suffix`.
+    pub fn gated(
+        &mut self,
+        layer: usize,
+        suffix: &str,
+        activation: Activation,
+        (gate, up): (Value, Value),
+    ) -> Result<Value, Error> {
+        let act = format!("blk.{layer}.ffn_act{suffix}");
+        // Gate and value are not a product of two functions.
+        if activation == Activation::ClampedSwish {
+            let op = Op::GatedAct(activation);
+            return self.graph.add_one(op, act, &[gate, up]);
+        }
+        let act = self.graph.add_one(Op::Act(activation), act, &[gate])?;
+        let gated = format!("blk.{layer}.ffn_gated{suffix}");
+        self.graph.add_one(Op::Mul, gated, &[act, up])
     }
 
     /// (x W^T + bias) times the scale: unlike in attention, the bias is scaled too.

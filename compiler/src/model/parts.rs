@@ -229,6 +229,23 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// `count` matrices `[n, k]` in one tensor, whose rows the weight has on top of each other.
+    pub fn matrices(
+        &mut self,
+        name: &str,
+        (n, k): (usize, usize),
+        count: usize,
+    ) -> Result<WeightId, Error> {
+        let ty = self.matrices_type(name, (n, k), count)?;
+        Ok(self.weight(name, ty, (n * count, k), Source::Gguf))
+    }
+
+    /// `count` vectors in one tensor.
+    pub fn vectors(&mut self, name: &str, len: usize, count: usize) -> Result<WeightId, Error> {
+        let ty = self.vectors_type(name, len, count)?;
+        Ok(self.weight(name, ty, (count, len), Source::Gguf))
+    }
+
     pub fn matrix(&mut self, name: &str, n: usize, k: usize) -> Result<WeightId, Error> {
         let ty = self.matrix_type(name, n, k)?;
         Ok(self.weight(name, ty, (n, k), Source::Gguf))
@@ -269,7 +286,16 @@ impl<'a> Builder<'a> {
     }
 
     fn matrix_type(&mut self, name: &str, n: usize, k: usize) -> Result<TensorType, Error> {
-        let ty = self.tensor(name, &[k as u64, n as u64])?.ty;
+        self.matrices_type(name, (n, k), 1)
+    }
+
+    fn matrices_type(
+        &mut self,
+        name: &str,
+        (n, k): (usize, usize),
+        count: usize,
+    ) -> Result<TensorType, Error> {
+        let ty = self.tensor(name, &[k as u64, n as u64, count as u64])?.ty;
         if quant::format(ty).is_none() {
             let types: Vec<_> = quant::FORMATS
                 .iter()
@@ -284,7 +310,11 @@ impl<'a> Builder<'a> {
     }
 
     fn vector_type(&mut self, name: &str, len: usize) -> Result<TensorType, Error> {
-        let ty = self.tensor(name, &[len as u64])?.ty;
+        self.vectors_type(name, len, 1)
+    }
+
+    fn vectors_type(&mut self, name: &str, len: usize, count: usize) -> Result<TensorType, Error> {
+        let ty = self.tensor(name, &[len as u64, count as u64])?.ty;
         if !matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16) {
             return Err(Error::Unsupported {
                 what: name.into(),
@@ -333,6 +363,8 @@ impl<'a> Builder<'a> {
             what: name.into(),
             why,
         };
+        let stated = dims.iter().rposition(|&dim| dim != 1).unwrap_or(0);
+        let dims = &dims[..=stated];
         let tensor = self.metadata.gguf.tensor(name);
         let tensor = tensor.ok_or_else(|| wrong(format!("missing: expected {dims:?}")))?;
         let found = tensor.dims.iter().copied().chain(std::iter::repeat(1));

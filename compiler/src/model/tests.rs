@@ -121,21 +121,21 @@ fn unknown_architectures_are_refused_with_the_known_ones() {
 fn missing_and_misshapen_tensors_are_named() {
     each(|tiny| {
         let rename = |name: &str| {
-            (name == "blk.1.ffn_down.weight").then(|| ("other".into(), TensorType::F32, vec![1]))
+            (name == "blk.1.attn_k.weight").then(|| ("other".into(), TensorType::F32, vec![1]))
         };
         let missing = error(&edited(tiny, |_| None, rename));
         assert_eq!(
             missing.to_string(),
-            "blk.1.ffn_down.weight: missing: expected [64, 32]"
+            "blk.1.attn_k.weight: missing: expected [32, 16]"
         );
         let turn = |name: &str| {
-            (name == "blk.0.ffn_down.weight").then(|| (name.into(), TensorType::F32, vec![32, 64]))
+            (name == "blk.0.attn_k.weight").then(|| (name.into(), TensorType::F32, vec![16, 32]))
         };
         let misshapen = error(&edited(tiny, |_| None, turn));
         assert_eq!(misshapen.exit_code(), 1);
         assert_eq!(
             misshapen.to_string(),
-            "blk.0.ffn_down.weight: expected [64, 32], found [32, 64] (row length first)"
+            "blk.0.attn_k.weight: expected [32, 16], found [16, 32] (row length first)"
         );
     });
 }
@@ -147,7 +147,7 @@ fn tensors_nobody_reads_are_refused_unless_leftovers() {
         writer.tensor("blk.0.attn_rot_embd", TensorType::F32, &[4], vec![0; 16]);
         build(&open(&writer)).unwrap();
         writer.tensor(
-            "blk.1.attn_sinks.weight",
+            "blk.1.attn_rel_b.weight",
             TensorType::F32,
             &[4],
             vec![0; 16],
@@ -157,7 +157,7 @@ fn tensors_nobody_reads_are_refused_unless_leftovers() {
         assert!(
             unread
                 .to_string()
-                .starts_with("blk.1.attn_sinks.weight: no "),
+                .starts_with("blk.1.attn_rel_b.weight: no "),
             "{unread}"
         );
     });
@@ -167,14 +167,14 @@ fn tensors_nobody_reads_are_refused_unless_leftovers() {
 fn types_without_kernel_are_refused() {
     each(|tiny| {
         let retype = |name: &str| {
-            (name == "blk.0.ffn_down.weight").then(|| (name.into(), TensorType::I32, vec![64, 32]))
+            (name == "blk.0.attn_k.weight").then(|| (name.into(), TensorType::I32, vec![32, 16]))
         };
         let unreadable = error(&edited(tiny, |_| None, retype));
         assert_eq!(unreadable.exit_code(), 3);
         let text = unreadable.to_string();
         assert!(
             text.starts_with(
-                "blk.0.ffn_down.weight: no kernel reads I32 (supported: F32, F16, BF16, "
+                "blk.0.attn_k.weight: no kernel reads I32 (supported: F32, F16, BF16, "
             ),
             "{text}"
         );
@@ -461,4 +461,85 @@ fn head_sizes_no_table_could_hold_are_refused() {
             assert!(text.contains(&format!("heads of {dim} elements")), "{text}");
         }
     });
+}
+
+#[test]
+fn experts_that_cannot_be_are_named() {
+    let moe = Tiny {
+        architecture: "qwen3moe",
+        ..Tiny::PLAIN
+    };
+    for (suffix, value, code, says) in [
+        ("expert_count", 0, 1, "qwen3moe.expert_count: is 0"),
+        (
+            "expert_count",
+            4096,
+            3,
+            "qwen3moe.expert_used_count: 4096 experts (supported: 1 to 1024)",
+        ),
+        (
+            "expert_used_count",
+            6,
+            3,
+            "qwen3moe.expert_used_count: 6 of 5 experts for a row (supported: 1 to 5)",
+        ),
+        (
+            "expert_count",
+            4,
+            1,
+            "blk.0.ffn_gate_inp.weight: expected [32, 4], found [32, 5] (row length first)",
+        ),
+        (
+            "expert_feed_forward_length",
+            96,
+            1,
+            "blk.0.ffn_gate_exps.weight: expected [32, 96, 5], found [32, 64, 5] (row length first)",
+        ),
+    ] {
+        let change = |key: &str| (key == suffix).then_some(Value::U32(value));
+        let error = error(&edited(moe, change, |_| None));
+        assert_eq!(error.to_string(), says);
+        assert_eq!(error.exit_code(), code, "{error}");
+    }
+    let dense = with_key(
+        Tiny {
+            architecture: "qwen3",
+            ..Tiny::PLAIN
+        },
+        "expert_count",
+        Value::U32(8),
+    );
+    let error = error(&dense);
+    assert_eq!(error.exit_code(), 3);
+    assert!(
+        error
+            .to_string()
+            .starts_with("qwen3.expert_count: 8 is not implemented"),
+        "{error}"
+    );
+}
+
+#[test]
+fn windows_alternate_and_one_base_serves_all_layers() {
+    let tiny = Tiny {
+        architecture: "gpt-oss",
+        layers: 3,
+        ..Tiny::PLAIN
+    };
+    let windows = |writer: &GgufWriter| -> Vec<Option<usize>> {
+        let kv = build(&open(writer)).unwrap().graph.kv;
+        kv.iter().map(|layer| layer.window).collect()
+    };
+    assert_eq!(windows(&tiny.writer()), [Some(2), None, Some(2)]);
+    let three = with_key(tiny, "attention.sliding_window_pattern", Value::U32(3));
+    assert_eq!(windows(&three), [Some(2), Some(2), None]);
+    let other = with_key(tiny, "rope.freq_base_swa", Value::F32(5.0));
+    let error = error(&other);
+    assert_eq!(error.exit_code(), 3);
+    assert!(
+        error
+            .to_string()
+            .starts_with("gpt-oss.rope.freq_base_swa: 5 differs"),
+        "{error}"
+    );
 }

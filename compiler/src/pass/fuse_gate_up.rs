@@ -1,5 +1,5 @@
 //! ffn_gate and ffn_up of a layer read one value: one matmul with two parts; and the activation of the gate joins the
-//! product with up. Gate and up that cannot share a matmul still share the product.
+//! product with up; so do those of experts. Gate and up that cannot share a matmul still share the product.
 //!
 //! ```text
 //! g = matmul(x, Wg); u = matmul(x, Wu); y = mul(act(g), u)   ->   g, u = matmul(x, [Wg, Wu]); y = gated_act(g, u)
@@ -11,6 +11,10 @@ use crate::graph::{Op, OpGraph};
 
 pub(super) fn run(graph: &mut OpGraph) -> Result<(), Error> {
     group_matmuls(graph, &["ffn_gate", "ffn_up"], |_| "ffn_gate_up".into())?;
+    let of_experts = |_: &[&str]| "ffn_gate_up_exps".into();
+    group_matmuls(graph, &["ffn_gate_exps", "ffn_up_exps"], of_experts)?;
+    let shared = |_: &[&str]| "ffn_gate_up_shexp".into();
+    group_matmuls(graph, &["ffn_gate_shexp", "ffn_up_shexp"], shared)?;
     for node in graph.order() {
         if graph.nodes[node].op != Op::Mul {
             continue;

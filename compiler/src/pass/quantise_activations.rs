@@ -27,7 +27,8 @@ pub fn before_matmuls(
 ) -> Result<(), Error> {
     let mut wanted = BTreeMap::<Value, Vec<NodeIndex>>::new();
     for node in graph.order() {
-        let Op::MatMul { parts, .. } = &graph.nodes[node].op else {
+        let (Op::MatMul { parts, .. } | Op::ExpertMatMul { parts, .. }) = &graph.nodes[node].op
+        else {
             continue;
         };
         let x = graph.inputs(node)[0];

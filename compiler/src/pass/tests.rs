@@ -54,7 +54,17 @@ fn bytes(random: &mut Random, ty: TensorType, len: u64, vector: bool) -> Vec<u8>
 /// Metadata that makes a tiny model of an architecture show what it has of its own: windows of two tokens, and keys
 /// without which it is no model.
 fn own_keys(architecture: &str) -> Vec<(&'static str, Value)> {
+    let experts = vec![
+        ("expert_count", Value::U32(5)),
+        ("expert_used_count", Value::U32(2)),
+        ("expert_feed_forward_length", Value::U32(64)),
+    ];
     match architecture {
+        "gpt-oss" => {
+            let window = ("attention.sliding_window", Value::U32(2));
+            [experts, vec![window]].concat()
+        }
+        name if name.contains("moe") => experts,
         "gemma2" | "gemma3" => vec![
             ("attention.sliding_window", Value::U32(2)),
             ("attention.sliding_window_pattern", Value::U32(2)),
@@ -67,6 +77,7 @@ fn own_keys(architecture: &str) -> Vec<(&'static str, Value)> {
             ("rope.freq_base_swa", Value::F32(100.0)),
             ("attention.key_length_swa", Value::U32(8)),
             ("attention.value_length_swa", Value::U32(8)),
+            ("rope.dimension_count_swa", Value::U32(8)),
             ("embedding_length_per_layer_input", Value::U32(32)),
         ],
         "olmo2" => vec![("attention.sliding_window", Value::U32(2))],
@@ -171,7 +182,7 @@ impl Tiny {
         }
         let mut random = Random(7);
         for (name, dims) in tensors {
-            let vector = dims.len() == 1;
+            let vector = dims.len() == 1 || name.ends_with(".bias");
             let ty = match vector || name.ends_with(self.float) {
                 true => TensorType::F32,
                 false => self.ty,

@@ -168,14 +168,22 @@ fn assemble(
 
 /// Every weight's place in the weights section, in graph order, in each form some node reads it.
 fn place_weights(graph: &OpGraph, backend: &dyn Backend) -> Result<(Vec<Placement>, u64), Error> {
-    let mut as_tiles = vec![false; graph.weights.len()];
+    let mut as_tiles = vec![None; graph.weights.len()];
     let mut as_vector = vec![false; graph.weights.len()];
     for node in graph.order() {
         match &graph.nodes[node].op {
-            Op::Embed { weight, .. } => as_tiles[weight.0 as usize] = true,
+            Op::Embed { weight, .. } => as_tiles[weight.0 as usize] = Some(Form::Tiles),
             Op::MatMul { parts, .. } => {
                 for part in parts {
-                    as_tiles[part.weight.0 as usize] = true;
+                    as_tiles[part.weight.0 as usize] = Some(Form::Tiles);
+                    if let Some(bias) = part.bias {
+                        as_vector[bias.0 as usize] = true;
+                    }
+                }
+            }
+            Op::ExpertMatMul { parts, experts } => {
+                for part in parts {
+                    as_tiles[part.weight.0 as usize] = Some(Form::Experts(*experts));
                     if let Some(bias) = part.bias {
                         as_vector[bias.0 as usize] = true;
                     }
@@ -185,6 +193,9 @@ fn place_weights(graph: &OpGraph, backend: &dyn Backend) -> Result<(Vec<Placemen
                 as_vector[weight.0 as usize] = true
             }
             Op::HeadNorm { norm, .. } => as_vector[norm.weight.0 as usize] = true,
+            Op::Attention {
+                sinks: Some(sinks), ..
+            } => as_vector[sinks.0 as usize] = true,
             Op::RopeTable { inv_freq, .. } => as_vector[inv_freq.0 as usize] = true,
             Op::RopeAppend { q_norm, k_norm, .. } => {
                 for norm in [q_norm, k_norm].into_iter().flatten() {
@@ -197,15 +208,14 @@ fn place_weights(graph: &OpGraph, backend: &dyn Backend) -> Result<(Vec<Placemen
     let mut placements = Vec::new();
     let mut offset = 0u64;
     for (i, w) in graph.weights.iter().enumerate() {
-        for (wanted, form) in [(as_tiles[i], Form::Tiles), (as_vector[i], Form::Vector)] {
-            if !wanted {
-                continue;
-            }
+        let as_vector = as_vector[i].then_some(Form::Vector);
+        for form in as_tiles[i].into_iter().chain(as_vector) {
             let bytes = match form {
-                Form::Tiles => backend.matrix_bytes(w)?,
-                Form::Vector => (w.n as u64)
-                    .checked_mul(w.k as u64)
-                    .and_then(|len| len.checked_next_multiple_of(TILE_N as u64)?.checked_mul(4)),
+                Form::Tiles => backend.matrix_bytes(w, 1)?,
+                Form::Experts(experts) => backend.matrix_bytes(w, experts)?,
+                Form::Vector => (w.k as u64)
+                    .checked_next_multiple_of(TILE_N as u64)
+                    .and_then(|row| row.checked_mul(w.n as u64)?.checked_mul(4)),
             };
             let placed = bytes.and_then(|b| {
                 let b = b.checked_next_multiple_of(ALIGN as u64)?;
@@ -305,7 +315,7 @@ fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
 fn stages(graph: &OpGraph) -> (Vec<NodeIndex>, Vec<NodeIndex>) {
     graph.order().into_iter().partition(|&node| {
         let n = &graph.nodes[node];
-        n.op != Op::Logits && n.outputs.first().is_none_or(|o| o.rows == Rows::Step)
+        n.op != Op::Logits && n.outputs.first().is_none_or(|o| o.rows != Rows::Logits)
     })
 }
 

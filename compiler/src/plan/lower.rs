@@ -3,7 +3,7 @@
 pub mod cpu;
 pub mod cuda;
 
-use super::memory::Placed;
+use super::memory::{Placed, rows_of};
 use super::{Access, Buffer, Form, Launch, Options, Placement, ProgramPlan, Scratch, Space, Split};
 use crate::error::Error;
 use crate::graph::{OpGraph, Value, Weight, WeightId};
@@ -18,8 +18,9 @@ pub trait Backend {
     /// Of these, the first that are zero between launches.
     fn zeroed(&self) -> usize;
 
-    /// Packed bytes of a weight matrix; `None` where they exceed any machine.
-    fn matrix_bytes(&self, weight: &Weight) -> Result<Option<u64>, Error>;
+    /// Packed bytes of a weight, which is so many equally large matrices on top of each other; `None` where they exceed any
+    /// machine.
+    fn matrix_bytes(&self, weight: &Weight, matrices: usize) -> Result<Option<u64>, Error>;
 
     /// Row counts that get a program, ascending; `nodes` are the stage's.
     fn buckets(
@@ -106,7 +107,7 @@ impl Context<'_> {
             value: Some(self.graph.viewed(value).0),
             offset: at.offset,
             stride: at.stride,
-            rows: self.rows,
+            rows: rows_of(self.graph.value_type(value), self.rows),
             width: self.backend.stride(self.graph, value),
             write: false,
             split,

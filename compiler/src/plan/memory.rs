@@ -4,8 +4,9 @@
 
 use super::Buffer;
 use super::lower::Backend;
-use crate::graph::{DType, Op, OpGraph, Value, ValueType};
+use crate::graph::{DType, Op, OpGraph, Rows, Value, ValueType};
 use coldpress_kernels::cpu::abi::q8_row;
+use coldpress_kernels::experts::route_bytes;
 use petgraph::stable_graph::NodeIndex;
 use std::collections::BTreeMap;
 
@@ -27,6 +28,15 @@ pub fn stride(ty: ValueType) -> usize {
         DType::F32 => (ty.width * 4).next_multiple_of(ALIGN),
         DType::Q8 => q8_row(ty.width.next_multiple_of(32)).bytes,
         DType::KvWritten => 0,
+        DType::Routes => route_bytes(ty.width),
+    }
+}
+
+/// Rows of a value in a step of `rows` rows.
+pub fn rows_of(ty: ValueType, rows: usize) -> usize {
+    match ty.rows {
+        Rows::Step | Rows::Logits => rows,
+        Rows::Routed { used } => rows * used,
     }
 }
 
@@ -41,6 +51,7 @@ pub fn in_place(op: &Op) -> Option<u16> {
         | Op::Mul
         | Op::Add
         | Op::GatedAct(_)
+        | Op::GateRows
         | Op::Scale(_)
         | Op::Softcap(_) => Some(0),
         _ => None,
@@ -180,7 +191,7 @@ fn classes(
                 classes.push(Class {
                     values: vec![],
                     stride,
-                    rows,
+                    rows: rows_of(ty, rows),
                     first: at,
                     last,
                     pinned: None,

@@ -1,6 +1,6 @@
 //! The plan in words and numbers: memory, buckets, predicted curve, and a stable text dump for `--emit`.
 
-use super::{Arg, Attention, Launch, Plan, Work};
+use super::{Arg, Attention, ExpertPart, Launch, Plan, Work};
 use coldpress_kernels::gpu::abi::StepLayout;
 use coldpress_runtime::manifest::{BatchPrediction, GridArg, Stage};
 use std::fmt::Write;
@@ -135,6 +135,15 @@ impl Launch {
             Work::Call { symbol, .. } | Work::Attention(Attention { symbol, .. }) => symbol.clone(),
             Work::Grid(grid) => grid.kernel.name.clone(),
             Work::Elementwise { op, .. } => format!("inline {op:?}"),
+            Work::Experts(experts) => {
+                let mut symbols: Vec<&str> = Vec::new();
+                for part in &experts.parts {
+                    if !symbols.contains(&part.symbol.as_str()) {
+                        symbols.push(&part.symbol);
+                    }
+                }
+                symbols.join(" + ")
+            }
             Work::Matmul(matmul) => {
                 let mut symbols: Vec<String> = Vec::new();
                 for stamp in matmul.parts.iter().flat_map(|p| &p.stamps) {
@@ -189,6 +198,16 @@ impl Launch {
                     from.join(", "),
                     output.offset
                 )
+            }
+            Work::Experts(e) => {
+                let part = |p: &ExpertPart| {
+                    let (n, to) = (p.tiles * 16, p.output.offset);
+                    let shape = format!("{} x [{n}, {}]", e.experts, e.k);
+                    format!("{} {shape} {} -> arena+{to}", p.label, p.symbol)
+                };
+                let parts: Vec<String> = e.parts.iter().map(part).collect();
+                let (input, routes) = (e.input.offset, e.routes.offset);
+                format!("arena+{input} by arena+{routes} x {}", parts.join("; "))
             }
             Work::Matmul(m) => {
                 let parts: Vec<String> = m

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::graph::Weight;
 use crate::target::TargetProfile;
 use coldpress_kernels::cpu::tile;
+use coldpress_kernels::experts::{self, rows_of_expert};
 use coldpress_kernels::matmul::{self, Candidate, Cost, CpuRates, Query, Variant};
 use coldpress_kernels::quant::{self, PackedLayout};
 use std::cell::RefCell;
@@ -16,9 +17,24 @@ use std::collections::HashMap;
 /// Chooses variants for one target.
 pub struct Selector<'a> {
     target: &'a TargetProfile,
-    workers: usize,
+    rates: CpuRates,
     /// Picks by (layout, n, k, rows): layers repeat their shapes.
     picked: RefCell<HashMap<(PackedLayout, usize, usize, usize), Pick>>,
+    /// The same of matmuls by expert, by (layout, n, k, experts, used, rows).
+    by_expert: RefCell<HashMap<(PackedLayout, usize, usize, usize, usize, usize), ExpertPick>>,
+}
+
+/// How matmuls by expert run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertPick {
+    /// Micro-kernel symbol.
+    pub symbol: String,
+    /// Predicted cost of all experts that a step uses.
+    pub cost: Cost,
+    /// How many experts that is, in the mean.
+    pub distinct: f64,
+    /// What reading a tile costs, in rows that meet it.
+    pub read_cost: usize,
 }
 
 /// A chosen variant.
@@ -39,8 +55,14 @@ impl<'a> Selector<'a> {
     pub fn new(target: &'a TargetProfile, workers: usize) -> Selector<'a> {
         Selector {
             target,
-            workers,
+            rates: CpuRates {
+                cores: workers,
+                hz: target.hz,
+                bytes_per_s_per_core: target.core_bandwidth,
+                bytes_per_s: target.total_bandwidth,
+            },
             picked: RefCell::default(),
+            by_expert: RefCell::default(),
         }
     }
 
@@ -62,20 +84,19 @@ impl<'a> Selector<'a> {
         (n, k): (usize, usize),
         rows: usize,
     ) -> Vec<Candidate> {
-        matmul::candidates(&Query {
+        matmul::candidates(&self.query(layout, (n, k), rows))
+    }
+
+    fn query(&self, layout: PackedLayout, (n, k): (usize, usize), rows: usize) -> Query<'_> {
+        Query {
             layout,
             n,
             k,
             rows,
             isas: self.target.isas,
-            rates: &CpuRates {
-                cores: self.workers,
-                hz: self.target.hz,
-                bytes_per_s_per_core: self.target.core_bandwidth,
-                bytes_per_s: self.target.total_bandwidth,
-            },
+            rates: &self.rates,
             measured: self.target.measured(layout, n, k),
-        })
+        }
     }
 
     /// The candidates that may run a matrix. One numeric class per matrix: only the target's best family, whatever the row
@@ -149,11 +170,77 @@ impl<'a> Selector<'a> {
         })
     }
 
+    /// How a row of the step meets those experts of `weight` that it uses, `used` of `experts`, in a step of `rows` rows.
+    /// Routers are taken to have no preference among experts; what is predicted is the mean.
+    pub fn experts(
+        &self,
+        weight: &Weight,
+        (experts, used): (usize, usize),
+        rows: usize,
+    ) -> Result<ExpertPick, Error> {
+        let one = matrix_of(weight, experts);
+        let layout = packed_layout(&one)?;
+        let key = (layout, one.n, one.k, experts, used, rows);
+        if let Some(pick) = self.by_expert.borrow().get(&key) {
+            return Ok(pick.clone());
+        }
+        // One row is the least an expert meets, and the stamp every ISA has if it has any.
+        self.pick(&one, 1)?;
+        let candidates = self.candidates(&one, 1)?;
+        let legal = self.in_class(&candidates).filter(|c| c.verdict.is_ok());
+        let isa = legal.map(|c| c.variant.isa).max();
+        let isa = isa.unwrap_or(self.target.isa().numeric_class());
+        let cost = |rows: usize| {
+            let cost = matmul::widest_first(&self.query(layout, (one.n, one.k), rows), isa);
+            cost.map_err(|why| Error::Unsupported {
+                what: weight.name.clone(),
+                why: why.to_string(),
+            })
+        };
+        let mut total = Cost {
+            measured: true,
+            ..Cost::default()
+        };
+        let mut distinct = 0.0;
+        for (n, chance) in rows_of_expert(rows, experts, used).into_iter().enumerate() {
+            if n == 0 || chance < 1e-9 {
+                continue;
+            }
+            let (times, cost) = (chance * experts as f64, cost(n)?);
+            distinct += times;
+            total.seconds += times * cost.seconds;
+            total.memory_seconds += times * cost.memory_seconds;
+            total.arithmetic_seconds += times * cost.arithmetic_seconds;
+            total.measured &= cost.measured;
+            total.macs += (times * cost.macs as f64) as u64;
+        }
+        let single = cost(1)?;
+        total.bytes = (distinct * single.bytes as f64) as u64;
+        let wide = cost(8)?;
+        let read_cost = single.memory_seconds / (wide.arithmetic_seconds / 8.0);
+        let pick = ExpertPick {
+            symbol: experts::symbol(&layout, isa),
+            cost: total,
+            distinct,
+            read_cost: (read_cost.round() as usize).clamp(1, 1 << 10),
+        };
+        self.by_expert.borrow_mut().insert(key, pick.clone());
+        Ok(pick)
+    }
+
     /// Time of a launch whose data is in cache: a rendezvous of the workers and the bytes at L2 speed.
     pub fn light_seconds(&self, bytes: usize) -> f64 {
         const RENDEZVOUS: f64 = 0.5e-6;
         const L2_OVER_MEMORY: f64 = 2.0;
         RENDEZVOUS + bytes as f64 / (self.target.core_bandwidth * L2_OVER_MEMORY)
+    }
+}
+
+/// One of `matrices` equally large ones that are stacked in `weight`, under the same name.
+pub fn matrix_of(weight: &Weight, matrices: usize) -> Weight {
+    Weight {
+        n: weight.n / matrices,
+        ..weight.clone()
     }
 }
 

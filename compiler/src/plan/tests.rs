@@ -5,6 +5,7 @@ mod shapes;
 
 use super::*;
 use crate::graph::{Op, OpGraph, Source, Weight};
+use crate::model::{ARCHITECTURES, Architecture};
 use crate::pass;
 use crate::pass::tests::{Random, Tiny};
 use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS};
@@ -34,7 +35,8 @@ pub(crate) fn planned(tiny: &Tiny, workers: usize, max_batch: usize) -> Plan {
 
 #[test]
 fn every_small_model_verifies() {
-    for architecture in ["llama", "qwen2", "qwen3"] {
+    for Architecture { name, .. } in ARCHITECTURES {
+        let architecture = *name;
         for (ty, float) in [
             (TensorType::F32, "none"),
             (TensorType::Q8_0, "none"),

@@ -11,12 +11,13 @@ mod values;
 use super::memory::ALIGN;
 use super::schedule::span_end;
 use super::{
-    Access, Arg, Attention, Buffer, Form, Init, Launch, Matmul, Plan, ProgramPlan, Space, Split,
-    Work,
+    Access, Arg, Attention, Buffer, Experts, Form, Init, Launch, Matmul, Plan, ProgramPlan, Space,
+    Split, Work,
 };
 use crate::error::Error;
 use coldpress_kernels::attention::{partial_bytes, splits};
 use coldpress_kernels::cpu::abi::TILE_N;
+use coldpress_kernels::experts::{legal, route_bytes};
 use coldpress_runtime::manifest::Stage;
 use std::ops::Range;
 
@@ -131,6 +132,21 @@ fn addresses(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), 
             same_accesses(launch, &named)?;
             covered(plan, program, matmul)
         }
+        Work::Experts(work) => {
+            let mut named = vec![
+                (work.input, false, Split::Whole),
+                (work.routes, false, Split::Whole),
+            ];
+            for part in &work.parts {
+                let cells = Split::Live {
+                    per_row: part.tiles,
+                    bytes: TILE_COLUMNS,
+                };
+                named.push((part.output, true, cells));
+            }
+            same_accesses(launch, &named)?;
+            experts(plan, program, launch, work)
+        }
         Work::Grid(grid) => grid::arguments(plan, launch, grid),
         Work::Elementwise {
             op,
@@ -139,7 +155,7 @@ fn addresses(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), 
             width,
             rows,
         } => {
-            if inputs.len() != op.arity() || *rows != program.rows {
+            if inputs.len() != op.arity() || *rows == 0 || rows % program.rows != 0 {
                 return Err(format!("{op:?} with {} inputs, {rows} rows", inputs.len()));
             }
             if output.stride < width * 4 {
@@ -299,6 +315,51 @@ fn covered(plan: &Plan, program: &ProgramPlan, matmul: &Matmul) -> Result<(), St
         }
         if part.output.stride < part.tiles * TILE_COLUMNS {
             return Err(format!("{label}: output rows are narrower than its tiles"));
+        }
+    }
+    Ok(())
+}
+
+/// Weights and biases hold all tiles of all experts, rows of routes all experts of a row, and there are input and output
+/// rows for all experts of all rows, wide enough for all tiles.
+fn experts(
+    plan: &Plan,
+    program: &ProgramPlan,
+    launch: &Launch,
+    work: &Experts,
+) -> Result<(), String> {
+    legal(work.experts, work.used).map_err(|why| why.to_string())?;
+    if work.rows != program.rows || work.routes.stride < route_bytes(work.used) {
+        return Err(format!("{} rows of {} experts", work.rows, work.used));
+    }
+    let routed = |buffer: Buffer| {
+        let of = |a: &&Access| (a.offset, a.stride) == (buffer.offset, buffer.stride);
+        let mut accesses = launch.accesses.iter().filter(of);
+        accesses.all(|a| a.rows == work.rows * work.used)
+    };
+    for part in &work.parts {
+        let placed = |form: Form, offset: u64, bytes: usize| {
+            plan.weights.iter().any(|p| {
+                p.form == form
+                    && p.offset == offset
+                    && p.bytes == bytes.next_multiple_of(ALIGN) as u64
+            })
+        };
+        let (label, tiles) = (&part.label, part.tiles * work.experts);
+        let form = Form::Experts(work.experts);
+        if tiles == 0 || !placed(form, part.weights, tiles * part.tile_bytes) {
+            return Err(format!("{label}: its tiles are not a weight's"));
+        }
+        if let Some(bias) = part.bias
+            && !placed(Form::Vector, bias, tiles * TILE_COLUMNS)
+        {
+            return Err(format!("{label}: its biases are not a weight's"));
+        }
+        if part.output.stride < part.tiles * TILE_COLUMNS {
+            return Err(format!("{label}: output rows are narrower than its tiles"));
+        }
+        if !routed(work.input) || !routed(part.output) {
+            return Err(format!("{label}: not a row for every expert of every row"));
         }
     }
     Ok(())

@@ -79,7 +79,8 @@ fn check(cache: &Cache, shape: &Shape) {
             &cache.v[slot as usize][..tokens],
         );
         let tolerance = tolerance(q, k, v, shape);
-        for (i, (y, e)) in out.iter().zip(reference(q, k, v, shape)).enumerate() {
+        let expected = reference_with_sinks(q, k, v, shape, cache.sinks.as_deref());
+        for (i, (y, e)) in out.iter().zip(expected).enumerate() {
             assert!(
                 (y - e).abs() <= tolerance,
                 "{what}: row {r} at {i}: {y} for {e}"
@@ -124,7 +125,7 @@ fn check_isa(isa: Isa) {
             (256, 1),
             (512, 1),
         ] {
-            let cache = Cache::filled(isa, ty, (kv_heads, head_dim), 3, TOKENS);
+            let mut cache = Cache::filled(isa, ty, (kv_heads, head_dim), 3, TOKENS);
             let scale = 1.0 / (head_dim as f32).sqrt();
             for group in [1, 2, 3, 7, 8, 9] {
                 let plain = Shape {
@@ -136,6 +137,17 @@ fn check_isa(isa: Isa) {
                     softcap: 0.0,
                 };
                 check(&cache, &plain);
+                // Far below the scores, among them, and above.
+                cache.sinks = Some((0..plain.heads).map(|h| h as f32 * 4.0 - 9.0).collect());
+                check(
+                    &cache,
+                    &Shape {
+                        window: 33,
+                        ..plain
+                    },
+                );
+                check(&cache, &plain);
+                cache.sinks = None;
                 if group <= 2 {
                     check(&cache, &Shape { window: 5, ..plain });
                     // Begins in one split and ends in the next, or the one after it.

@@ -68,6 +68,7 @@ const LISTS: &[&[Named]] = &[
     scalar::matmul::SYMBOLS,
     scalar::quantise::SYMBOLS,
     scalar::embed::SYMBOLS,
+    scalar::experts::SYMBOLS,
     scalar::norm::SYMBOLS,
     scalar::rope::SYMBOLS,
     scalar::attention::SYMBOLS,
@@ -103,16 +104,40 @@ pub fn lookup(name: &str) -> Option<Symbol> {
 }
 
 /// The `SYMBOLS` of a matmul file: `$int` for each integer layout and `$float` for each float layout, at each of the
-/// stamps given. The first const argument is the layout's place in `quant::FORMATS`.
+/// stamps given; and all stamps of a layout together as the kernel that multiplies by expert. The first const argument is
+/// the layout's place in `quant::FORMATS`.
 macro_rules! matmul_symbols {
-    ($isa:literal, $int:ident [$($ni:literal)*], $float:ident [$($nf:literal)*]) => {{
+    ($isa:literal, $int:ident [$($ni:literal)*], $float:ident [$($($nf:literal)+)?]) => {{
+        use $crate::cpu::groups::{Stamps, expert_matmul};
         use $crate::cpu::symbols::{MatmulFn, Named, Symbol};
+        use $crate::experts::ExpertMatmulFn;
+        struct Int<const L: usize>;
+        impl<const L: usize> Stamps for Int<L> {
+            const LAYOUT: usize = L;
+            const STAMPS: &'static [(usize, MatmulFn)] = &[$(($ni, $int::<L, $ni>)),*];
+        }
+        // An ISA may have no kernels for floats.
+        #[allow(dead_code)]
+        struct Float<const L: usize>;
+        impl<const L: usize> Stamps for Float<L> {
+            const LAYOUT: usize = L;
+            const STAMPS: &'static [(usize, MatmulFn)] = &[$($(($nf, $float::<L, $nf>)),+)?];
+        }
+        /// Any number of rows can be cut into `stamps`.
+        const fn by_expert<S: Stamps>(stamps: &[usize]) -> Symbol {
+            assert!(stamps[0] == 1);
+            Symbol(expert_matmul::<S> as ExpertMatmulFn as *const ())
+        }
         const LIST: &[Named] = &[
-            $(
+            $($(
                 (concat!("matmul_f32_", $isa, "_n", $nf), Symbol($float::<0, $nf> as MatmulFn as *const ())),
                 (concat!("matmul_f16_", $isa, "_n", $nf), Symbol($float::<1, $nf> as MatmulFn as *const ())),
                 (concat!("matmul_bf16_", $isa, "_n", $nf), Symbol($float::<2, $nf> as MatmulFn as *const ())),
-            )*
+            )+
+            (concat!("expert_matmul_f32_", $isa), by_expert::<Float<0>>(&[$($nf),+])),
+            (concat!("expert_matmul_f16_", $isa), by_expert::<Float<1>>(&[$($nf),+])),
+            (concat!("expert_matmul_bf16_", $isa), by_expert::<Float<2>>(&[$($nf),+])),
+            )?
             $(
                 (concat!("matmul_i8f16_", $isa, "_n", $ni), Symbol($int::<3, $ni> as MatmulFn as *const ())),
                 (concat!("matmul_i4f16_", $isa, "_n", $ni), Symbol($int::<4, $ni> as MatmulFn as *const ())),
@@ -128,6 +153,19 @@ macro_rules! matmul_symbols {
                 (concat!("matmul_nl4i8_", $isa, "_n", $ni), Symbol($int::<14, $ni> as MatmulFn as *const ())),
                 (concat!("matmul_fp4e8_", $isa, "_n", $ni), Symbol($int::<15, $ni> as MatmulFn as *const ())),
             )*
+            (concat!("expert_matmul_i8f16_", $isa), by_expert::<Int<3>>(&[$($ni),*])),
+            (concat!("expert_matmul_i4f16_", $isa), by_expert::<Int<4>>(&[$($ni),*])),
+            (concat!("expert_matmul_i4f16m_", $isa), by_expert::<Int<5>>(&[$($ni),*])),
+            (concat!("expert_matmul_i5f16_", $isa), by_expert::<Int<6>>(&[$($ni),*])),
+            (concat!("expert_matmul_i5f16m_", $isa), by_expert::<Int<7>>(&[$($ni),*])),
+            (concat!("expert_matmul_i4u8m_", $isa), by_expert::<Int<8>>(&[$($ni),*])),
+            (concat!("expert_matmul_i5u8m_", $isa), by_expert::<Int<9>>(&[$($ni),*])),
+            (concat!("expert_matmul_i6i8_", $isa), by_expert::<Int<10>>(&[$($ni),*])),
+            (concat!("expert_matmul_i2u4m_", $isa), by_expert::<Int<11>>(&[$($ni),*])),
+            (concat!("expert_matmul_i3i8_", $isa), by_expert::<Int<12>>(&[$($ni),*])),
+            (concat!("expert_matmul_nl4f16_", $isa), by_expert::<Int<13>>(&[$($ni),*])),
+            (concat!("expert_matmul_nl4i8_", $isa), by_expert::<Int<14>>(&[$($ni),*])),
+            (concat!("expert_matmul_fp4e8_", $isa), by_expert::<Int<15>>(&[$($ni),*])),
         ];
         LIST
     }};

@@ -1,6 +1,7 @@
 //! Every matmul micro-kernel this CPU can run, over every format, row count and boundary shape: against an exact
 //! reference on the same activations, and bit by bit against the other stamps.
 
+mod experts;
 mod extremes;
 
 use super::*;

@@ -7,7 +7,7 @@
 //! 4-bit weights one core reads 11.5 GB/s from cache, memory gives it 15, and 9 are seen, which is this norm and not the
 //! larger of the two.
 
-use super::{Candidate, Cost, Query, Reason, SubBatch, Timing, VARIANTS, Variant, VariantId};
+use super::{Candidate, Cost, Isa, Query, Reason, SubBatch, Timing, VARIANTS, Variant, VariantId};
 use crate::cpu::abi::TILE_N;
 use crate::cpu::tile::tile_bytes;
 use crate::quant::FORMATS;
@@ -190,6 +190,37 @@ fn plan(
         },
     });
     Ok((batches.collect(), cost))
+}
+
+/// Predicted cost when the stamps of one ISA take the rows widest first, as matmuls by expert do.
+///
+/// # Errors
+/// Why no stamp of the ISA takes a single row of the query.
+pub fn widest_first(query: &Query, isa: Isa) -> Result<Cost, Reason> {
+    let mut steps = steps(query);
+    steps.retain(|step| step.variant.isa == isa);
+    steps.sort_by_key(|step| step.variant.stamp);
+    let (tiles, bytes) = tiles_and_bytes(query)?;
+    let mut cost = Cost {
+        memory_seconds: memory_seconds(query, bytes),
+        bytes: bytes as u64,
+        macs: (tiles * TILE_N * query.k) as u64 * query.rows as u64,
+        measured: true,
+        ..Cost::default()
+    };
+    let mut left = query.rows;
+    while left > 0 {
+        let widest = steps.iter().rev().find(|step| step.variant.stamp <= left);
+        let step = widest.ok_or(Reason::Uncovered { rows: left })?;
+        cost.seconds += match left == query.rows {
+            true => step.cold,
+            false => step.warm,
+        };
+        cost.arithmetic_seconds += step.arithmetic;
+        cost.measured &= step.measured;
+        left -= step.variant.stamp;
+    }
+    Ok(cost)
 }
 
 fn same(a: &Variant, b: &Variant) -> bool {

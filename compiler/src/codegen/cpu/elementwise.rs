@@ -65,6 +65,13 @@ impl Lanes<'_, '_> {
             Elementwise::Add => self.emit.pos.ins().fadd(x[0], x[1]),
             Elementwise::Mul => self.mul(x[0], x[1]),
             Elementwise::Act(a) => self.activation(a, x[0]),
+            Elementwise::GatedAct(Activation::ClampedSwish) => {
+                let gate = self.activation(Activation::ClampedSwish, x[0]);
+                let (low, high) = (self.constant(-7.0), self.constant(7.0));
+                let value = self.emit.pos.ins().fmax(x[1], low);
+                let value = self.emit.pos.ins().fmin(value, high);
+                self.mul_add(gate, value, gate)
+            }
             Elementwise::GatedAct(a) => {
                 let gate = self.activation(a, x[0]);
                 self.mul(gate, x[1])
@@ -86,6 +93,16 @@ impl Lanes<'_, '_> {
         match activation {
             Activation::Silu => {
                 let minus = self.emit.pos.ins().fneg(x);
+                let e = self.exp(minus);
+                let one = self.constant(1.0);
+                let denominator = self.emit.pos.ins().fadd(e, one);
+                self.emit.pos.ins().fdiv(x, denominator)
+            }
+            // min(x, 7) sigmoid(1.702 min(x, 7)): gpt-oss.
+            Activation::ClampedSwish => {
+                let (high, slope) = (self.constant(7.0), self.constant(-1.702));
+                let x = self.emit.pos.ins().fmin(x, high);
+                let minus = self.mul(x, slope);
                 let e = self.exp(minus);
                 let one = self.constant(1.0);
                 let denominator = self.emit.pos.ins().fadd(e, one);

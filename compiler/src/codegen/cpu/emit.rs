@@ -2,7 +2,9 @@
 //! barriers come from the plan.
 
 use super::{BARRIER, SymbolTable, elementwise};
-use crate::plan::{Arg, Buffer, Init, Launch, Matmul, MatmulPart, Plan, ProgramPlan, Work, share};
+use crate::plan::{
+    Arg, Buffer, Experts, Init, Launch, Matmul, MatmulPart, Plan, ProgramPlan, Work, share,
+};
 use crate::target::TargetProfile;
 use coldpress_kernels::cpu::abi::{Step, WorkerContext};
 use cranelift_codegen::cursor::{Cursor, FuncCursor};
@@ -123,6 +125,7 @@ impl<'f> Emit<'f> {
                 }
             }
             Work::Matmul(matmul) => self.matmul(matmul),
+            Work::Experts(experts) => self.experts(experts),
             Work::Attention(attention) => {
                 let args = attention.args.iter();
                 let args: Vec<Value> = args.map(|&a| self.arg(a, &(0..0))).collect();
@@ -144,6 +147,42 @@ impl<'f> Emit<'f> {
         }
     }
 
+    /// One call per part; the micro-kernel finds the worker's share.
+    fn experts(&mut self, experts: &Experts) {
+        for part in &experts.parts {
+            let bias = match part.bias {
+                Some(offset) => Arg::Weights(offset),
+                None => Arg::Null,
+            };
+            let args = [
+                Arg::Weights(part.weights),
+                Arg::Arena(experts.input.offset),
+                bias,
+                Arg::Arena(part.output.offset),
+                Arg::Arena(experts.routes.offset),
+                Arg::Step(0),
+                Arg::Const(experts.k),
+                Arg::Const(experts.experts),
+                Arg::Const(experts.used),
+                Arg::Const(part.tiles),
+                Arg::Const(self.span(part.tile_bytes)),
+                Arg::Const(part.read_cost),
+                Arg::Worker,
+                Arg::Workers,
+                Arg::Const(experts.input.stride),
+                Arg::Const(experts.routes.stride),
+                Arg::Const(part.output.stride),
+            ];
+            let args: Vec<Value> = args.iter().map(|&a| self.arg(a, &(0..0))).collect();
+            self.call(&part.symbol, &args);
+        }
+    }
+
+    /// Tiles that stay in L2 while stamps take turns on them.
+    fn span(&self, tile_bytes: usize) -> usize {
+        (self.target.l2_bytes / 4 / tile_bytes).max(1)
+    }
+
     /// One call per stamp when the rows fit one stamp; otherwise a loop over spans of tiles small enough to stay in L2
     /// while every stamp passes over them, so that weights come from memory once.
     fn matmul(&mut self, matmul: &Matmul) {
@@ -155,7 +194,7 @@ impl<'f> Emit<'f> {
             if tiles.is_empty() {
                 continue;
             }
-            let span = (self.target.l2_bytes / 4 / part.tile_bytes).max(1);
+            let span = self.span(part.tile_bytes);
             if part.stamps.len() == 1 || tiles.len() <= span {
                 let first = self.iconst(tiles.start);
                 self.stamps(matmul, part, first, tiles.len());

@@ -91,6 +91,10 @@ fn expected(op: Elementwise, a: f32, b: f32) -> f64 {
     let (a, b) = (f64::from(a), f64::from(b));
     let activate = |act: Activation, x: f64| match act {
         Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::ClampedSwish => {
+            let x = x.min(7.0);
+            x / (1.0 + (-1.702 * x).exp())
+        }
         Activation::GeluTanh => {
             0.5 * x
                 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
@@ -100,6 +104,9 @@ fn expected(op: Elementwise, a: f32, b: f32) -> f64 {
         Elementwise::Add => a + b,
         Elementwise::Mul => a * b,
         Elementwise::Act(act) => activate(act, a),
+        Elementwise::GatedAct(act @ Activation::ClampedSwish) => {
+            activate(act, a) * (b.clamp(-7.0, 7.0) + 1.0)
+        }
         Elementwise::GatedAct(act) => activate(act, a) * b,
         Elementwise::Scale(f) => a * f64::from(f),
         Elementwise::Softcap(c) => f64::from(c) * (a / f64::from(c)).tanh(),
@@ -114,6 +121,7 @@ fn every_elementwise_loop_matches_plain_arithmetic() {
         Elementwise::Act(Activation::Silu),
         Elementwise::Act(Activation::GeluTanh),
         Elementwise::GatedAct(Activation::Silu),
+        Elementwise::GatedAct(Activation::ClampedSwish),
         Elementwise::Scale(-2.5),
         Elementwise::Softcap(30.0),
     ];

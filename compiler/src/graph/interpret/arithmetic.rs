@@ -51,10 +51,28 @@ pub(super) fn rotate(x: &Table, table: &Table, shape: &RopeShape) -> Table {
     x.iter().zip(table).map(row).collect()
 }
 
+/// The logistic function.
+pub(super) fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// A gate and a value through a gated activation.
+pub(super) fn gated(act: Activation, gate: f64, up: f64) -> f64 {
+    match act {
+        // Agarwal et al. 2025 (gpt-oss).
+        Activation::ClampedSwish => activate(act, gate) * (up.clamp(-7.0, 7.0) + 1.0),
+        _ => activate(act, gate) * up,
+    }
+}
+
 /// One value through an activation.
 pub(super) fn activate(act: Activation, x: f64) -> f64 {
     match act {
-        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Silu => x * sigmoid(x),
+        Activation::ClampedSwish => {
+            let x = x.min(7.0);
+            x * sigmoid(1.702 * x)
+        }
         // Hendrycks and Gimpel 2016, tanh form.
         Activation::GeluTanh => {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);

@@ -3,6 +3,7 @@
 //! go by.
 
 mod attention;
+mod experts;
 mod matmul;
 mod rows;
 
@@ -37,9 +38,12 @@ impl Backend for Cpu<'_> {
         0
     }
 
-    fn matrix_bytes(&self, weight: &Weight) -> Result<Option<u64>, Error> {
+    fn matrix_bytes(&self, weight: &Weight, matrices: usize) -> Result<Option<u64>, Error> {
         let tile = tile_bytes(&packed_layout(weight)?, weight)?;
-        Ok((weight.n.div_ceil(TILE_N) as u64).checked_mul(tile as u64))
+        let tiles = (weight.n / matrices).div_ceil(TILE_N) as u64;
+        Ok(tiles
+            .checked_mul(matrices as u64)
+            .and_then(|tiles| tiles.checked_mul(tile as u64)))
     }
 
     fn buckets(
@@ -68,7 +72,8 @@ impl Backend for Cpu<'_> {
     }
 
     fn scratch(&self, graph: &OpGraph, node: NodeIndex, rows: usize) -> Option<Scratch> {
-        attention::scratch(graph, node, rows, self.options)
+        let gathered = experts::scratch(graph, node, rows);
+        gathered.or_else(|| attention::scratch(graph, node, rows, self.options))
     }
 
     fn launches(&self, context: &Context<'_>, group: &[NodeIndex]) -> Result<Vec<Launch>, Error> {
@@ -151,6 +156,12 @@ impl Lowering<'_> {
                 vec![self.norm(label, "rmsnorm_q8", (*weight, *eps), inputs[0], out)?]
             }
             Op::MatMul { parts, residual } => vec![self.matmul(label, node, parts, *residual)?],
+            Op::Route(routing) => vec![self.route(label, *routing, inputs[0], out)?],
+            Op::ExpertMatMul { parts, experts } => {
+                self.expert_matmul(label, node, parts, *experts)?
+            }
+            Op::ExpertSum => vec![self.expert_sum(label, &inputs, out)?],
+            Op::GateRows => vec![self.gate_rows(label, &inputs, out)?],
             Op::HeadNorm { norm, heads } => {
                 if self.buffer(inputs[0])? != self.buffer(out)? {
                     return self.norm_heads(label, norm, *heads, inputs[0], out);
@@ -211,12 +222,14 @@ impl Lowering<'_> {
                 heads,
                 scale,
                 softcap,
+                sinks,
             } => {
                 let scores = Scores {
                     layer: *layer,
                     heads: *heads,
                     scale: *scale,
                     softcap: *softcap,
+                    sinks: *sinks,
                 };
                 self.attention(label, &scores, inputs[0], out)?
             }
@@ -264,7 +277,7 @@ impl Lowering<'_> {
     ) -> Launch {
         let touched = accesses
             .iter()
-            .map(|a| a.width * a.rows.min(self.rows))
+            .map(|a| a.width * a.rows.min(self.rows.max(units)))
             .sum();
         let work = Work::Call {
             symbol,

@@ -50,6 +50,14 @@ impl Cuda {
         options: Options,
         step: StepLayout,
     ) -> Result<(OpGraph, Cuda), Error> {
+        for node in graph.order() {
+            let why = match graph.nodes[node].op {
+                Op::Route(_) => "mixtures of experts run on CPUs only",
+                Op::Attention { sinks: Some(_), .. } => "attention with sinks runs on CPUs only",
+                _ => continue,
+            };
+            return Err(refused(&graph.nodes[node].label, why));
+        }
         let graph = adapt::adapt(graph, Family::MmaF16.exists_on(target.profile.sm()))?;
         let choices = Choices::new(&graph, target, options, step)?;
         let attentions = Attentions::new(
@@ -85,7 +93,7 @@ impl Backend for Cuda {
         self.zeroed() + self.attentions.plan_bytes() + candidates
     }
 
-    fn matrix_bytes(&self, weight: &Weight) -> Result<Option<u64>, Error> {
+    fn matrix_bytes(&self, weight: &Weight, _: usize) -> Result<Option<u64>, Error> {
         select::matrix_bytes(weight)
     }
 
@@ -104,7 +112,8 @@ impl Backend for Cuda {
     fn stride(&self, graph: &OpGraph, value: Value) -> usize {
         let ty = graph.value_type(value);
         match ty.dtype {
-            DType::KvWritten => 0,
+            // Refused when the backend was made.
+            DType::KvWritten | DType::Routes => 0,
             _ if adapt::passes_through(graph, value) => 0,
             DType::F32 => ActForm::F32.stride(ty.width),
             DType::Q8 => self.choices.form(value).stride(ty.width),

@@ -93,7 +93,7 @@ fn relocate(program: &mut ProgramPlan, from: usize, to: usize) {
                     }
                 }
             }
-            Work::Grid(_) => {}
+            Work::Grid(_) | Work::Experts(_) => {}
             Work::Elementwise { inputs, output, .. } => {
                 inputs.iter_mut().for_each(|b| moved(&mut b.offset));
                 moved(&mut output.offset);

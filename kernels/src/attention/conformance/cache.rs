@@ -22,6 +22,8 @@ pub struct Cache {
     pub k: Vec<Vec<f32>>,
     /// As `k`.
     pub v: Vec<Vec<f32>>,
+    /// A score for each query head, if there are sinks.
+    pub sinks: Option<Vec<f32>>,
 }
 
 /// Floats in -scale..scale that repeat after a prime.
@@ -79,6 +81,7 @@ impl Cache {
             pool: vec![u64::MAX; physical * ty.page_bytes(kv_heads, head_dim) / 8],
             k: Vec::new(),
             v: Vec::new(),
+            sinks: None,
         };
         let width = kv_heads * head_dim;
         let count = slots;
@@ -200,6 +203,10 @@ impl Cache {
         let kernel = cpu::lookup(&symbol(self.ty, self.isa)).expect("listed");
         let combine = cpu::lookup(&combine_symbol(self.isa)).expect("listed");
         let (heads, kv_heads, head_dim) = (shape.heads, shape.kv_heads, shape.head_dim);
+        let sinks = self
+            .sinks
+            .as_ref()
+            .map_or(std::ptr::null(), |sinks| sinks.as_ptr());
         // SAFETY: the symbols have these types by their names; buffers hold the rows, the pool all pages, the scratch a
         // slot for every worker but the last and in it a cell for every split.
         unsafe {
@@ -224,6 +231,7 @@ impl Cache {
                     shape.scale.to_bits() as usize,
                     shape.window,
                     shape.softcap.to_bits() as usize,
+                    sinks,
                 );
             }
             for worker in (0..workers).rev() {
@@ -240,6 +248,7 @@ impl Cache {
                     slot,
                     cell,
                     shape.window,
+                    sinks,
                 );
             }
         }

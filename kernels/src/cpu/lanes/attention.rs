@@ -50,6 +50,7 @@ pub unsafe fn attention<V: Lanes, C: Cache>(
     scale_bits: usize,
     window: usize,
     softcap_bits: usize,
+    sinks: *const f32,
 ) {
     let shape = Shape {
         heads,
@@ -83,6 +84,7 @@ pub unsafe fn attention<V: Lanes, C: Cache>(
                     let q = q.byte_add(row * q_stride).add(head * head_dim);
                     let out = out.byte_add(row * out_stride).add(head * head_dim);
                     queries.push(storage, q, out, shape.first(pos)..pos + 1);
+                    queries.running[queries.count - 1].begin(queries.padded, sinks, head);
                 }
             }
             let first_split = unit.splits().start;

@@ -30,6 +30,21 @@ impl Partial {
         unsafe { self.sums.write_bytes(0, padded) };
     }
 
+    /// No tokens, but the score of the head's sink if there are sinks: a token whose V is zero.
+    ///
+    /// # Safety
+    /// `sums` holds `padded` floats, `sinks` is null or has the head.
+    #[inline(always)]
+    pub unsafe fn begin(&mut self, padded: usize, sinks: *const f32, head: usize) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            self.clear(padded);
+            if !sinks.is_null() {
+                (self.max, self.sum) = (*sinks.add(head), 1.0);
+            }
+        }
+    }
+
     /// Adds the tokens of `later`, of which there are some.
     ///
     /// # Safety
@@ -115,6 +130,7 @@ pub unsafe fn combine<V: Lanes>(
     scratch_stride: usize,
     cell_stride: usize,
     window: usize,
+    sinks: *const f32,
 ) {
     let shape = Shape {
         heads,
@@ -152,7 +168,7 @@ pub unsafe fn combine<V: Lanes>(
                         sum: 0.0,
                         sums: sums.as_mut_ptr(),
                     };
-                    running.clear(padded);
+                    running.begin(padded, sinks, head);
                     for split in seen.clone() {
                         let cell = slot.add((split - splits.start) * cell_stride + query);
                         running.merge::<V>(&Partial::read(cell.cast(), padded), padded);

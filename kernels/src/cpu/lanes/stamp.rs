@@ -189,6 +189,7 @@ macro_rules! stamp_attention {
             scale_bits: usize,
             window: usize,
             softcap_bits: usize,
+            sinks: *const f32,
         ) {
             // SAFETY: promised by the caller.
             unsafe {
@@ -210,6 +211,7 @@ macro_rules! stamp_attention {
                     scale_bits,
                     window,
                     softcap_bits,
+                    sinks,
                 )
             }
         }
@@ -231,6 +233,7 @@ macro_rules! stamp_attention {
             scratch_stride: usize,
             cell_stride: usize,
             window: usize,
+            sinks: *const f32,
         ) {
             // SAFETY: promised by the caller.
             unsafe {
@@ -247,6 +250,7 @@ macro_rules! stamp_attention {
                     scratch_stride,
                     cell_stride,
                     window,
+                    sinks,
                 )
             }
         }

@@ -58,6 +58,18 @@ impl Partial {
         self.sums[..padded].fill(0.0);
     }
 
+    /// No tokens, but the score of the head's sink if there are sinks: a token whose V is zero.
+    ///
+    /// # Safety
+    /// `sinks` is null or has the head.
+    unsafe fn begin(&mut self, padded: usize, sinks: *const f32, head: usize) {
+        self.clear(padded);
+        if !sinks.is_null() {
+            // SAFETY: promised by the caller.
+            (self.max, self.sum) = (unsafe { *sinks.add(head) }, 1.0);
+        }
+    }
+
     /// Adds the tokens of a later partial: its max, its sum and its weighted sums.
     fn merge(&mut self, max: f32, sum: f32, sums: &[f32]) {
         let largest = self.max.max(max);
@@ -131,6 +143,7 @@ unsafe extern "C" fn attention<const KV: usize>(
     scale_bits: usize,
     window: usize,
     softcap_bits: usize,
+    sinks: *const f32,
 ) {
     let shape = Shape {
         heads,
@@ -167,7 +180,7 @@ unsafe extern "C" fn attention<const KV: usize>(
                 query.q[..head_dim].copy_from_slice(std::slice::from_raw_parts(q, head_dim));
                 let pos = *step.positions.add(row) as usize;
                 query.seen = (shape.first(pos), pos + 1);
-                query.running.clear(padded);
+                query.running.begin(padded, sinks, head);
             }
             for split in splits.clone() {
                 let tokens = split_range(split);
@@ -281,6 +294,7 @@ unsafe extern "C" fn combine(
     scratch_stride: usize,
     cell_stride: usize,
     window: usize,
+    sinks: *const f32,
 ) {
     let shape = Shape {
         heads,
@@ -312,6 +326,7 @@ unsafe extern "C" fn combine(
                 }
                 let pos = *step.positions.add(row) as usize;
                 let mut running = NOTHING;
+                running.begin(padded, sinks, head);
                 for split in split_of(shape.first(pos))..split_of(pos) + 1 {
                     let cell = slot
                         .add((split - splits.start) * cell_stride)

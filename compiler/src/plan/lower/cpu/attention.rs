@@ -33,6 +33,8 @@ pub(super) struct Scores {
     pub(super) scale: f32,
     /// cap * tanh(s / cap) on the scores.
     pub(super) softcap: Option<f32>,
+    /// A score for each head that brings no value.
+    pub(super) sinks: Option<WeightId>,
 }
 
 impl Lowering<'_> {
@@ -171,6 +173,10 @@ impl Lowering<'_> {
             bytes: shape.group() * shape.head_dim * 4,
         };
         let (read, write) = (self.read(q, cells)?, self.write(out, cells)?);
+        let sinks = match scores.sinks {
+            Some(sinks) => Arg::Weights(self.placement(sinks, Form::Vector)?.offset),
+            None => Arg::Null,
+        };
         let kv = kv_access(scores.layer, false);
         let launch = |symbol: String, args: Vec<Arg>, accesses: Vec<Access>| {
             let work = Work::Attention(Attention {
@@ -201,6 +207,7 @@ impl Lowering<'_> {
             bits(shape.scale),
             Arg::Const(shape.window),
             bits(shape.softcap),
+            sinks,
         ];
         let symbol = self.kv_symbol("attention");
         let Some(scratch) = scratch else {
@@ -241,6 +248,7 @@ impl Lowering<'_> {
             Arg::Const(slot),
             Arg::Const(cell),
             Arg::Const(shape.window),
+            sinks,
         ];
         let found = Access {
             write: false,
@@ -285,6 +293,7 @@ pub fn scratch(graph: &OpGraph, node: NodeIndex, rows: usize, options: Options) 
         heads,
         scale,
         softcap,
+        sinks,
     } = &graph.nodes[node].op
     else {
         return None;
@@ -294,6 +303,7 @@ pub fn scratch(graph: &OpGraph, node: NodeIndex, rows: usize, options: Options) 
         heads,
         scale,
         softcap,
+        sinks,
     };
     let shape = shape(graph, &scores);
     let (slots, cells) = (options.workers - 1, attention::splits(options.max_context));

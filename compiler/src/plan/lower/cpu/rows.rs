@@ -4,10 +4,16 @@
 use super::{Lowering, bits};
 use crate::error::Error;
 use crate::graph::{HeadNorm, Value, WeightId};
+use crate::plan::memory::rows_of;
 use crate::plan::select::packed_layout;
 use crate::plan::{Access, Arg, Buffer, Elementwise, Form, Launch, Split, Work};
 
 impl Lowering<'_> {
+    /// Rows of a value in this program.
+    pub(super) fn rows_of(&self, value: Value) -> usize {
+        rows_of(self.graph.value_type(value), self.rows)
+    }
+
     pub(super) fn embed(
         &self,
         label: &str,
@@ -56,7 +62,8 @@ impl Lowering<'_> {
             self.read(input, Split::Rows)?,
             self.write(out, Split::Rows)?,
         ];
-        Ok(self.call(label, self.symbol(family), args, self.rows, accesses))
+        let rows = self.rows_of(input);
+        Ok(self.call(label, self.symbol(family), args, rows, accesses))
     }
 
     /// A norm of every head, whose rows somebody reads again: a norm of the head's columns for each.
@@ -125,7 +132,8 @@ impl Lowering<'_> {
             },
             self.write(out, Split::Rows)?,
         ];
-        Ok(self.call(label, self.symbol("quantise"), args, self.rows, accesses))
+        let rows = self.rows_of(source);
+        Ok(self.call(label, self.symbol("quantise"), args, rows, accesses))
     }
 
     /// An inline loop over `inputs` whose result goes where `output` says.
@@ -153,14 +161,14 @@ impl Lowering<'_> {
                     stride: output.stride,
                 },
                 width: self.graph.value_type(inputs[0]).width,
-                rows: self.rows,
+                rows: output.rows,
             },
             barrier: false,
             accesses,
             reason: String::new(),
             bytes: 0,
             macs: 0,
-            seconds: self.selector.light_seconds(self.rows * output.width),
+            seconds: self.selector.light_seconds(output.rows * output.width),
         })
     }
 
@@ -194,7 +202,7 @@ impl Lowering<'_> {
 }
 
 /// The first row of a worker's share.
-fn at_share(rows: Buffer) -> Arg {
+pub(super) fn at_share(rows: Buffer) -> Arg {
     Arg::ArenaAt {
         offset: rows.offset,
         stride: rows.stride,

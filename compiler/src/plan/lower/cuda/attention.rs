@@ -108,6 +108,7 @@ fn shape(graph: &OpGraph, node: NodeIndex) -> Option<Shape> {
         heads,
         scale,
         softcap,
+        ..
     } = graph.nodes[node].op
     else {
         return None;

@@ -74,7 +74,9 @@ impl Lowering<'_> {
         activation: Activation,
         out: Value,
     ) -> Result<Vec<Launch>, Error> {
-        let epilogue = Epilogue::Gated(gate(activation), self.form(out));
+        let gate =
+            gate(activation).ok_or_else(|| super::refused(label, format!("{activation:?}")))?;
+        let epilogue = Epilogue::Gated(gate, self.form(out));
         let accesses = vec![self.writes(out)?];
         let ends = [Some(out), None].map(|out| Ends {
             out,

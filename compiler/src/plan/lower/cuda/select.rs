@@ -386,8 +386,9 @@ impl Choices {
             }
             _ => None,
         });
+        let gated = gated.and_then(|(activation, form)| Some((gate(activation)?, form)));
         match (gated, &graph.nodes[node].op) {
-            (Some((activation, form)), _) => Epilogue::Gated(gate(activation), form),
+            (Some((gate, form)), _) => Epilogue::Gated(gate, form),
             (None, Op::MatMul { residual: true, .. }) => Epilogue::Residual,
             (None, _) => Epilogue::Store,
         }
@@ -447,10 +448,11 @@ pub(super) fn shapes(
     Ok(shapes)
 }
 
-/// The gate of an activation.
-pub(super) fn gate(activation: Activation) -> Gate {
+/// The gate of an activation, if matmuls have it.
+pub(super) fn gate(activation: Activation) -> Option<Gate> {
     match activation {
-        Activation::Silu => Gate::Silu,
-        Activation::GeluTanh => Gate::Gelu,
+        Activation::Silu => Some(Gate::Silu),
+        Activation::GeluTanh => Some(Gate::Gelu),
+        Activation::ClampedSwish => None,
     }
 }

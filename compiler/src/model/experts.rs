@@ -1,0 +1,142 @@
+//! Mixtures of experts: the router, the experts' feed-forward networks, and the network that all rows pass besides.
+//! What all decoders share is in parts.rs.
+
+use coldpress_kernels::experts::legal;
+
+use super::check::Neutral;
+use super::parts::Builder;
+use crate::error::Error;
+use crate::graph::{Activation, Gating, Op, Part, Routing, Value};
+
+/// How wide an expert is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ExpertWidth {
+    /// `feed_forward_length`.
+    Dense,
+    /// `expert_feed_forward_length`; without it, the experts of a row share `feed_forward_length`.
+    OwnKey,
+}
+
+/// What tells one mixture of experts from another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExpertShape {
+    pub activation: Activation,
+    pub gating: Gating,
+    /// Whether a row's weights are divided by their sum.
+    pub normalise: bool,
+    pub width: ExpertWidth,
+    /// Whether router and experts have biases.
+    pub biases: bool,
+    /// Whether all rows also pass a network of their own, through a gate.
+    pub shared: bool,
+}
+
+/// Of the keys that are read for every architecture, those of models with experts.
+pub(super) const READS: &[&str] = &["expert_count"];
+/// What a model with experts is refused for, since nothing here does it.
+pub(super) const REFUSES: &[Neutral] = &[
+    ("expert_gating_func", &[0.0, 1.0]),
+    ("expert_group_count", &[0.0, 1.0]),
+    ("expert_group_used_count", &[0.0, 1.0]),
+    ("expert_weights_scale", &[0.0, 1.0]),
+];
+
+/// The experts of one layer.
+struct Chosen {
+    experts: usize,
+    routes: Value,
+    biases: bool,
+}
+
+impl Builder<'_> {
+    /// Whether the file says that its model has experts.
+    pub fn has_experts(&self) -> Result<bool, Error> {
+        let count = self.metadata.gguf.u32(&self.metadata.key("expert_count"))?;
+        Ok(count.is_some_and(|count| count > 0))
+    }
+
+    /// Router and experts of one layer, without the residual.
+    pub fn experts(&mut self, layer: usize, x: Value, shape: &ExpertShape) -> Result<Value, Error> {
+        let (hidden, dense) = (self.hparams.hidden, self.hparams.ffn[layer]);
+        let (count, used) = ("expert_count", "expert_used_count");
+        let (experts, used) = (self.metadata.size(count)?, self.metadata.size(used)?);
+        legal(experts, used).map_err(|why| Error::Unsupported {
+            what: self.metadata.key("expert_used_count"),
+            why: why.to_string(),
+        })?;
+        let width = match shape.width {
+            ExpertWidth::Dense => dense,
+            ExpertWidth::OwnKey => {
+                let layers = self.hparams.layers;
+                let own = self.metadata.sizes("expert_feed_forward_length", layers)?;
+                own.map_or(dense / used, |widths| widths[layer])
+            }
+        };
+        let label = |part: &str| format!("blk.{layer}.{part}");
+        let logits = self.linear(&label("ffn_gate_inp"), x, experts, shape.biases)?;
+        let routing = Op::Route(Routing {
+            used,
+            gating: shape.gating,
+            normalise: shape.normalise,
+        });
+        let chosen = Chosen {
+            experts,
+            routes: self.graph.add_one(routing, label("ffn_route"), &[logits])?,
+            biases: shape.biases,
+        };
+        let gate = self.by_expert(&label("ffn_gate_exps"), x, width, &chosen)?;
+        let up = self.by_expert(&label("ffn_up_exps"), x, width, &chosen)?;
+        let gated = self.gated(layer, "_exps", shape.activation, (gate, up))?;
+        let down = self.by_expert(&label("ffn_down_exps"), gated, hidden, &chosen)?;
+        let inputs = [down, chosen.routes];
+        let sum = self
+            .graph
+            .add_one(Op::ExpertSum, label("ffn_moe"), &inputs)?;
+        if !shape.shared {
+            return Ok(sum);
+        }
+        let shared = self.shared_expert(layer, x, shape.activation)?;
+        self.add(&label("ffn_moe_shared"), sum, shared)
+    }
+
+    /// Matrices `LABEL.weight`, `[n, k]` for each expert, on the rows that use them.
+    fn by_expert(
+        &mut self,
+        label: &str,
+        x: Value,
+        n: usize,
+        chosen: &Chosen,
+    ) -> Result<Value, Error> {
+        let (k, experts) = (self.graph.value_type(x).width, chosen.experts);
+        let weight = self.matrices(&format!("{label}.weight"), (n, k), experts)?;
+        let bias = match chosen.biases {
+            true => Some(self.vectors(&format!("{label}.bias"), n, experts)?),
+            false => None,
+        };
+        let parts = vec![Part { weight, bias }];
+        let op = Op::ExpertMatMul { parts, experts };
+        self.graph.add_one(op, label, &[x, chosen.routes])
+    }
+
+    /// The network that all rows pass, times the logistic function of its gate.
+    fn shared_expert(
+        &mut self,
+        layer: usize,
+        x: Value,
+        activation: Activation,
+    ) -> Result<Value, Error> {
+        let (hidden, dense) = (self.hparams.hidden, self.hparams.ffn[layer]);
+        let width = self
+            .metadata
+            .optional_size("expert_shared_feed_forward_length")?;
+        let width = width.unwrap_or(dense);
+        let label = |part: &str| format!("blk.{layer}.{part}");
+        let gate = self.linear(&label("ffn_gate_shexp"), x, width, false)?;
+        let up = self.linear(&label("ffn_up_shexp"), x, width, false)?;
+        let gated = self.gated(layer, "_shexp", activation, (gate, up))?;
+        let down = self.linear(&label("ffn_down_shexp"), gated, hidden, false)?;
+        let gate = self.linear(&label("ffn_gate_inp_shexp"), x, 1, false)?;
+        self.graph
+            .add_one(Op::GateRows, label("ffn_shexp"), &[down, gate])
+    }
+}

@@ -1,0 +1,41 @@
+//! qwen3moe: Qwen 3 with experts in every layer: softmax over all experts, weights of the used ones divided by their sum.
+//! Facts: llama.cpp src/models/qwen3moe.cpp.
+
+use super::Architecture;
+use super::attention::{Attention, QkNorm};
+use super::decoder::{Branch, Head};
+use super::experts::{self, ExpertShape, ExpertWidth};
+use super::parts::Builder;
+use crate::error::Error;
+use crate::graph::{Activation, Gating, RopeStyle};
+
+pub(super) const ARCHITECTURE: Architecture = Architecture {
+    name: "qwen3moe",
+    reads: experts::READS,
+    refuses: experts::REFUSES,
+    build,
+};
+
+const EXPERTS: ExpertShape = ExpertShape {
+    activation: Activation::Silu,
+    gating: Gating::Softmax,
+    normalise: true,
+    width: ExpertWidth::OwnKey,
+    biases: false,
+    shared: false,
+};
+
+fn build(b: &mut Builder) -> Result<(), Error> {
+    let rope = b.plain_rope(RopeStyle::Neox)?;
+    let mut x = b.embedding(1.0)?;
+    for layer in 0..b.hparams.layers {
+        let attention = Attention {
+            qk_norm: QkNorm::Heads,
+            output_bias: true,
+            ..b.plain_attention(layer, rope)
+        };
+        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
+        x = b.experts_branch(layer, x, Branch::PRE_NORM, &EXPERTS)?;
+    }
+    b.head(x, &Head::PLAIN)
+}
