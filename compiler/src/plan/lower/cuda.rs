@@ -32,6 +32,8 @@ pub struct Cuda {
     profile: CudaProfile,
     options: Options,
     step: StepLayout,
+    /// Bytes of counters.
+    zeroed: usize,
     choices: Choices,
     attentions: Attentions,
     /// Largest logits of each row, after the plans of attention.
@@ -52,22 +54,15 @@ impl Cuda {
     ) -> Result<(OpGraph, Cuda), Error> {
         let graph = adapt::adapt(graph, Family::MmaF16.exists_on(target.profile.sm()))?;
         let choices = Choices::new(&graph, target, options, step)?;
-        let attentions = Attentions::new(
-            &graph,
-            &target.profile,
-            options,
-            step,
-            choices.counter_bytes(),
-        );
+        let attentions = Attentions::new(&graph, &target.profile, options, step);
+        // Every launch leaves the counters it used at zero, so all launches share them.
+        let zeroed = choices.counter_bytes().max(attentions.counter_bytes(step));
         let backend = Cuda {
             profile: target.profile,
             options,
             step,
-            candidates: Sorted::new(
-                &graph,
-                choices.counter_bytes() + attentions.plan_bytes(),
-                options.max_batch,
-            ),
+            candidates: Sorted::new(&graph, zeroed + attentions.plan_bytes(), options.max_batch),
+            zeroed,
             choices,
             attentions,
         };
@@ -77,12 +72,12 @@ impl Cuda {
 
 impl Backend for Cuda {
     fn zeroed(&self) -> usize {
-        self.choices.counter_bytes()
+        self.zeroed
     }
 
     fn reserved(&self) -> usize {
         let candidates = self.candidates.map_or(0, |sorted| sorted.bytes());
-        self.zeroed() + self.attentions.plan_bytes() + candidates
+        self.zeroed + self.attentions.plan_bytes() + candidates
     }
 
     fn matrix_bytes(&self, weight: &Weight) -> Result<Option<u64>, Error> {

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::graph::{DType, Op, OpGraph, Value, WeightId};
 use crate::pass::quantise_activations::before_matmuls;
 use coldpress_kernels::gpu::abi::Q8_GROUP;
+use coldpress_kernels::gpu::attention;
 use coldpress_kernels::tensor_type::TensorType;
 use petgraph::stable_graph::NodeIndex;
 use std::collections::BTreeMap;
@@ -70,7 +71,10 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
             let plain = !residual && gate.bias.is_none() && up.bias.is_none();
             (alike && plain && inputs == outputs && inputs.iter().all(alone)).then_some(first)
         }
-        (Op::Attention { .. }, Op::Quantise) => inputs.iter().all(alone).then_some(first),
+        (&Op::Attention { layer, .. }, Op::Quantise) => {
+            let any_form = attention::leaves_any_form(graph.kv[layer].head_dim);
+            (any_form && inputs.iter().all(alone)).then_some(first)
+        }
         _ => None,
     }
 }
