@@ -72,13 +72,15 @@ impl Device {
             k: case.k,
             rows: rows.count,
             epilogue,
+            pending: rows.pending,
             arch: ARCH / 10,
         };
         if let Err(reason) = legal(variant, class, &query) {
             panic!("{}: {reason}", stamped.source().name);
         }
         let simt = &self.simt;
-        let act = simt.upload(&rows.bytes(variant.family.act()));
+        let form = variant.family.act();
+        let act = simt.upload(&rows.bytes(form));
         let units = tile::units(&case.fmt.layout, case.k) as u32;
         let scratch = simt.alloc(scratch_bytes(variant, class, &query).max(4) as usize);
         let counters = simt.upload(&vec![
@@ -87,14 +89,31 @@ impl Device {
         ]);
         let mut arguments: Vec<SimtArg> = vec![
             act.into(),
-            SimtArg::Const(variant.family.act().stride(case.k) as u64),
+            SimtArg::Const(rows.stride(form) as u64),
             (rows.count as u32).into(),
             units.into(),
             scratch.into(),
             counters.into(),
-            (outputs.len() as u32).into(),
         ];
         let mut buffers = vec![act, scratch, counters];
+        let pending = match rows.pending {
+            true => form.pending_offset(case.k) as u32,
+            false => 0,
+        };
+        arguments.extend([
+            SimtArg::from(pending),
+            (case.k as u32).into(),
+            case::EPS.into(),
+        ]);
+        let normed = case.normed_row(epilogue).map(|(row_bytes, stride)| {
+            let weight = simt.upload(&case::bytes(&case.parts[0].norm_weight()));
+            let rows = simt.alloc(rows.count * stride);
+            arguments.extend([weight.into(), rows.into(), SimtArg::Const(stride as u64)]);
+            buffers.extend([weight, rows]);
+            (rows, row_bytes, stride)
+        });
+        arguments.resize(args::PARTS, SimtArg::Const(0));
+        arguments.push((outputs.len() as u32).into());
         let mut outs: Vec<(Buffer, usize, usize)> = vec![];
         for part in &case.parts {
             let (row_bytes, stride) = case::out_row(epilogue, part.n);
@@ -102,7 +121,7 @@ impl Device {
             let weights = simt.upload(&part.packed);
             let (extra, extra_stride) = match epilogue {
                 Epilogue::Store => (simt.upload(&case::bytes(&part.bias)), 0),
-                Epilogue::Residual => {
+                Epilogue::Residual | Epilogue::ResidualNorm(_) => {
                     // In place: what is added is where the sums go.
                     simt.write(&out, 0, &part.residual(rows.count, stride));
                     (out, stride)
@@ -141,7 +160,7 @@ impl Device {
             outs.len()
         };
         let mut results = vec![vec![]; rows.count];
-        for (out, row_bytes, stride) in &outs[..written] {
+        for (out, row_bytes, stride) in outs[..written].iter().chain(&normed) {
             let all = simt.read(out, 0, out.bytes);
             for (row, result) in all.chunks_exact(*stride).zip(&mut results) {
                 result.extend(&row[..*row_bytes]);
@@ -226,6 +245,7 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
             k: 256,
             rows: 1,
             epilogue: Epilogue::Store,
+            pending: false,
             arch: ARCH / 10,
         };
         let class = Class {
@@ -281,6 +301,8 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
         .expect("a variant with an int8 scale's outputs");
     let all = [
         Epilogue::Residual,
+        Epilogue::ResidualNorm(ActForm::F16),
+        Epilogue::ResidualNorm(ActForm::Q8),
         Epilogue::Gated(Gate::Silu, ActForm::F32),
         Epilogue::Gated(Gate::Silu, ActForm::Q8),
         Epilogue::Gated(Gate::Gelu, ActForm::F16),
@@ -300,13 +322,60 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
             let k = 17 * 256;
             let outputs = match stamped.epilogue {
                 Epilogue::Gated(..) => vec![n, n],
+                Epilogue::ResidualNorm(_) => vec![n],
                 _ => vec![n, 16],
             };
             let case = Case::new(fmt, &outputs, k, n as u64);
             let rows = Rows::new(variant.stamp as usize + 1, k);
+            // Each way meets rows of both kinds.
+            let rows = if n % 2 == 0 { rows.pending() } else { rows };
             device.check(stamped, &case, &rows, k_split);
         }
     }
+}
+
+/// Rows of norms, read and left, have the same bits whatever the stamp, and however many there are.
+fn norms(family: Family, fmt: &'static QuantFormat) {
+    let form = family.act();
+    let wide = of_family(family).filter(|v| form != ActForm::Q8 || v.tiles % 2 == 0);
+    let epilogue = match form {
+        ActForm::Q8 => Epilogue::ResidualNorm(ActForm::Q8),
+        ActForm::F16 | ActForm::F32 => Epilogue::ResidualNorm(ActForm::F16),
+    };
+    let stamped = |variant| Stamped {
+        variant,
+        fmt,
+        epilogue,
+        warps: 4,
+    };
+    let kernels: Vec<Stamped> = wide.step_by(3).map(stamped).collect();
+    assert!(kernels.len() > 1);
+    let Some(device) = Device::new(&kernels, ARCH) else {
+        return;
+    };
+    let widest = kernels.iter().map(|s| s.variant.stamp as usize).max();
+    let k = 256 * 9;
+    let case = Case::new(fmt, &[80], k, 5);
+    let all = Rows::new(widest.expect("a stamp") + 1, k).pending();
+    for k_split in [1, 2] {
+        let reference = device.check(kernels[0], &case, &all, k_split);
+        for &stamped in &kernels {
+            for count in [1, stamped.variant.stamp as usize + 1] {
+                let results = device.check(stamped, &case, &all.first(count), k_split);
+                let name = stamped.source().name;
+                assert_eq!(results, reference[..count], "{name}: {count} rows");
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_of_rows_do_not_depend_on_the_stamp() {
+    norms(Family::MmaI8, &Q4_K);
+    norms(Family::MmaF16, &Q4_K);
+    norms(Family::Wgmma, &F16);
+    norms(Family::Fma, &F16);
+    norms(Family::Dp4a, &Q8_0);
 }
 
 #[test]

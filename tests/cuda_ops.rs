@@ -143,7 +143,7 @@ fn assert_row(what: &str, form: ActForm, row: &[u8], expected: &[f32], errors: (
 fn templates_take_the_arguments_that_are_documented() {
     use coldpress_kernels::cpu::abi::KvType;
     use coldpress_kernels::quant::Q4_K;
-    let families: [(Kernel, &[&str]); 14] = [
+    let families: [(Kernel, &[&str]); 13] = [
         (rows::norm(ActForm::Q8, 64), rows::NormArgs::NAMES),
         (
             rows::elementwise(rows::Op::Add, ActForm::F32),
@@ -155,20 +155,16 @@ fn templates_take_the_arguments_that_are_documented() {
         (rope::append(KvType::F16, 64, true), rope::AppendArgs::NAMES),
         (attention::plan(), attention::PlanArgs::NAMES),
         (
-            attention::attention(KvType::F32, 64, 1),
+            attention::attention(KvType::F32, 64, 1, ActForm::F32),
             attention::AttentionArgs::NAMES,
         ),
         (
-            attention::attention(KvType::F16, 64, 1),
+            attention::attention(KvType::F16, 64, 1, ActForm::Q8),
             attention::AttentionArgs::NAMES,
         ),
         (
-            attention::attention(KvType::Q8_0, 64, 1),
+            attention::attention(KvType::Q8_0, 64, 1, ActForm::F16),
             attention::AttentionArgs::NAMES,
-        ),
-        (
-            attention::combine(ActForm::F32, 64),
-            attention::CombineArgs::NAMES,
         ),
         (logits::pieces(), logits::PiecesArgs::NAMES),
         (logits::rows(), logits::RowsArgs::NAMES),

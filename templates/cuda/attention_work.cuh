@@ -13,12 +13,15 @@ struct Params {
     const u8* kv;
     const Plan* plan;
     f32* scratch;
+    u32* counters;  // of each row, KV head and batch, zero before and after
+    u8* out;
     const u32* positions;
     const u32* slots;
     const u32* page_table;
     Arg<u32> max_rows;
     Arg<u32> kv_heads;
     Arg<u32> q_stride;
+    Arg<u32> out_stride;
     Arg<u32> pages_per_slot;
     Arg<u32> split;
     Arg<u32> window;
@@ -36,6 +39,17 @@ struct Work {
 DEVICE Work work_at(const Params& p, u32 index) {
     const u32 items = p.plan->items;
     return Work{items_of(p.plan, p.max_rows)[index % items], index / items / BATCHES, index / items % BATCHES};
+}
+
+// Queries of an item: query i is head first_head + i % per_row of row i / per_row.
+struct Queries {
+    u32 first_head;
+    u32 per_row;
+    u32 count;
+};
+DEVICE Queries queries_of(const Work& work) {
+    const u32 per_row = min_(GROUP - work.batch * QUERIES, QUERIES);
+    return Queries{work.kv_head * GROUP + work.batch * QUERIES, per_row, per_row * work.item.rows};
 }
 
 // The number of this warp's first work. Few works spread over all multiprocessors; of many, neighbours are in one block, for
@@ -60,3 +74,4 @@ DEVICE Pages pages_of(const Params& p, u32 split, u32 begin, u32 end) {
 }
 
 DEVICE f32 capped(f32 score, f32 softcap) { return softcap == 0.0f ? score : softcap * tanh_(score / softcap); }
+<% include "attention_finish.cuh" %>

@@ -1,13 +1,16 @@
-// From the partial sums of warps to results: added over warps in order, then over thread blocks that share k in order,
-// then bias, residual, or the gated product in the form that the next matmul reads. The order never depends on STAMP.
+// From the partial sums of warps to results: added over warps in order, then over thread blocks that share k in order, times
+// what the norm before left pending, then bias, residual, or the gated product in the form that the next matmul reads; with
+// the residual also the rows of the next norm, pending. The order never depends on STAMP.
 
 // Sums of the warps that share their k: [STAMP rows][OUTPUTS], padded so that the lanes of a fragment meet different banks.
 constexpr u32 SUM_ROW = OUTPUTS + 4;
 // What the sums are multiplied by: a power of two.
 constexpr f32 SUM_SCALE = 1.f / (1u << SUM_SHIFT);
 
-static_assert(!GATED || OUT_FORM != FORM_q8 || TILES % 2 == 0, "32 outputs share an int8 scale");
+static_assert(!(GATED || NORMED) || OUT_FORM != FORM_q8 || TILES % 2 == 0, "32 outputs share an int8 scale");
 
+// Factors of rows, behind the sums.
+DEVICE f32* row_factors() { return shared<f32>() + K_WARPS * STAMP * SUM_ROW; }
 DEVICE f32* sums_of_warp() { return shared<f32>() + warp() / ROW_WARPS * (STAMP * SUM_ROW); }
 
 // Element `at` of [STAMP][OUTPUTS], summed over the warps that divide k.
@@ -56,10 +59,15 @@ DEVICE u32 act_position(u32 k) {
     return k / 32 * 32 + k / 4 % 4 * 8 + k / 16 % 2 * 4 + place;
 }
 
-// Writes one gated value; in int8, that of 32 outputs by the lanes of a warp.
-DEVICE void put_gated(const Job& job, u32 row, u32 output, f32 v) {
-    u8* out = job.part->out + (job.first_row + row) * job.part->out_stride;
-    const u32 n = job.part->n, at = job.first + output, padded = (n + 63) / 64 * 64;
+// Bytes of n activations.
+DEVICE u32 act_bytes(u32 n) {
+    const u32 padded = (n + 63) / 64 * 64;
+    return OUT_FORM == FORM_f16 ? 2 * padded : (padded + padded / 4 + 63) / 64 * 64;
+}
+
+// Writes activation `at` of the n of a row; in int8, 32 of them by the lanes of a warp.
+DEVICE void put_act(u8* out, u32 n, u32 at, f32 v) {
+    const u32 padded = (n + 63) / 64 * 64;
     if constexpr (OUT_FORM == FORM_f32) {
         if (at < n) reinterpret_cast<f32*>(out)[at] = v;
     } else if constexpr (OUT_FORM == FORM_f16) {
@@ -83,27 +91,48 @@ DEVICE void put_gated(const Job& job, u32 row, u32 output, f32 v) {
     }
 }
 
+// Writes what the next norm needs of x: x * weight, and the sum of squares of 16 outputs by as many lanes. All lanes of the
+// warp; those that are not `there` have no place.
+DEVICE void put_normed(const Params& p, const Job& job, u32 row, u32 at, bool there, f32 x) {
+    f32 square = x * x;
+#pragma unroll
+    for (u32 mask = 8; mask > 0; mask /= 2) square += shuffle_xor(square, mask);
+    const u32 n = job.part->n;
+    u8* out = p.normed + (job.first_row + row) * p.normed_stride;
+    if (there && at % 16 == 0 && at < (n + 63) / 64 * 64) *reinterpret_cast<f32*>(out + act_bytes(n) + at / 4) = square;
+    const f32 weight = at < n ? p.norm_weight[at] : 0.f;
+    if (there) put_act(out, n, at, x * (1.f / (1 << NORM_SHIFT)) * weight);
+}
+
 // The warps' sums are in shared memory, written but not yet synchronised.
-DEVICE void finish(const Params& p, const Job& job) {
+DEVICE void finish(const Params& p, const Job& job, f32 own_factor) {
+    if (row_of_factor() < STAMP) row_factors()[row_of_factor()] = own_factor;
     sync_block();
     const bool shared_k = grid_z() > 1;
     if (shared_k && !bring_share(p, job)) return;
     constexpr u32 WIDTH = 16 * TILES;
     const Part& part = *job.part;
-    for (u32 i = thread_x(); i < job.live * WIDTH; i += WARPS * 32) {
-        const u32 row = i / WIDTH, output = i % WIDTH, at = job.first + output;
-        f32 v = shared_k ? sum_of_shares(p, row, output) : sum_of_block(row, output);
+    // All lanes of a warp stay together, with or without an output.
+    for (u32 i = thread_x(); i - lane() < job.live * WIDTH; i += WARPS * 32) {
+        const bool there = i < job.live * WIDTH;
+        const u32 row = there ? i / WIDTH : 0, output = i % WIDTH, at = job.first + output;
+        const u64 place = job.first_row + row;
+        const f32 factor = row_factors()[row];
+        f32 v = (shared_k ? sum_of_shares(p, row, output) : sum_of_block(row, output)) * factor;
         if constexpr (GATED) {
-            const f32 up = shared_k ? sum_of_shares(p, row, output + WIDTH) : sum_of_block(row, output + WIDTH);
-            put_gated(job, row, output, gated(v, up));
-        } else if (at < part.n) {
-            const u64 place = job.first_row + row;
-            if constexpr (EPILOGUE == EPILOGUE_residual) {
-                v += reinterpret_cast<const f32*>(part.extra + place * part.extra_stride)[at];
-            } else if (part.extra) {
-                v += reinterpret_cast<const f32*>(part.extra)[at];
+            const f32 up = (shared_k ? sum_of_shares(p, row, output + WIDTH) : sum_of_block(row, output + WIDTH)) * factor;
+            if (there) put_act(part.out + place * part.out_stride, part.n, at, gated(v, up));
+        } else {
+            const bool inside = there && at < part.n;
+            if (inside) {
+                if constexpr (EPILOGUE == EPILOGUE_residual || NORMED) {
+                    v += reinterpret_cast<const f32*>(part.extra + place * part.extra_stride)[at];
+                } else if (part.extra) {
+                    v += reinterpret_cast<const f32*>(part.extra)[at];
+                }
+                reinterpret_cast<f32*>(part.out + place * part.out_stride)[at] = v;
             }
-            reinterpret_cast<f32*>(part.out + place * part.out_stride)[at] = v;
+            if constexpr (NORMED) put_normed(p, job, row, at, there, inside ? v : 0.f);
         }
     }
 }

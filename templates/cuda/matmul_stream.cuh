@@ -18,21 +18,28 @@ struct Params {
     Arg<u32> units;  // along k
     f32* scratch;    // [grid_y][grid_x][grid_z][STAMP][OUTPUTS], if grid_z > 1
     u32* counters;   // [grid_y][grid_x], zero before and after
+    Arg<u32> pending;  // bytes from a row of act to its sums of squares; 0 where no norm is pending
+    Arg<u32> width;    // elements whose squares they are
+    Arg<f32> eps;
+    const f32* norm_weight;  // [n] of the next norm
+    u8* normed;              // rows whose norm is pending
+    Arg<u64> normed_stride;
     Arg<u32> parts;
     Part part[3];
 };
 
-enum Epilogue { EPILOGUE_store, EPILOGUE_residual, EPILOGUE_gated_silu, EPILOGUE_gated_gelu };
+enum Epilogue { EPILOGUE_store, EPILOGUE_residual, EPILOGUE_residual_norm, EPILOGUE_gated_silu, EPILOGUE_gated_gelu };
 enum Form { FORM_f32, FORM_f16, FORM_q8 };
 
 constexpr u32 EPILOGUE = EPILOGUE_<$ epilogue $>;
-constexpr u32 OUT_FORM = FORM_<$ out_form $>;  // of gated results
+constexpr u32 OUT_FORM = FORM_<$ out_form $>;  // of gated results, and of what the next norm is to become
 constexpr u32 STAMP = <$ stamp $>;             // rows of a thread block
 constexpr u32 TILES = <$ tiles $>;             // 16 outputs each, of one part
 constexpr u32 WARPS = <$ warps $>;
 constexpr u32 ROW_WARPS = <$ row_warps $>;
 constexpr u32 K_WARPS = WARPS / ROW_WARPS;
 constexpr u32 STAGES = <$ stages $>;
+constexpr bool NORMED = EPILOGUE == EPILOGUE_residual_norm;
 constexpr bool GATED = EPILOGUE == EPILOGUE_gated_silu || EPILOGUE == EPILOGUE_gated_gelu;
 // Tiles of 16 outputs that each warp streams: those of the gate, then those of up.
 constexpr u32 WARP_TILES = TILES / ROW_WARPS;
@@ -51,9 +58,9 @@ struct Job {
     bool empty;      // all outputs lie beyond the matrix
 };
 
-// A part's thread blocks; gated rows of activations are written up to their padding.
+// A part's thread blocks; rows of activations are written up to their padding.
 DEVICE u32 blocks_of(u32 n) {
-    constexpr u32 PADDED = GATED && OUT_FORM != FORM_f32 ? 64 : 1;
+    constexpr u32 PADDED = NORMED || (GATED && OUT_FORM != FORM_f32) ? 64 : 1;
     return ((n + PADDED - 1) / PADDED * PADDED + 16 * TILES - 1) / (16 * TILES);
 }
 
@@ -72,6 +79,44 @@ DEVICE Job job_of(const Params& p) {
     job.steps = min_(job.step + share, steps);
     job.empty = job.first >= job.part->n;
     return job;
+}
+
+// Rows whose norm is pending hold x * weight times 2^-NORM_SHIFT, small enough for halves, and after it the sums of x^2 over
+// 16 elements each. The matmul that reads them multiplies its sums with what is left of the norm, a factor for each row.
+constexpr u32 NORM_SHIFT = 5;
+// Rows whose squares a warp sums at once.
+constexpr u32 FACTORS_AT_ONCE = STAMP >= 4 * WARPS ? 4 : (STAMP + WARPS - 1) / WARPS;
+static_assert(STAMP <= 32 * WARPS, "a lane has one factor");
+
+// The row of the thread block whose factor this lane has; there may be no such row.
+DEVICE u32 row_of_factor() { return warp() + lane() * WARPS; }
+
+// This lane's factor. The order of sums depends on the width alone.
+DEVICE f32 factor_of_row(const Params& p, const Job& job) {
+    f32 factor = 1.f;
+    if (p.pending == 0) return factor;
+    const u32 count = (p.width + 63) / 64 * 4;
+#pragma unroll 1
+    for (u32 i = 0; warp() + i * WARPS < job.live; i += FACTORS_AT_ONCE) {
+        f32 sums[FACTORS_AT_ONCE] = {};
+#pragma unroll 1
+        for (u32 e = 4 * lane(); e < count; e += 128) {
+#pragma unroll
+            for (u32 r = 0; r < FACTORS_AT_ONCE; r++) {
+                const u32 row = job.first_row + min_(warp() + (i + r) * WARPS, job.live - 1);
+                const F4 v = *reinterpret_cast<const F4*>(p.act + row * p.act_stride + p.pending + 4 * e);
+                sums[r] += (v.x + v.y) + (v.z + v.w);
+            }
+        }
+#pragma unroll
+        for (u32 r = 0; r < FACTORS_AT_ONCE; r++) {
+#pragma unroll
+            for (u32 mask = 16; mask > 0; mask /= 2) sums[r] += shuffle_xor(sums[r], mask);
+            const f32 mean = sums[r] / static_cast<f32>(static_cast<u32>(p.width));
+            if (lane() == i + r) factor = static_cast<f32>(1 << NORM_SHIFT) / sqrt_(mean + p.eps);
+        }
+    }
+    return factor;
 }
 
 // A warp's stream m: which tile of its part it is.

@@ -33,9 +33,21 @@ impl Part {
     }
 }
 
+impl Part {
+    /// Weight of the norm that follows a residual.
+    pub fn norm_weight(&self) -> Vec<f32> {
+        (0..self.n).map(|n| (n % 11) as f32 * 0.5 - 2.0).collect()
+    }
+}
+
 fn residual_at(row: usize, n: usize) -> f32 {
     ((row * 31 + n * 7) % 23) as f32 * 0.5 - 4.0
 }
+
+/// What norms add to mean squares.
+pub const EPS: f32 = 1e-3;
+/// Rows whose norm is pending are smaller by this factor.
+const NORM_SCALE: f64 = 32.0;
 
 /// Bytes of f32s.
 pub fn bytes(values: &[f32]) -> Vec<u8> {
@@ -45,7 +57,7 @@ pub fn bytes(values: &[f32]) -> Vec<u8> {
 /// Bytes that an output row has, and those between rows.
 pub fn out_row(epilogue: Epilogue, n: usize) -> (usize, usize) {
     let bytes = match epilogue {
-        Epilogue::Store | Epilogue::Residual => 4 * n,
+        Epilogue::Store | Epilogue::Residual | Epilogue::ResidualNorm(_) => 4 * n,
         Epilogue::Gated(_, ActForm::F32) => 4 * n,
         Epilogue::Gated(_, ActForm::F16) => ActForm::F16.stride(n),
         Epilogue::Gated(_, ActForm::Q8) => {
@@ -85,6 +97,16 @@ impl Case {
         }
     }
 
+    /// Bytes that a row with a pending norm has, and those between rows, if the epilogue leaves any.
+    pub fn normed_row(&self, epilogue: Epilogue) -> Option<(usize, usize)> {
+        let Epilogue::ResidualNorm(form) = epilogue else {
+            return None;
+        };
+        let n = self.parts[0].n;
+        let bytes = form.pending_offset(n) + n.next_multiple_of(64) / 4;
+        Some((bytes, form.pending_stride(n) + 64))
+    }
+
     /// Compares output rows with sums in f64, allowing for f32 sums, and for halves where weights become halves.
     pub fn compare(
         &self,
@@ -93,12 +115,16 @@ impl Case {
         rows: &Rows,
         results: &[Vec<u8>],
     ) -> Result<(), String> {
+        let rows_factor = |r: usize| rows.factor(r);
         for (r, (x, result)) in rows.values(form).iter().zip(results).enumerate() {
             let mut rest = &result[..];
             // Sum and tolerance of every output of every part.
             let sums = |part: &Part| -> Vec<(f64, f64)> {
                 let rows = part.weights.chunks_exact(self.k);
-                rows.map(|w| dot(w, x, form == ActForm::F16)).collect()
+                let factor = rows_factor(r);
+                let sums = rows.map(|w| dot(w, x, form == ActForm::F16));
+                sums.map(|(s, t)| (s * factor, (t + s.abs() * 1e-6) * factor))
+                    .collect()
             };
             if let Epilogue::Gated(gate, out) = epilogue {
                 let (gates, ups) = (sums(&self.parts[0]), sums(&self.parts[1]));
@@ -118,13 +144,23 @@ impl Case {
                 {
                     let got = f64::from(f32::from_le_bytes(got.try_into().expect("4 bytes")));
                     let added = match epilogue {
-                        Epilogue::Residual => residual_at(r, n),
+                        Epilogue::Residual | Epilogue::ResidualNorm(_) => residual_at(r, n),
                         _ => part.bias[n],
                     };
                     let want = sum + f64::from(added);
                     near(want, got, tolerance + 1e-6)
                         .map_err(|e| format!("row {r} output {n}: {e}"))?;
                 }
+            }
+            if let Epilogue::ResidualNorm(out) = epilogue {
+                let part = &self.parts[0];
+                let left = &result[..4 * part.n];
+                let left: Vec<f64> = left
+                    .chunks_exact(4)
+                    .map(|b| f64::from(f32::from_le_bytes(b.try_into().expect("4 bytes"))))
+                    .collect();
+                check_pending(out, &left, &part.norm_weight(), rest)
+                    .map_err(|e| format!("row {r}, its norm: {e}"))?;
             }
         }
         Ok(())
@@ -215,9 +251,28 @@ fn check_activations(form: ActForm, expected: &[(f64, f64)], row: &[u8]) -> Resu
     Ok(())
 }
 
+/// Checks one row whose norm is pending: x times the weight, and the sums of squares.
+fn check_pending(form: ActForm, x: &[f64], weight: &[f32], row: &[u8]) -> Result<(), String> {
+    let weighted = x.iter().zip(weight).map(|(x, &w)| {
+        let want = x * f64::from(w) / NORM_SCALE;
+        (want, want.abs() * 1e-6)
+    });
+    check_activations(form, &weighted.collect::<Vec<_>>(), row)?;
+    let sums = &row[form.pending_offset(x.len())..];
+    for (i, bytes) in sums.chunks_exact(4).enumerate() {
+        let got = f64::from(f32::from_le_bytes(bytes.try_into().expect("4 bytes")));
+        let squares = x.iter().skip(16 * i).take(16).map(|x| x * x);
+        let want: f64 = squares.sum();
+        near(want, got, want * 1e-6).map_err(|e| format!("sum {i}: {e}"))?;
+    }
+    Ok(())
+}
+
 /// Activation rows.
 pub struct Rows {
     pub count: usize,
+    /// Whether their norm is.
+    pub pending: bool,
     k: usize,
     x: Vec<f32>,
 }
@@ -229,8 +284,41 @@ impl Rows {
         let x = (0..count * k).map(|i| random.unit() * (1.0 + (i / k % 5) as f32) + 0.1);
         Rows {
             count,
+            pending: false,
             k,
             x: x.collect(),
+        }
+    }
+
+    /// The same rows, their norm pending.
+    pub fn pending(self) -> Rows {
+        Rows {
+            pending: true,
+            ..self
+        }
+    }
+
+    /// Bytes between rows.
+    pub fn stride(&self, form: ActForm) -> usize {
+        match self.pending {
+            true => form.pending_stride(self.k),
+            false => form.stride(self.k),
+        }
+    }
+
+    /// Sums of squares of a row: of what, only the row and `k` say.
+    fn squares(&self, row: usize) -> Vec<f32> {
+        let sums = 0..self.k.next_multiple_of(64) / 16;
+        sums.map(|i| (1 + (i * 5 + row * 3) % 13) as f32 * 3.25)
+            .collect()
+    }
+
+    /// What sums with row `row` are multiplied by.
+    fn factor(&self, row: usize) -> f64 {
+        let squares: f64 = self.squares(row).into_iter().map(f64::from).sum();
+        match self.pending {
+            true => NORM_SCALE / (squares / self.k as f64 + f64::from(EPS)).sqrt(),
+            false => 1.0,
         }
     }
 
@@ -238,6 +326,7 @@ impl Rows {
     pub fn first(&self, count: usize) -> Rows {
         Rows {
             count,
+            pending: self.pending,
             k: self.k,
             x: self.x[..count * self.k].to_vec(),
         }
@@ -262,10 +351,15 @@ impl Rows {
 
     /// All rows in the form that kernels read, without a byte after the last.
     pub fn bytes(&self, form: ActForm) -> Vec<u8> {
-        let (k, stride) = (self.k, form.stride(self.k));
+        let (k, stride) = (self.k, self.stride(form));
         let padded = k.next_multiple_of(64);
         let mut all = vec![0; self.count * stride];
-        for (x, row) in self.x.chunks_exact(k).zip(all.chunks_exact_mut(stride)) {
+        let rows = self.x.chunks_exact(k).zip(all.chunks_exact_mut(stride));
+        for (r, (x, row)) in rows.enumerate() {
+            if self.pending {
+                let sums = bytes(&self.squares(r));
+                row[form.pending_offset(k)..][..sums.len()].copy_from_slice(&sums);
+            }
             for (i, &v) in x.iter().enumerate() {
                 let at = form.position(i);
                 match form {

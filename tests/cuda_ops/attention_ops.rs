@@ -5,8 +5,8 @@ use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::gpu::Kernel;
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::attention::{
-    self, AttentionArgs, CombineArgs, PlanArgs, cells, combine, parts, plan, plan_bytes,
-    rows_per_tile, scratch_bytes,
+    self, AttentionArgs, PlanArgs, cells, counter_bytes, parts, plan, plan_bytes, rows_per_tile,
+    scratch_bytes,
 };
 
 const KV_TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
@@ -49,11 +49,21 @@ impl Case {
         }
     }
 
+    /// The forms in which rows can be left.
+    fn forms(&self) -> &'static [ActForm] {
+        match attention::leaves_any_form(self.shape.head_dim) {
+            true => &FORMS,
+            false => &[ActForm::F32],
+        }
+    }
+
+    fn kernel(&self, form: ActForm) -> Kernel {
+        attention::attention(self.kv, self.shape.head_dim, self.shape.group(), form)
+    }
+
     fn kernels(&self) -> Vec<Kernel> {
-        let (shape, head_dim) = (&self.shape, self.shape.head_dim);
-        let attention = attention::attention(self.kv, head_dim, shape.group());
-        let combines = FORMS.map(|form| combine(form, head_dim));
-        [plan(), attention].into_iter().chain(combines).collect()
+        let forms = self.forms().iter().map(|&form| self.kernel(form));
+        [plan()].into_iter().chain(forms).collect()
     }
 
     fn width(&self) -> usize {
@@ -117,6 +127,8 @@ impl Case {
         let divided = simt.alloc(plan_bytes(MAX_ROWS, by.cells));
         let cells = by.cells;
         let scratch = simt.alloc(scratch_bytes(shape.heads, shape.head_dim, cells));
+        let counters = counter_bytes(MAX_ROWS, shape.kv_heads, shape.group());
+        let counters = simt.upload(&vec![0; counters]);
         let out = simt.alloc((rows.len() + 1) * form.stride(self.width()));
         let window = (shape.window as u32).into();
         let plan_args = PlanArgs {
@@ -137,27 +149,21 @@ impl Case {
             kv: simt.upload(&cache.pool).into(),
             plan: divided.into(),
             scratch: scratch.into(),
+            counters: counters.into(),
+            out: out.into(),
             positions: positions.into(),
             slots: slots.into(),
             page_table: device.u32s(&cache.table).into(),
             max_rows: (MAX_ROWS as u32).into(),
             kv_heads: (shape.kv_heads as u32).into(),
             q_stride: (q_stride as u32).into(),
+            out_stride: (form.stride(self.width()) as u32).into(),
             pages_per_slot: (cache.pages_per_slot as u32).into(),
             split: (self.split as u32).into(),
             window,
             scale: shape.scale.into(),
             softcap: shape.softcap.into(),
         };
-        let combine_args = CombineArgs {
-            plan: divided.into(),
-            scratch: scratch.into(),
-            live: live.into(),
-            out: out.into(),
-            heads: (shape.heads as u32).into(),
-            out_stride: (form.stride(self.width()) as u32).into(),
-        };
-        let kernel = attention::attention(self.kv, shape.head_dim, shape.group());
         let mut geometry = attention::geometry(self.kv, shape.head_dim, 1);
         geometry.grid[0] = by.blocks;
         device.launch(
@@ -166,11 +172,8 @@ impl Case {
             plan_args.list(),
             by.seed,
         );
-        device.launch(&kernel, geometry, attention_args.list(), by.seed);
-        // A bucket of one row more than there are.
-        let geometry = attention::combine_geometry(shape.heads, shape.head_dim, rows.len() + 1);
-        let kernel = combine(form, shape.head_dim);
-        device.launch(&kernel, geometry, combine_args.list(), by.seed);
+        device.launch(&self.kernel(form), geometry, attention_args.list(), by.seed);
+        assert!(device.read(&counters).iter().all(|&b| b == 0), "counters");
         device.read(&out)
     }
 
@@ -214,10 +217,9 @@ impl Case {
         let expected: Vec<Vec<f32>> = rows.iter().map(|&r| self.expected(&cache, r)).collect();
         let mut first: Option<Vec<u8>> = None;
         for (i, &by) in divisions.iter().enumerate() {
-            let form = if i < 3 {
-                FORMS[(i + 2) % 3]
-            } else {
-                ActForm::F32
+            let form = match i {
+                0..3 => self.forms()[(i + 2) % self.forms().len()],
+                _ => ActForm::F32,
             };
             let out = self.attend(device, &cache, rows, form, by);
             let stride = form.stride(self.width());

@@ -10,6 +10,13 @@
 //!
 //! Rows of a value are `stride` bytes apart, strides and offsets are multiples of 64. A bucket's rows beyond the live ones
 //! hold anything; kernels may compute them, and none may let one row's bits reach another's.
+//!
+//! # Pending norms
+//!
+//! An RMS norm needs a whole row before it can scale any element, but scaling the sums of the matmuls that read it is the
+//! same. So the matmul that leaves the residual row x also leaves x times the norm's weight as activations, scaled by a
+//! fixed power of two, and behind them the sums of squares of 16 elements each ([`ActForm::pending_offset`]); matmuls that
+//! read such a row add these up and multiply their own sums with the inverse of the root of the mean.
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +55,17 @@ impl ActForm {
             ActForm::F16 => padded * 2,
             ActForm::Q8 => (padded + padded / Q8_GROUP * 8).next_multiple_of(64),
         }
+    }
+
+    /// Bytes from the start of a row whose norm is pending to its sums of squares, one f32 for each 16 of the padded `k`
+    /// elements.
+    pub const fn pending_offset(self, k: usize) -> usize {
+        self.stride(k)
+    }
+
+    /// Bytes between rows of `k` elements whose norm is pending, a multiple of 64.
+    pub const fn pending_stride(self, k: usize) -> usize {
+        self.stride(k) + (k.next_multiple_of(TILE_K) / 4).next_multiple_of(64)
     }
 
     /// Where element `k` stands among the elements of a row. With `k = 32 a + 16 p + 4 t + i` (p < 2, t < 4, i < 4), lane t

@@ -1,5 +1,5 @@
-//! Attention on GPUs: what each warp is to do in a step ([`plan`], once per program and window), the partial results of
-//! every split ([`attention`]), and their merging into rows of any activation form ([`combine`]).
+//! Attention on GPUs: what each warp is to do in a step ([`plan`], once per program and window), and the partial results of
+//! every split and their merging into rows of any activation form ([`attention`]).
 //!
 //! ```text
 //! tile    up to QUERIES queries that read the same K and V: rows of one slot that follow each other, times the query heads
@@ -10,14 +10,13 @@
 //! ```
 //!
 //! A split's partial result depends on the query and the split alone, and partial results are merged in the order of
-//! splits, by the warp that has all of them or by [`combine`]. So bits depend neither on the rows of a tile nor on which
+//! splits, by the warp that has all of them or by the last that brings one. So bits depend neither on the rows of a tile nor on which
 //! tiles [`plan`] cuts up, which it decides by the work of the step and the cells there are. K and V of f16 and q8_0 caches
 //! meet tensor cores as f16, as do queries and weights; an f32 cache is computed in f32 throughout.
 
 use std::fmt;
 
-use super::abi::ActForm;
-use super::rows::columns;
+use super::abi::{ActForm, Q8_GROUP};
 use super::{Constant, Geometry, Kernel};
 use crate::attention::Shape;
 use crate::cpu::abi::{KvType, PAGE_TOKENS};
@@ -68,6 +67,10 @@ arguments! {
         plan,
         /// Address of [`scratch_bytes`], aligned to 16.
         scratch,
+        /// Address of [`counter_bytes`], zero before and after.
+        counters,
+        /// Address of rows in the kernel's form, `[heads][head_dim]` each; those of the live rows are written.
+        out,
         /// Address of u32 positions of the rows.
         positions,
         /// Address of u32 slots of the rows.
@@ -80,6 +83,8 @@ arguments! {
         kv_heads,
         /// Bytes between rows of `q`.
         q_stride,
+        /// Bytes between rows of `out`.
+        out_stride,
         /// Pages of a slot in `page_table`.
         pages_per_slot,
         /// Tokens of a split, as in `plan`.
@@ -90,24 +95,6 @@ arguments! {
         scale,
         /// Scores saturate at this magnitude; 0.0 = they do not (f32).
         softcap,
-    }
-}
-
-arguments! {
-    /// Arguments of [`combine`], for the live rows. Template: `attention_combine`.
-    pub struct CombineArgs {
-        /// What [`plan`] left.
-        plan,
-        /// What [`attention`] left.
-        scratch,
-        /// Address of the live rows and live logits rows, two u32.
-        live,
-        /// Address of rows in the kernel's form, `[heads][head_dim]` each.
-        out,
-        /// Query heads.
-        heads,
-        /// Bytes between rows of `out`.
-        out_stride,
     }
 }
 
@@ -198,6 +185,16 @@ pub const fn scratch_bytes(heads: usize, head_dim: usize, cells: usize) -> usize
     cells * heads * partial_floats(head_dim) * 4
 }
 
+/// Bytes of the counters of `rows` rows: one for each KV head and batch of query heads.
+pub const fn counter_bytes(rows: usize, kv_heads: usize, group: usize) -> usize {
+    rows * parts(kv_heads, group) * 4
+}
+
+/// Whether rows can be left in any form: heads that share a scale with others can only be left as f32.
+pub const fn leaves_any_form(head_dim: usize) -> bool {
+    head_dim.is_multiple_of(Q8_GROUP)
+}
+
 /// Floats of the partial result of one query: the padded weighted sum, the largest score, the sum of exponentials.
 const fn partial_floats(head_dim: usize) -> usize {
     head_dim.next_multiple_of(32) + 4
@@ -255,10 +252,11 @@ const fn min_blocks(kv: KvType) -> i64 {
     }
 }
 
-/// Attention of `group` query heads per KV head.
-pub fn attention(kv: KvType, head_dim: usize, group: usize) -> Kernel {
+/// Attention of `group` query heads per KV head, its rows left in `form`.
+pub fn attention(kv: KvType, head_dim: usize, group: usize, form: ActForm) -> Kernel {
+    let (cache, rows) = (kv.name(), form.name());
     Kernel {
-        name: format!("attention_{}_d{head_dim}_g{group}", kv.name()),
+        name: format!("attention_{cache}_d{head_dim}_g{group}_{rows}"),
         template: match kv {
             KvType::F32 => "attention_f32",
             KvType::F16 | KvType::Q8_0 => "attention",
@@ -268,6 +266,7 @@ pub fn attention(kv: KvType, head_dim: usize, group: usize) -> Kernel {
             ("head_dim", Constant::Int(head_dim as i64)),
             ("group", Constant::Int(group as i64)),
             ("blocks", Constant::Int(min_blocks(kv))),
+            ("form", Constant::Word(form.name().into())),
         ],
         threads: 32 * block_warps(kv, head_dim) as u32,
     }
@@ -299,34 +298,16 @@ pub fn warps(kv: KvType, head_dim: usize, geometry: &Geometry) -> usize {
     geometry.grid[0] as usize * block_warps(kv, head_dim)
 }
 
-/// Bytes that [`attention`] and [`combine`] move for one row at `pos` in a step without company: K and V, the query, and
-/// the cells written and read.
-pub fn bytes(shape: &Shape, kv: KvType, pos: usize, split: usize) -> u64 {
+/// Bytes that [`attention`] moves for one row at `pos` in a step without company: K and V, the query, the row it leaves,
+/// and the cells written and read if there is more than one split.
+pub fn bytes(shape: &Shape, kv: KvType, form: ActForm, pos: usize, split: usize) -> u64 {
     let splits = pos / split - shape.first(pos) / split + 1;
-    let cells = 2 * scratch_bytes(shape.heads, shape.head_dim, splits);
-    shape.bytes(kv, pos) + cells as u64
-}
-
-/// Merging of partial results into rows of `form`.
-pub fn combine(form: ActForm, head_dim: usize) -> Kernel {
-    Kernel {
-        name: format!("attention_combine_{}_d{head_dim}", form.name()),
-        template: "attention_combine",
-        constants: vec![
-            ("form", Constant::Word(form.name().into())),
-            ("head_dim", Constant::Int(head_dim as i64)),
-        ],
-        threads: 128,
-    }
-}
-
-/// Thread blocks of [`combine`].
-pub fn combine_geometry(heads: usize, head_dim: usize, rows: usize) -> Geometry {
-    let width = (heads * head_dim).next_multiple_of(super::abi::TILE_K);
-    Geometry {
-        grid: [columns(width), rows as u32, 1],
-        shared_bytes: 0,
-    }
+    let cells = match splits {
+        1 => 0,
+        _ => 2 * scratch_bytes(shape.heads, shape.head_dim, splits),
+    };
+    let row = form.stride(shape.heads * shape.head_dim);
+    shape.bytes(kv, pos) + (cells + row) as u64
 }
 
 #[cfg(test)]
@@ -361,7 +342,7 @@ mod tests {
         for kv in [KvType::F32, KvType::F16, KvType::Q8_0] {
             for head_dim in (4..=MAX_HEAD_DIM).step_by(4) {
                 let geometry = geometry(kv, head_dim, 132);
-                let kernel = attention(kv, head_dim, 4);
+                let kernel = attention(kv, head_dim, 4, ActForm::F32);
                 assert!(
                     geometry.shared_bytes as usize <= SHARED_BYTES,
                     "{}",

@@ -8,7 +8,8 @@
 //! # Arguments
 //!
 //! `act`, its stride ([`super::abi::ActForm::stride`] of k), rows, units along k ([`super::tile::units`]), scratch,
-//! counters, number of parts; then for each of 3 parts: weights, n, out, its stride, extra, its stride. Parts share layout,
+//! counters; of a pending norm ([`super::abi`]) that is read the offset of its sums (0: none), its width and eps, of one that
+//! is left its weight, its rows and their stride; number of parts; then for each of 3 parts: weights, n, out, its stride, extra, its stride. Parts share layout,
 //! k and activations; those beyond the number are ignored. Strides are in bytes.
 
 mod cost;
@@ -205,6 +206,8 @@ pub enum Epilogue {
     Store,
     /// f32 rows plus the f32 rows at extra, which may be where the result goes.
     Residual,
+    /// As `Residual`, of one part, and the rows of the norm that comes next, pending.
+    ResidualNorm(ActForm),
     /// `gate(part 0) * part 1` into the out of part 0, padded with zeros to 64 outputs unless f32.
     Gated(Gate, ActForm),
 }
@@ -216,6 +219,9 @@ impl Epilogue {
         match self {
             Epilogue::Store => "store",
             Epilogue::Residual => "residual",
+            Epilogue::ResidualNorm(F32) => "residual_norm_f32",
+            Epilogue::ResidualNorm(F16) => "residual_norm_f16",
+            Epilogue::ResidualNorm(Q8) => "residual_norm_q8",
             Epilogue::Gated(Silu, F32) => "gated_silu_f32",
             Epilogue::Gated(Silu, F16) => "gated_silu_f16",
             Epilogue::Gated(Silu, Q8) => "gated_silu_q8",
@@ -229,7 +235,7 @@ impl Epilogue {
     const fn abreast(self) -> u32 {
         match self {
             Epilogue::Gated(..) => 2,
-            Epilogue::Store | Epilogue::Residual => 1,
+            Epilogue::Store | Epilogue::Residual | Epilogue::ResidualNorm(_) => 1,
         }
     }
 }
@@ -247,6 +253,8 @@ pub struct Query<'a> {
     pub rows: usize,
     /// What happens to sums.
     pub epilogue: Epilogue,
+    /// Whether the norm of the activations is pending.
+    pub pending: bool,
     /// Compute capability times 10.
     pub arch: u32,
 }
@@ -273,6 +281,7 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         rows,
         epilogue,
         arch,
+        ..
     } = *query;
     if class.family != family {
         return Err(Reason::Class(family, class));
@@ -294,6 +303,8 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
     let parts = outputs.len();
     let parts_fit = match epilogue {
         Epilogue::Gated(..) => parts == 2 && outputs[0] == outputs[1],
+        // Rows of f32 are normalised by themselves.
+        Epilogue::ResidualNorm(form) => parts == 1 && form != ActForm::F32,
         Epilogue::Store | Epilogue::Residual => (1..=3).contains(&parts),
     };
     let total = outputs.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
@@ -324,7 +335,7 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
     if class.k_split == 0 || class.k_split > 1 && steps < warps {
         return Err(Reason::Steps { steps, warps });
     }
-    if let Epilogue::Gated(_, ActForm::Q8) = epilogue
+    if let Epilogue::Gated(_, ActForm::Q8) | Epilogue::ResidualNorm(ActForm::Q8) = epilogue
         && tiles % 2 == 1
     {
         return Err(Reason::Outputs {

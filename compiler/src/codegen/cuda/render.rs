@@ -22,8 +22,8 @@ macro_rules! template {
 const TEMPLATES: &[(&str, &str)] = &[
     template!("attention.cu.tera"),
     template!("attention.cuh"),
-    template!("attention_combine.cu.tera"),
     template!("attention_f32.cu.tera"),
+    template!("attention_finish.cuh"),
     template!("attention_items.cuh"),
     template!("attention_plan.cu.tera"),
     template!("attention_work.cuh"),

@@ -32,6 +32,8 @@ pub struct Cuda {
     profile: CudaProfile,
     options: Options,
     step: StepLayout,
+    /// Bytes of counters.
+    zeroed: usize,
     choices: Choices,
     attentions: Attentions,
     /// Largest logits of each row, after the plans of attention.
@@ -60,22 +62,15 @@ impl Cuda {
         }
         let graph = adapt::adapt(graph, Family::MmaF16.exists_on(target.profile.sm()))?;
         let choices = Choices::new(&graph, target, options, step)?;
-        let attentions = Attentions::new(
-            &graph,
-            &target.profile,
-            options,
-            step,
-            choices.counter_bytes(),
-        );
+        let attentions = Attentions::new(&graph, &target.profile, options, step);
+        // Every launch leaves the counters it used at zero, so all launches share them.
+        let zeroed = choices.counter_bytes().max(attentions.counter_bytes(step));
         let backend = Cuda {
             profile: target.profile,
             options,
             step,
-            candidates: Sorted::new(
-                &graph,
-                choices.counter_bytes() + attentions.plan_bytes(),
-                options.max_batch,
-            ),
+            candidates: Sorted::new(&graph, zeroed + attentions.plan_bytes(), options.max_batch),
+            zeroed,
             choices,
             attentions,
         };
@@ -85,12 +80,12 @@ impl Cuda {
 
 impl Backend for Cuda {
     fn zeroed(&self) -> usize {
-        self.choices.counter_bytes()
+        self.zeroed
     }
 
     fn reserved(&self) -> usize {
         let candidates = self.candidates.map_or(0, |sorted| sorted.bytes());
-        self.zeroed() + self.attentions.plan_bytes() + candidates
+        self.zeroed + self.attentions.plan_bytes() + candidates
     }
 
     fn matrix_bytes(&self, weight: &Weight, _: usize) -> Result<Option<u64>, Error> {
@@ -116,7 +111,13 @@ impl Backend for Cuda {
             DType::KvWritten | DType::Routes => 0,
             _ if adapt::passes_through(graph, value) => 0,
             DType::F32 => ActForm::F32.stride(ty.width),
-            DType::Q8 => self.choices.form(value).stride(ty.width),
+            DType::Q8 => {
+                let form = self.choices.form(value);
+                match adapt::pending_norm(graph, value) {
+                    Some(_) => form.pending_stride(ty.width),
+                    None => form.stride(ty.width),
+                }
+            }
         }
     }
 
@@ -134,10 +135,11 @@ impl Backend for Cuda {
 
     fn launches(&self, context: &Context<'_>, group: &[NodeIndex]) -> Result<Vec<Launch>, Error> {
         let lowering = Lowering { context, gpu: self };
-        let (&last, before) = group
-            .split_last()
-            .ok_or_else(|| Error::Internal("a group of no nodes".into()))?;
-        lowering.group(before.first().copied(), last)
+        match *group {
+            [node] => lowering.node(node),
+            [first, second] => lowering.pair(first, second),
+            _ => Err(Error::Internal(format!("a group of {} nodes", group.len()))),
+        }
     }
 
     fn candidates(&self) -> Option<CandidatePlan> {
@@ -165,28 +167,46 @@ impl<'a> Deref for Lowering<'a> {
 }
 
 impl Lowering<'_> {
-    /// Launches of `node`, which completes the work of `first` if there is one.
-    fn group(&self, first: Option<NodeIndex>, node: NodeIndex) -> Result<Vec<Launch>, Error> {
+    /// Launches of `first` with `second`, which completes its work.
+    fn pair(&self, first: NodeIndex, second: NodeIndex) -> Result<Vec<Launch>, Error> {
+        let (a, b) = (&self.graph.nodes[first], &self.graph.nodes[second]);
+        let out = Value {
+            node: second,
+            port: 0,
+        };
+        match (&a.op, &b.op) {
+            (Op::MatMul { .. }, &Op::GatedAct(act) | &Op::GatedActQuantise(act))
+                if select::gate(act).is_none() =>
+            {
+                Err(refused(&b.label, format!("{act:?}")))
+            }
+            (Op::MatMul { parts, .. }, Op::GatedAct(_) | Op::GatedActQuantise(_)) => {
+                self.gated_matmul(&b.label, first, parts, out)
+            }
+            (Op::MatMul { parts, .. }, &Op::NormQuantise { weight, .. }) => {
+                self.matmul(&a.label, first, parts, Some((weight, out)))
+            }
+            (Op::Attention { .. }, Op::Quantise) => self.attention(first, out),
+            (one, other) => Err(Error::Internal(format!(
+                "{}: {one:?} joined with {other:?}",
+                a.label
+            ))),
+        }
+    }
+
+    /// Launches of a node by itself.
+    fn node(&self, node: NodeIndex) -> Result<Vec<Launch>, Error> {
         let inputs = self.graph.inputs(node);
         let n = &self.graph.nodes[node];
         let label = n.label.as_str();
         let out = Value { node, port: 0 };
-        if let Some(first) = first {
-            return match (&self.graph.nodes[first].op, &n.op) {
-                (Op::MatMul { parts, .. }, Op::GatedAct(act) | Op::GatedActQuantise(act)) => {
-                    self.gated_matmul(label, first, parts, *act, out)
-                }
-                (Op::Attention { .. }, Op::Quantise) => self.attention(first, out),
-                (a, b) => Err(Error::Internal(format!("{label}: {a:?} joined with {b:?}"))),
-            };
-        }
         match &n.op {
             Op::Embed { weight, scale } => self.embed(label, *weight, *scale, out),
             Op::RopeTable { inv_freq, mscale } => self.rope_table(label, *inv_freq, *mscale, out),
             Op::RmsNorm { weight, eps } | Op::NormQuantise { weight, eps } => {
                 self.norm(label, (*weight, *eps), inputs[0], out)
             }
-            Op::MatMul { parts, residual } => self.matmul(label, node, parts, *residual),
+            Op::MatMul { parts, .. } => self.matmul(label, node, parts, None),
             Op::HeadNorm { norm, heads } => {
                 let head_dim = self.graph.value_type(out).width / heads;
                 self.head_norm(label, inputs[0], out, (*norm, *heads, head_dim))

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Class, Family, Query, Variant, kernel, steps};
+use super::{Class, Epilogue, Family, Query, Variant, kernel, steps};
 
 use crate::gpu::rates::{GpuRates, shared_reserved};
 use crate::gpu::tile::{self, TILE_N};
@@ -67,6 +67,10 @@ const LEAST_LATENCY: f64 = 0.5e-6;
 const FILL: f64 = 1.2e-6;
 /// Seconds in which thread blocks that share k meet.
 const SPLIT: f64 = 1.0e-6;
+/// Rows whose pending norm a warp finishes in one round of loads.
+const FACTORS_AT_ONCE: u32 = 4;
+/// Seconds that the rows of a norm add to those of their residual.
+const NORM: f64 = 0.2e-6;
 /// Bytes per cycle that one multiprocessor takes from L2 at most.
 const INGEST_PER_CLK: f64 = 64.0;
 /// Threads of a multiprocessor.
@@ -88,6 +92,7 @@ pub fn cost(
         k,
         rows,
         epilogue,
+        pending,
         ..
     } = *query;
     let geometry = kernel::geometry(variant, class, query);
@@ -101,9 +106,17 @@ pub fn cost(
         .filter_map(|&n| tile::matrix_bytes(&layout, n, k))
         .map(|bytes| bytes as u64)
         .sum();
-    let act = variant.family.act().stride(k) as u64;
+    let form = variant.family.act();
+    let act = match pending {
+        true => form.pending_stride(k),
+        false => form.stride(k),
+    } as u64;
     let n: usize = outputs.iter().sum();
-    let results = (rows * n * 4) as u64;
+    let normed = match epilogue {
+        Epilogue::ResidualNorm(form) => form.pending_stride(n),
+        Epilogue::Store | Epilogue::Residual | Epilogue::Gated(..) => 0,
+    };
+    let results = (rows * (n * 4 + normed)) as u64;
     let scratch = 2 * kernel::scratch_bytes(variant, class, query);
     let rereads = if weights < rates.l2_bytes / 2 {
         1
@@ -159,8 +172,14 @@ pub fn cost(
         .max(arithmetic_seconds)
         .max(issue_seconds);
     let split = if class.k_split > 1 { SPLIT } else { 0.0 };
+    // Sums of squares are added up before the first product.
+    let rounds = match pending {
+        true => variant.stamp.div_ceil(FACTORS_AT_ONCE * class.warps),
+        false => 0,
+    };
+    let norms = f64::from(rounds) * LEAST_LATENCY + if normed > 0 { NORM } else { 0.0 };
     Cost {
-        seconds: wall + FILL + split,
+        seconds: wall + FILL + split + norms,
         memory_seconds,
         l2_seconds,
         arithmetic_seconds,
@@ -266,7 +285,7 @@ fn instructions_per_weight(variant: &Variant, layout: &PackedLayout, streams: u3
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Epilogue, VARIANTS, classes, variants};
+    use super::super::{VARIANTS, classes, variants};
     use super::*;
     use crate::quant::{Q4_K, Q8_0};
 
@@ -293,6 +312,7 @@ mod tests {
             k: 4096,
             rows,
             epilogue: Epilogue::Store,
+            pending: false,
             arch: 90,
         }
     }

@@ -20,11 +20,23 @@ pub mod args {
     pub const SCRATCH: usize = 4;
     /// Thread blocks that have brought theirs.
     pub const COUNTERS: usize = 5;
+    /// Bytes from an activation row to its sums of squares, if its norm is pending; else 0.
+    pub const PENDING: usize = 6;
+    /// Elements of such a row.
+    pub const WIDTH: usize = 7;
+    /// Added to their mean square (f32).
+    pub const EPS: usize = 8;
+    /// Weight of the norm that is left pending (f32).
+    pub const NORM_WEIGHT: usize = 9;
+    /// Rows whose norm is left pending.
+    pub const NORMED: usize = 10;
+    /// Bytes between them.
+    pub const NORMED_STRIDE: usize = 11;
     /// Parts in use.
-    pub const PARTS: usize = 6;
+    pub const PARTS: usize = 12;
     /// First of a part's: weights, n, out, its stride, extra, its stride.
     pub const fn part(i: usize) -> usize {
-        7 + 6 * i
+        13 + 6 * i
     }
     /// All of them.
     pub const COUNT: usize = part(3);
@@ -66,7 +78,8 @@ pub(super) fn stages(
     (RING_BYTES / step_bytes(variant, class, layout, epilogue)).clamp(2, 4)
 }
 
-/// Shared memory of a thread block: first the rings of weights, then in their place the sums of its warps.
+/// Shared memory of a thread block: first the rings of weights, then in their place the sums of its warps and a factor for
+/// each row.
 pub(super) fn shared_bytes(
     variant: &Variant,
     class: Class,
@@ -85,7 +98,8 @@ pub(super) fn shared_bytes(
         Family::MmaI8 | Family::MmaF16 | Family::Fma | Family::Dp4a => 0,
     };
     let row = u64::from(16 * variant.tiles * epilogue.abreast() + 4) * 4;
-    (ring + rows).max(u64::from(teams * variant.stamp) * row)
+    let factors = u64::from(variant.stamp) * 4;
+    (ring + rows).max(u64::from(teams * variant.stamp) * row + factors)
 }
 
 /// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get
@@ -144,6 +158,7 @@ pub fn kernel(
     let (what, form) = match epilogue {
         Epilogue::Store => ("store", ActForm::F32),
         Epilogue::Residual => ("residual", ActForm::F32),
+        Epilogue::ResidualNorm(form) => ("residual_norm", form),
         Epilogue::Gated(Gate::Silu, form) => ("gated_silu", form),
         Epilogue::Gated(Gate::Gelu, form) => ("gated_gelu", form),
     };
@@ -215,7 +230,7 @@ fn blocks(variant: &Variant, query: &Query) -> u32 {
     match query.epilogue {
         Epilogue::Gated(_, ActForm::F32) => blocks(query.outputs[0]),
         // Rows of activations are written up to their padding.
-        Epilogue::Gated(_, ActForm::F16 | ActForm::Q8) => {
+        Epilogue::Gated(_, ActForm::F16 | ActForm::Q8) | Epilogue::ResidualNorm(_) => {
             blocks(query.outputs[0].next_multiple_of(super::super::abi::TILE_K))
         }
         Epilogue::Store | Epilogue::Residual => query.outputs.iter().map(|&n| blocks(n)).sum(),

@@ -5,9 +5,11 @@ use std::collections::{HashMap, HashSet};
 use super::*;
 use crate::quant::{F16, F32, FORMATS, Q4_0, Q4_K, Q6_K};
 
-const EPILOGUES: [Epilogue; 5] = [
+const EPILOGUES: [Epilogue; 7] = [
     Epilogue::Store,
     Epilogue::Residual,
+    Epilogue::ResidualNorm(ActForm::F16),
+    Epilogue::ResidualNorm(ActForm::Q8),
     Epilogue::Gated(Gate::Silu, ActForm::Q8),
     Epilogue::Gated(Gate::Silu, ActForm::F16),
     Epilogue::Gated(Gate::Gelu, ActForm::F32),
@@ -20,6 +22,7 @@ fn query(layout: PackedLayout, outputs: &[usize], k: usize, rows: usize) -> Quer
         k,
         rows,
         epilogue: Epilogue::Store,
+        pending: false,
         arch: 90,
     }
 }
@@ -68,7 +71,11 @@ fn every_format_has_a_class_with_variants_for_every_row_count() {
         for arch in [75, 80, 86, 89, 90, 100, 120] {
             for epilogue in EPILOGUES {
                 for rows in [1, 2, 5, 8, 9, 64, 65, 500] {
-                    let mut query = query(fmt.layout, &[96, 96], 512, rows);
+                    let outputs = match epilogue {
+                        Epilogue::ResidualNorm(_) => &[96][..],
+                        _ => &[96, 96],
+                    };
+                    let mut query = query(fmt.layout, outputs, 512, rows);
                     (query.epilogue, query.arch) = (epilogue, arch);
                     let classes = classes(&query);
                     assert!(!classes.is_empty(), "{} on sm_{arch}, {rows} rows", fmt.ty);

@@ -5,9 +5,10 @@ use crate::error::Error;
 use crate::graph::{DType, Op, OpGraph, Value, WeightId};
 use crate::pass::quantise_activations::before_matmuls;
 use coldpress_kernels::gpu::abi::Q8_GROUP;
+use coldpress_kernels::gpu::attention;
 use coldpress_kernels::tensor_type::TensorType;
 use petgraph::stable_graph::NodeIndex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A copy of `graph` in which, if the GPU multiplies `halves`, matmuls of F16 and BF16 weights read activations in a form of
 /// their own; other float weights read f32 rows. Weights and KV layers keep their numbers.
@@ -23,38 +24,24 @@ pub(super) fn adapt(graph: &OpGraph, halves: bool) -> Result<OpGraph, Error> {
     Ok(graph)
 }
 
-/// The nodes of a stage in pieces of work: a gate/up matmul with the gating that alone reads it, attention with the
-/// conversion that alone reads it, every other node by itself.
+/// The nodes of a stage in pieces of work: chains of nodes of which each completes the work of the one before. A piece runs
+/// where its first node stood: the others need nothing else.
 pub(super) fn groups(graph: &OpGraph, nodes: &[NodeIndex]) -> Vec<Vec<NodeIndex>> {
-    let place: BTreeMap<NodeIndex, usize> =
-        nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
-    let mut joined: BTreeMap<NodeIndex, NodeIndex> = BTreeMap::new();
-    for &node in nodes {
-        if let Some(first) = joins(graph, node).filter(|first| place.contains_key(first)) {
-            joined.insert(first, node);
-        }
-    }
-    let seconds: Vec<NodeIndex> = joined.values().copied().collect();
-    // A group runs where its last node stood: everything it reads is there by then.
-    let mut groups = Vec::with_capacity(nodes.len());
-    for &node in nodes {
-        if joined.contains_key(&node) {
-            continue;
-        }
-        match seconds.contains(&node) {
-            true => {
-                let firsts = joined.iter().filter(|&(_, &second)| second == node);
-                let mut group: Vec<NodeIndex> = firsts.map(|(&first, _)| first).collect();
-                group.push(node);
-                groups.push(group);
-            }
-            false => groups.push(vec![node]),
-        }
-    }
-    groups
+    let here: BTreeSet<NodeIndex> = nodes.iter().copied().collect();
+    let completes = |node| joins(graph, node).filter(|first| here.contains(first));
+    let completed: BTreeMap<NodeIndex, NodeIndex> = nodes
+        .iter()
+        .filter_map(|&node| Some((completes(node)?, node)))
+        .collect();
+    let firsts = nodes.iter().filter(|&&node| completes(node).is_none());
+    let chain = |&first: &NodeIndex| {
+        std::iter::successors(Some(first), |node| completed.get(node).copied()).collect()
+    };
+    firsts.map(chain).collect()
 }
 
-/// The node whose work `node` completes, if it alone reads all that the node leaves.
+/// The node whose work `node` completes: a gate/up matmul with the gating that alone reads it, attention with the conversion
+/// that alone reads it, a residual matmul with the norm of its rows that matmuls read.
 fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     let inputs = graph.inputs(node);
     let first = inputs.first()?.node;
@@ -70,26 +57,54 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
             let plain = !residual && gate.bias.is_none() && up.bias.is_none();
             (alike && plain && inputs == outputs && inputs.iter().all(alone)).then_some(first)
         }
-        (Op::Attention { .. }, Op::Quantise) => inputs.iter().all(alone).then_some(first),
+        (Op::MatMul { residual: true, .. }, Op::NormQuantise { .. }) => {
+            let is_norm = |n: NodeIndex| matches!(graph.nodes[n].op, Op::NormQuantise { .. });
+            let is_matmul = |n: NodeIndex| matches!(graph.nodes[n].op, Op::MatMul { .. });
+            let norms = graph.consumers(inputs[0]).into_iter().map(|c| c.0);
+            let readers = graph.consumers(Value { node, port: 0 });
+            // A second norm of the same rows runs by itself.
+            let is_first = norms.into_iter().find(|&n| is_norm(n)) == Some(node);
+            (is_first && readers.iter().all(|&(reader, _)| is_matmul(reader))).then_some(first)
+        }
+        (&Op::Attention { layer, .. }, Op::Quantise) => {
+            let any_form = attention::leaves_any_form(graph.kv[layer].head_dim);
+            (any_form && inputs.iter().all(alone)).then_some(first)
+        }
         _ => None,
     }
 }
 
 /// The node that completes the work of `node`, if one does.
 pub(super) fn completed_by(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
-    let out = *graph.outputs(node).first()?;
-    let consumers = graph.consumers(out);
-    let (second, _) = consumers.first()?;
-    (joins(graph, *second) == Some(node)).then_some(*second)
+    let consumers = graph.consumers(*graph.outputs(node).first()?);
+    let mut consumers = consumers.into_iter().map(|(consumer, _)| consumer);
+    consumers.find(|&second| joins(graph, second) == Some(node))
 }
 
-/// Whether a value never reaches memory: its group computes it on the way.
+/// What is added to the mean square of a value's rows by the matmuls that read them, if their norm is left to those.
+pub(super) fn pending_norm(graph: &OpGraph, value: Value) -> Option<f32> {
+    match graph.nodes[value.node].op {
+        Op::NormQuantise { eps, .. } => joins(graph, value.node).map(|_| eps),
+        _ => None,
+    }
+}
+
+/// Whether a value never reaches memory: its piece of work computes it on the way.
 pub(super) fn passes_through(graph: &OpGraph, value: Value) -> bool {
     let consumers = graph.consumers(value);
     let [(consumer, _)] = consumers.as_slice() else {
         return false;
     };
-    graph.value_type(value).dtype == DType::F32 && joins(graph, *consumer) == Some(value.node)
+    graph.value_type(value).dtype == DType::F32
+        && joins(graph, *consumer) == Some(value.node)
+        && pending_norm(
+            graph,
+            Value {
+                node: *consumer,
+                port: 0,
+            },
+        )
+        .is_none()
 }
 
 #[cfg(test)]
@@ -105,16 +120,21 @@ mod tests {
     }
 
     #[test]
-    fn gating_joins_its_matmul_and_conversion_its_attention() {
+    fn gating_norms_and_conversions_join_their_producers() {
         for ty in [TensorType::Q8_0, TensorType::F16] {
             let graph = prepared(ty);
             let order = graph.order();
             let groups = groups(&graph, &order);
             let pairs: Vec<&Vec<NodeIndex>> = groups.iter().filter(|g| g.len() > 1).collect();
-            assert_eq!(pairs.len(), 2, "{ty:?}");
+            assert_eq!(pairs.len(), 3, "{ty:?}");
             for pair in pairs {
                 let value = graph.outputs(pair[0])[0];
-                assert!(passes_through(&graph, value), "{ty:?}");
+                let normed = graph.outputs(pair[1])[0];
+                // Rows are kept for the next residual, too.
+                let kept = pending_norm(&graph, normed).is_some();
+                assert_eq!(passes_through(&graph, value), !kept, "{ty:?}");
+                let norm = matches!(graph.nodes[pair[1]].op, Op::NormQuantise { .. });
+                assert_eq!(norm, kept, "{ty:?}");
             }
             let mut all: Vec<NodeIndex> = groups.concat();
             all.sort_unstable();

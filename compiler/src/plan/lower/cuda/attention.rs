@@ -9,14 +9,13 @@ use crate::plan::{Access, Form, Launch, Options, Space, Split};
 use crate::target::cuda::CudaProfile;
 use coldpress_kernels::attention::Shape;
 use coldpress_kernels::gpu::abi::StepLayout;
-use coldpress_kernels::gpu::attention::{self, AttentionArgs, CombineArgs, PlanArgs};
+use coldpress_kernels::gpu::attention::{self, AttentionArgs, PlanArgs};
 use coldpress_kernels::gpu::rope::{self, AppendArgs, TableArgs};
 use coldpress_runtime::manifest::GridArg;
 use petgraph::stable_graph::NodeIndex;
 
-/// Where the plans of attention lie in the arena: one for each kind of attention in the model, made anew in every program.
+/// The plans of attention: one for each kind of attention in the model, made anew in every program.
 pub(super) struct Attentions {
-    first: usize,
     kinds: Vec<Kind>,
     options: Options,
     processors: usize,
@@ -39,10 +38,8 @@ impl Attentions {
         profile: &CudaProfile,
         options: Options,
         step: StepLayout,
-        first: usize,
     ) -> Attentions {
         let mut all = Attentions {
-            first,
             kinds: Vec::new(),
             options,
             processors: profile.sms as usize,
@@ -72,6 +69,14 @@ impl Attentions {
         self.kinds.iter().map(|k| k.bytes).sum()
     }
 
+    /// Counters of all launches, zero between them, in bytes.
+    pub(super) fn counter_bytes(&self, step: StepLayout) -> usize {
+        let rows = step.max_rows as usize;
+        let bytes = |k: &Kind| attention::counter_bytes(rows, k.shape.kv_heads, k.shape.group());
+        let most = self.kinds.iter().map(bytes).max().unwrap_or(0);
+        most.next_multiple_of(64)
+    }
+
     /// Bytes of partial results of the attention at `node`.
     pub(super) fn scratch_bytes(&self, graph: &OpGraph, node: NodeIndex, rows: usize) -> usize {
         let kind = shape(graph, node).and_then(|shape| Some((shape, self.kind(&shape)?.1)));
@@ -87,9 +92,9 @@ impl Attentions {
         attention::cells(sequences, self.options.max_context, split).max(rows)
     }
 
-    /// The kind of this shape, with the arena offset of its plan.
+    /// The kind of this shape, and where its plan is among all plans.
     fn kind(&self, shape: &Shape) -> Option<(usize, &Kind)> {
-        let mut offset = self.first;
+        let mut offset = 0;
         for kind in &self.kinds {
             let key = |s: &Shape| (s.heads, s.kv_heads, s.head_dim, s.window);
             if key(&kind.shape) == key(shape) {
@@ -334,11 +339,12 @@ impl Lowering<'_> {
             .attentions
             .kind(&shape)
             .ok_or_else(|| Error::Internal(format!("{label}: attention of no kind")))?;
-        let plan = GridArg::Arena(offset as u64);
+        let plan = GridArg::Arena((self.gpu.zeroed + offset) as u64);
         let (rows, step) = (self.rows, &self.gpu.step);
         let processors = self.gpu.profile.sms as usize;
         let kv_type = self.options.kv_type;
-        let kernel = attention::attention(kv_type, shape.head_dim, shape.group());
+        let form = self.form(out);
+        let kernel = attention::attention(kv_type, shape.head_dim, shape.group(), form);
         let geometry = attention::geometry(kv_type, shape.head_dim, processors);
         let (positions, slots) = (
             GridArg::Step(step.positions()),
@@ -369,12 +375,15 @@ impl Lowering<'_> {
             kv: GridArg::Kv(self.kv[layer].offset),
             plan,
             scratch: self.arena(scratch)?,
+            counters: GridArg::Arena(0),
+            out: self.arena(out)?,
             positions,
             slots,
             page_table: GridArg::Step(step.page_table(self.kv[layer].table)),
             max_rows: number(rows),
             kv_heads: number(shape.kv_heads),
             q_stride: self.row_stride(q)?,
+            out_stride: self.row_stride(out)?,
             pages_per_slot: number(step.pages_per_slot as usize),
             split: number(kind.split),
             window: number(shape.window),
@@ -393,29 +402,14 @@ impl Lowering<'_> {
             split: Split::Whole,
         };
         // Predictions are for short contexts; what a long one adds is the cache's bytes.
-        let bytes = rows as u64 * attention::bytes(&shape, kv_type, 0, kind.split);
-        let accesses = vec![self.reads(q)?, kv_access(layer, false), left];
+        let bytes = rows as u64 * attention::bytes(&shape, kv_type, form, 0, kind.split);
+        let accesses = vec![
+            self.reads(q)?,
+            kv_access(layer, false),
+            left,
+            self.writes(out)?,
+        ];
         launches.push(self.grid(label, (kernel, geometry), args.list(), accesses, bytes));
-        let args = CombineArgs {
-            plan,
-            scratch: self.arena(scratch)?,
-            live: LIVE,
-            out: self.arena(out)?,
-            heads: number(shape.heads),
-            out_stride: self.row_stride(out)?,
-        };
-        let form = self.form(out);
-        let what = (
-            attention::combine(form, shape.head_dim),
-            attention::combine_geometry(shape.heads, shape.head_dim, rows),
-        );
-        let found = Access {
-            write: false,
-            ..left
-        };
-        let accesses = vec![found, self.writes(out)?];
-        let bytes = (rows * form.stride(shape.heads * shape.head_dim)) as u64;
-        launches.push(self.grid(label, what, args.list(), accesses, bytes));
         Ok(launches)
     }
 }

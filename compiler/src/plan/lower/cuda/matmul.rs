@@ -1,13 +1,13 @@
 //! Matmuls: the cheapest variant of the matrix's class for the bucket, its arguments, what it touches. Parts of different
-//! layouts run one after the other; a gated pair is one launch.
+//! layouts run one after the other; a gated pair is one launch, as is a residual with the norm after it.
 
-use super::select::{Shape, gate, shapes};
-use super::{Lowering, NULL, number};
+use super::select::Shape;
+use super::{Lowering, NULL, adapt, bits, number};
 use crate::error::Error;
-use crate::graph::{Activation, Part, Value};
+use crate::graph::{Op, Part, Value, WeightId};
 use crate::plan::memory::scratch_value;
 use crate::plan::{Access, Form, Launch, MainLoop, Space, Split, Work};
-use coldpress_kernels::gpu::matmul::{self, Epilogue, args};
+use coldpress_kernels::gpu::matmul::{self, args};
 use coldpress_kernels::gpu::tile;
 use coldpress_runtime::manifest::GridArg;
 use petgraph::stable_graph::NodeIndex;
@@ -20,20 +20,19 @@ struct Ends {
 }
 
 impl Lowering<'_> {
+    /// The matmul at `node`. `norm`: the weight of the norm that follows its residual, and the rows that are to be left for
+    /// the matmuls after it.
     pub(super) fn matmul(
         &self,
         label: &str,
         node: NodeIndex,
         parts: &[Part],
-        residual: bool,
+        norm: Option<(WeightId, Value)>,
     ) -> Result<Vec<Launch>, Error> {
         let inputs = self.graph.inputs(node);
-        let epilogue = match residual {
-            true => Epilogue::Residual,
-            false => Epilogue::Store,
-        };
+        let residual = matches!(self.graph.nodes[node].op, Op::MatMul { residual: true, .. });
         let mut launches = Vec::new();
-        for (shape, places) in shapes(self.graph, parts, epilogue)? {
+        for (shape, places) in self.gpu.choices.shapes(self.graph, node, parts)? {
             let mut accesses = Vec::new();
             let mut ends = Vec::new();
             for &place in &places {
@@ -60,7 +59,7 @@ impl Lowering<'_> {
                 });
             }
             let own: Vec<Part> = places.iter().map(|&place| parts[place]).collect();
-            launches.push(self.multiply(label, node, (&shape, &own), &ends, accesses)?);
+            launches.push(self.multiply(label, node, (&shape, &own), &ends, norm, accesses)?);
         }
         Ok(launches)
     }
@@ -71,23 +70,19 @@ impl Lowering<'_> {
         label: &str,
         node: NodeIndex,
         parts: &[Part],
-        activation: Activation,
         out: Value,
     ) -> Result<Vec<Launch>, Error> {
-        let gate =
-            gate(activation).ok_or_else(|| super::refused(label, format!("{activation:?}")))?;
-        let epilogue = Epilogue::Gated(gate, self.form(out));
         let accesses = vec![self.writes(out)?];
         let ends = [Some(out), None].map(|out| Ends {
             out,
             extra: NULL,
             extra_stride: number(0),
         });
-        let shapes = shapes(self.graph, parts, epilogue)?;
+        let shapes = self.gpu.choices.shapes(self.graph, node, parts)?;
         let [(shape, _)] = shapes.as_slice() else {
             return Err(Error::Internal(format!("{label}: gate and up differ")));
         };
-        let launch = self.multiply(label, node, (shape, parts), &ends, accesses)?;
+        let launch = self.multiply(label, node, (shape, parts), &ends, None, accesses)?;
         Ok(vec![launch])
     }
 
@@ -97,6 +92,7 @@ impl Lowering<'_> {
         node: NodeIndex,
         (shape, parts): (&Shape, &[Part]),
         ends: &[Ends],
+        norm: Option<(WeightId, Value)>,
         mut accesses: Vec<Access>,
     ) -> Result<Launch, Error> {
         let x = self.graph.inputs(node)[0];
@@ -112,6 +108,18 @@ impl Lowering<'_> {
         list[args::ACT_STRIDE] = self.row_stride(x)?;
         list[args::ROWS] = number(self.rows);
         list[args::UNITS] = number(tile::units(&shape.layout, shape.k));
+        if let Some(eps) = adapt::pending_norm(self.graph, x) {
+            list[args::PENDING] = number(form.pending_offset(shape.k));
+            list[args::WIDTH] = number(shape.k);
+            list[args::EPS] = bits(eps);
+        }
+        if let Some((weight, rows)) = norm {
+            let placed = self.placement(weight, Form::Vector)?;
+            list[args::NORM_WEIGHT] = GridArg::Weights(placed.offset);
+            list[args::NORMED] = self.arena(rows)?;
+            list[args::NORMED_STRIDE] = self.row_stride(rows)?;
+            accesses.push(self.writes(rows)?);
+        }
         list[args::PARTS] = number(parts.len());
         if matmul::scratch_bytes(pick.variant, pick.class, &query) > 0 {
             let scratch = scratch_value(self.graph, node);

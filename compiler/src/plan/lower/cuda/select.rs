@@ -75,6 +75,8 @@ pub(super) struct Shape {
     pub(super) outputs: Vec<usize>,
     pub(super) k: usize,
     pub(super) epilogue: Epilogue,
+    /// Whether the norm of the rows is pending.
+    pub(super) pending: bool,
 }
 
 /// The variant of a launch.
@@ -119,6 +121,7 @@ impl Selector {
             k: shape.k,
             rows,
             epilogue: shape.epilogue,
+            pending: shape.pending,
             arch: self.rates.arch,
         }
     }
@@ -193,6 +196,7 @@ impl Selector {
             outputs: vec![weight.n],
             k: weight.k,
             epilogue: Epilogue::Store,
+            pending: false,
         };
         let query = self.query(&shape, rows);
         let mut notes = Vec::new();
@@ -259,13 +263,12 @@ impl Choices {
             let form = choices.cheapest_form(graph, &parts)?;
             choices.forms.insert(value, form);
         }
-        // Every launch leaves the counters it used at zero, so all launches share them.
         let rows = step.max_rows as usize;
         for node in graph.order() {
             let Op::MatMul { parts, .. } = &graph.nodes[node].op else {
                 continue;
             };
-            for (shape, _) in shapes(graph, parts, choices.epilogue(graph, node))? {
+            for (shape, _) in choices.shapes(graph, node, parts)? {
                 let form = choices.read_form(graph, graph.inputs(node)[0]);
                 for rows in buckets(options.max_batch, rows) {
                     let pick = choices.pick(graph, parts, &shape, form, rows)?;
@@ -282,7 +285,7 @@ impl Choices {
     fn cheapest_form(&self, graph: &OpGraph, readers: &[&[Part]]) -> Result<ActForm, Error> {
         let mut all = Vec::new();
         for parts in readers {
-            all.extend(shapes(graph, parts, Epilogue::Store)?);
+            all.extend(shapes(graph, parts, Epilogue::Store, false)?);
         }
         let time = |form: ActForm| {
             let each = all
@@ -372,25 +375,39 @@ impl Choices {
         self.selector.query(shape, rows)
     }
 
+    /// The launches that the matmul at `node` becomes, with the places of their parts.
+    pub(super) fn shapes(
+        &self,
+        graph: &OpGraph,
+        node: NodeIndex,
+        parts: &[Part],
+    ) -> Result<Vec<(Shape, Vec<usize>)>, Error> {
+        let pending = adapt::pending_norm(graph, graph.inputs(node)[0]).is_some();
+        shapes(graph, parts, self.epilogue(graph, node), pending)
+    }
+
     /// What the matmul at `node` does with its sums.
     fn epilogue(&self, graph: &OpGraph, node: NodeIndex) -> Epilogue {
-        let completed = adapt::completed_by(graph, node);
-        let gated = completed.and_then(|second| match graph.nodes[second].op {
-            Op::GatedAct(activation) => Some((activation, ActForm::F32)),
-            Op::GatedActQuantise(activation) => {
-                let out = Value {
-                    node: second,
-                    port: 0,
-                };
-                Some((activation, self.form(out)))
-            }
-            _ => None,
+        let completed = adapt::completed_by(graph, node).map(|second| {
+            let out = Value {
+                node: second,
+                port: 0,
+            };
+            (&graph.nodes[second].op, out)
         });
-        let gated = gated.and_then(|(activation, form)| Some((gate(activation)?, form)));
-        match (gated, &graph.nodes[node].op) {
-            (Some((gate, form)), _) => Epilogue::Gated(gate, form),
-            (None, Op::MatMul { residual: true, .. }) => Epilogue::Residual,
-            (None, _) => Epilogue::Store,
+        let gated = |activation, form| match gate(activation) {
+            Some(gate) => Epilogue::Gated(gate, form),
+            // Refused when it is lowered.
+            None => Epilogue::Store,
+        };
+        match (completed, &graph.nodes[node].op) {
+            (Some((&Op::GatedAct(activation), _)), _) => gated(activation, ActForm::F32),
+            (Some((&Op::GatedActQuantise(activation), out)), _) => {
+                gated(activation, self.form(out))
+            }
+            (Some((Op::NormQuantise { .. }, out)), _) => Epilogue::ResidualNorm(self.form(out)),
+            (_, Op::MatMul { residual: true, .. }) => Epilogue::Residual,
+            _ => Epilogue::Store,
         }
     }
 
@@ -408,7 +425,7 @@ impl Choices {
         rows: usize,
     ) -> usize {
         let form = self.read_form(graph, graph.inputs(node)[0]);
-        let shapes = shapes(graph, parts, self.epilogue(graph, node)).unwrap_or_default();
+        let shapes = self.shapes(graph, node, parts).unwrap_or_default();
         let bytes = shapes.iter().filter_map(|(shape, _)| {
             let pick = self.pick(graph, parts, shape, form, rows).ok()?;
             let query = self.query(shape, rows);
@@ -419,10 +436,11 @@ impl Choices {
 }
 
 /// The launches that `parts` become, with the places of their parts: at most three of one layout.
-pub(super) fn shapes(
+fn shapes(
     graph: &OpGraph,
     parts: &[Part],
     epilogue: Epilogue,
+    pending: bool,
 ) -> Result<Vec<(Shape, Vec<usize>)>, Error> {
     let mut shapes: Vec<(Shape, Vec<usize>)> = Vec::new();
     for (i, part) in parts.iter().enumerate() {
@@ -440,6 +458,7 @@ pub(super) fn shapes(
                     outputs: vec![w.n],
                     k: w.k,
                     epilogue,
+                    pending,
                 },
                 vec![i],
             )),
