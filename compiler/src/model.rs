@@ -11,6 +11,7 @@ mod gemma2;
 mod gemma3;
 mod gemma4;
 mod granite;
+mod judge;
 mod llama;
 mod metadata;
 mod mistral3;
@@ -30,6 +31,8 @@ use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::graph::{OpGraph, verify};
 use parts::Builder;
+
+pub use judge::{Verdict, judge};
 
 /// A model family: how its metadata and tensors become a graph.
 pub struct Architecture {
@@ -98,6 +101,23 @@ pub struct ModelInfo {
     pub parameters: u64,
 }
 
+/// The architecture that `gguf` says it has.
+fn architecture(gguf: &Gguf) -> Result<&'static Architecture, Error> {
+    const KEY: &str = "general.architecture";
+    let name = gguf.str(KEY)?.ok_or_else(|| Error::Model {
+        what: KEY.into(),
+        why: "missing: the file does not say what model it holds".into(),
+    })?;
+    let found = ARCHITECTURES.iter().find(|a| a.name == name);
+    found.ok_or_else(|| {
+        let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
+        Error::Unsupported {
+            what: format!("architecture {name}"),
+            why: format!("not implemented (supported: {})", known.join(", ")),
+        }
+    })
+}
+
 /// Builds and verifies the graph of the model in `gguf`, for the context it gets when none is asked for.
 ///
 /// # Errors
@@ -113,24 +133,11 @@ pub fn build(gguf: &Gguf) -> Result<Model, Error> {
 /// `Error::Unsupported` for an architecture, tensor type or metadata value without implementation here, `Error::Model`
 /// for missing keys and tensors, wrong shapes, and tensors that the architecture does not have.
 pub fn build_for(gguf: &Gguf, context: Option<usize>) -> Result<Model, Error> {
-    const KEY: &str = "general.architecture";
-    let name = gguf.str(KEY)?.ok_or_else(|| Error::Model {
-        what: KEY.into(),
-        why: "missing: the file does not say what model it holds".into(),
-    })?;
-    let architecture = ARCHITECTURES.iter().find(|a| a.name == name);
-    let architecture = architecture.ok_or_else(|| Error::Unsupported {
-        what: format!("architecture {name}"),
-        why: format!(
-            "not implemented (supported: {})",
-            ARCHITECTURES
-                .iter()
-                .map(|a| a.name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
-    })?;
-    check::keys(gguf, architecture)?;
+    let architecture = architecture(gguf)?;
+    let name = architecture.name;
+    if let Some(refused) = check::refused(gguf, architecture)?.into_iter().next() {
+        return Err(refused);
+    }
     let mut builder = Builder::new(gguf, name, context)?;
     (architecture.build)(&mut builder)?;
     builder.check_all_read()?;
