@@ -1,6 +1,7 @@
 //! Shared ground of the integration tests: fixtures, temporary folders, random models, running the commands.
 
-use coldpress_compiler::gguf::{Array, GgufWriter, Value};
+use coldpress_compiler::gguf::{Array, Gguf, GgufWriter, Value};
+use coldpress_compiler::model;
 use coldpress_kernels::tensor_type::TensorType;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -198,30 +199,16 @@ impl Shape {
     pub fn writer(&self, seed: u64) -> GgufWriter<'static> {
         let mut random = Random(seed);
         let mut w = GgufWriter::new();
-        w.add("general.architecture", Value::Str(self.arch.into()));
-        w.add("general.name", Value::Str("random".into()));
-        let key = |k: &str| format!("{}.{k}", self.arch);
-        for (k, v) in [
-            ("block_count", self.layers),
-            ("context_length", 512),
-            ("embedding_length", self.hidden),
-            ("feed_forward_length", self.ffn),
-            ("attention.head_count", self.heads),
-            ("attention.head_count_kv", self.kv_heads),
-            ("attention.key_length", self.head_dim),
-            ("attention.value_length", self.head_dim),
-            ("rope.dimension_count", self.head_dim),
-        ] {
-            if !self.extra.iter().any(|(name, _)| *name == key(k)) {
-                w.add(key(k), Value::U32(v as u32));
+        self.metadata(&mut w);
+        if !["llama", "qwen2", "qwen3"].contains(&self.arch) {
+            for (name, dims) in self.asked_for() {
+                match dims[..] {
+                    [k, n] => self.matrix(&mut w, &mut random, &name, n, k),
+                    _ => vector(&mut w, &mut random, &name, dims.iter().product(), 1.0),
+                }
             }
+            return w;
         }
-        w.add(key("rope.freq_base"), Value::F32(10000.0));
-        w.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
-        for (k, v) in &self.extra {
-            w.add(k.clone(), v.clone());
-        }
-        vocabulary(&mut w, self.vocab);
         self.matrix(
             &mut w,
             &mut random,
@@ -288,6 +275,72 @@ impl Shape {
         w
     }
 
+    fn metadata(&self, w: &mut GgufWriter<'static>) {
+        w.add("general.architecture", Value::Str(self.arch.into()));
+        w.add("general.name", Value::Str("random".into()));
+        let key = |k: &str| format!("{}.{k}", self.arch);
+        for (k, v) in [
+            ("block_count", self.layers),
+            ("context_length", 512),
+            ("embedding_length", self.hidden),
+            ("feed_forward_length", self.ffn),
+            ("attention.head_count", self.heads),
+            ("attention.head_count_kv", self.kv_heads),
+            ("attention.key_length", self.head_dim),
+            ("attention.value_length", self.head_dim),
+            ("rope.dimension_count", self.head_dim),
+        ] {
+            if !self.extra.iter().any(|(name, _)| *name == key(k)) {
+                w.add(key(k), Value::U32(v as u32));
+            }
+        }
+        w.add(key("rope.freq_base"), Value::F32(10000.0));
+        w.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
+        for (k, v) in &self.extra {
+            w.add(k.clone(), v.clone());
+        }
+        vocabulary(w, self.vocab);
+    }
+
+    /// Names and dimensions of the tensors that the architecture asks for, row length first.
+    fn asked_for(&self) -> Vec<(String, Vec<usize>)> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let mut tensors = vec![
+            (
+                "token_embd.weight".to_string(),
+                vec![self.hidden, self.vocab],
+            ),
+            ("output_norm.weight".to_string(), vec![self.hidden]),
+        ];
+        // So many that the file may have its layers.
+        let mut unread: Vec<_> = (0..self.layers).map(|i| format!("unread.{i}")).collect();
+        loop {
+            let mut w = GgufWriter::new();
+            self.metadata(&mut w);
+            for (name, dims) in &tensors {
+                let dims: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
+                let bytes = 4 * dims.iter().product::<u64>() as usize;
+                w.tensor(name.clone(), TensorType::F32, &dims, vec![0; bytes]);
+            }
+            for name in &unread {
+                w.tensor(name.clone(), TensorType::F32, &[1], vec![0; 4]);
+            }
+            w.write(file.path()).expect("written");
+            let error = match model::build(&Gguf::open(file.path()).expect("opens")) {
+                Ok(_) => return tensors,
+                Err(error) => error.to_string(),
+            };
+            let (name, why) = error.split_once(": ").expect("a cause");
+            if let Some(dims) = why.strip_prefix("missing: expected ") {
+                tensors.push((name.into(), serde_json::from_str(dims).expect("dimensions")));
+            } else if name.starts_with("unread.") {
+                unread.clear();
+            } else {
+                panic!("{} asks for more than `own_keys` has: {error}", self.arch);
+            }
+        }
+    }
+
     fn matrix(
         &self,
         w: &mut GgufWriter<'static>,
@@ -305,6 +358,49 @@ impl Shape {
         let bytes = random_weights(random, ty, n, k);
         w.tensor(name, ty, &[k as u64, n as u64], bytes);
     }
+}
+
+/// Metadata that makes a small model of an architecture show what it has of its own: windows, bases, scales, and keys
+/// without which it is no model. Head size 32.
+pub fn own_keys(arch: &str) -> Vec<(String, Value)> {
+    let windowed = |window: u32| {
+        vec![
+            ("attention.sliding_window", Value::U32(window)),
+            ("attention.sliding_window_pattern", Value::U32(3)),
+            ("rope.freq_base_swa", Value::F32(1000.0)),
+            ("rope.scaling.factor", Value::F32(4.0)),
+        ]
+    };
+    let mut keys = match arch {
+        "gemma2" | "gemma3" | "olmo2" => windowed(7),
+        "gemma4" => windowed(7),
+        "granite" => vec![
+            ("logit_scale", Value::F32(8.0)),
+            ("residual_scale", Value::F32(0.5)),
+            ("embedding_scale", Value::F32(3.0)),
+            ("attention.scale", Value::F32(0.125)),
+        ],
+        "mistral3" => vec![
+            ("rope.scaling.type", Value::Str("yarn".into())),
+            ("rope.scaling.factor", Value::F32(8.0)),
+            ("rope.scaling.original_context_length", Value::U32(512)),
+            ("rope.scaling.yarn_beta_fast", Value::F32(4.0)),
+            ("rope.scaling.yarn_log_multiplier", Value::F32(1.0)),
+        ],
+        _ => vec![],
+    };
+    if arch == "gemma4" {
+        keys.extend([
+            ("attention.key_length_swa", Value::U32(16)),
+            ("attention.value_length_swa", Value::U32(16)),
+            ("rope.dimension_count_swa", Value::U32(16)),
+            ("embedding_length_per_layer_input", Value::U32(32)),
+            ("attention.shared_kv_layers", Value::U32(3)),
+            ("final_logit_softcapping", Value::F32(2.0)),
+        ]);
+    }
+    let full = |(key, value)| (format!("{arch}.{key}"), value);
+    keys.into_iter().map(full).collect()
 }
 
 /// A byte-level BPE vocabulary without merges: the 256 bytes, then padding tokens and an end.

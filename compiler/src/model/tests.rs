@@ -1,5 +1,7 @@
 //! What every architecture owes a user: a graph from a good file, a named cause from a bad one.
 
+mod gemma4;
+
 use coldpress_kernels::tensor_type::TensorType;
 
 use super::*;
@@ -447,6 +449,25 @@ fn a_scale_multiplies_the_product_and_not_the_bias() {
             assert!((a - b).abs() <= 1e-5 * (1.0 + a.abs()), "{a} {b}");
         }
     });
+}
+
+#[test]
+fn scores_that_grow_are_refused_beyond_the_original_context() {
+    let tiny = Tiny {
+        architecture: "mistral3",
+        ..Tiny::PLAIN
+    };
+    let mut writer = tiny.writer();
+    writer.add("mistral3.attention.temperature_scale", Value::F32(0.1));
+    writer.add(
+        "mistral3.rope.scaling.original_context_length",
+        Value::U32(16),
+    );
+    let gguf = open(&writer);
+    build_for(&gguf, Some(16)).unwrap();
+    let error = build_for(&gguf, Some(17)).unwrap_err();
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.to_string().contains("give --ctx-size 16 or less"));
 }
 
 #[test]
