@@ -374,6 +374,10 @@ pub fn own_keys(arch: &str) -> Vec<(String, Value)> {
     let mut keys = match arch {
         "gemma2" | "gemma3" | "olmo2" => windowed(7),
         "gemma4" => windowed(7),
+        "qwen2vl" | "qwen3vl" | "hunyuan-dense" | "glm4" => vec![(
+            "rope.dimension_sections",
+            Value::Array(Array::I32(vec![4, 6, 4, 2])),
+        )],
         "granite" => vec![
             ("logit_scale", Value::F32(8.0)),
             ("residual_scale", Value::F32(0.5)),

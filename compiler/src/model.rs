@@ -4,28 +4,39 @@
 mod attention;
 mod check;
 mod decoder;
+mod exaone;
 mod exaone4;
 mod ffn;
 mod gemma;
 mod gemma2;
 mod gemma3;
 mod gemma4;
+mod glm4;
 mod granite;
+mod hunyuan_dense;
+mod internlm2;
 mod judge;
 mod llama;
+mod maincoder;
 mod metadata;
+mod minicpm;
 mod mistral3;
 mod olmo2;
+mod pangu_embedded;
 mod parts;
 mod per_layer;
 mod phi3;
 mod qwen2;
+mod qwen2vl;
 mod qwen3;
+mod qwen3vl;
 mod rope;
+mod seed_oss;
 mod smollm3;
 #[cfg(test)]
 mod tests;
 mod window;
+mod xverse;
 
 use crate::error::Error;
 use crate::gguf::Gguf;
@@ -47,19 +58,30 @@ pub struct Architecture {
 
 /// Every architecture that can be compiled.
 pub const ARCHITECTURES: &[Architecture] = &[
+    exaone::ARCHITECTURE,
     exaone4::ARCHITECTURE,
+    gemma::ARCHITECTURE,
     gemma2::ARCHITECTURE,
     gemma3::ARCHITECTURE,
     gemma4::ARCHITECTURE,
-    gemma::ARCHITECTURE,
+    glm4::ARCHITECTURE,
     granite::ARCHITECTURE,
+    hunyuan_dense::ARCHITECTURE,
+    internlm2::ARCHITECTURE,
     llama::ARCHITECTURE,
+    maincoder::ARCHITECTURE,
+    minicpm::ARCHITECTURE,
     mistral3::ARCHITECTURE,
     olmo2::ARCHITECTURE,
+    pangu_embedded::ARCHITECTURE,
     phi3::ARCHITECTURE,
     qwen2::ARCHITECTURE,
+    qwen2vl::ARCHITECTURE,
     qwen3::ARCHITECTURE,
+    qwen3vl::ARCHITECTURE,
+    seed_oss::ARCHITECTURE,
     smollm3::ARCHITECTURE,
+    xverse::ARCHITECTURE,
 ];
 
 /// Context compiled for when none is asked for, in tokens (less if the model was trained for less).

@@ -220,10 +220,6 @@ fn metadata_that_llama_cpp_does_not_read_is_ignored() {
     each(|tiny| {
         let mut writer = with_key(tiny, "use_parallel_residual", Value::Bool(true));
         writer.add(
-            format!("{}.rope.dimension_sections", tiny.architecture),
-            Value::Array(Array::U32(vec![2, 2, 0, 0])),
-        );
-        writer.add(
             format!("{}.ssm.group_count", tiny.architecture),
             Value::U32(3),
         );
@@ -344,7 +340,9 @@ fn without_output_weight_the_embedding_is_used() {
 }
 
 /// Architectures that divide frequencies by `rope_freqs.weight`.
-const FACTORED: &[&str] = &["llama", "mistral3", "granite", "exaone4", "gemma4"];
+const FACTORED: &[&str] = &[
+    "exaone", "exaone4", "gemma4", "granite", "llama", "minicpm", "mistral3",
+];
 
 #[test]
 fn frequency_factors_divide_where_an_architecture_has_them() {
@@ -356,6 +354,10 @@ fn frequency_factors_divide_where_an_architecture_has_them() {
             build(&open(&writer))
         };
         let built = file(&[4], [1.0, 2.0, 4.0, 8.0]);
+        if tiny.architecture == "pangu-embedded" {
+            built.unwrap();
+            return;
+        }
         if !FACTORED.contains(&tiny.architecture) {
             let text = built.unwrap_err().to_string();
             assert!(text.starts_with("rope_freqs.weight: no "), "{text}");
