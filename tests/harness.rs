@@ -203,8 +203,8 @@ impl Shape {
         if !["llama", "qwen2", "qwen3"].contains(&self.arch) {
             for (name, dims) in self.asked_for() {
                 match dims[..] {
-                    [k, n] => self.matrix(&mut w, &mut random, &name, n, k),
-                    _ => vector(&mut w, &mut random, &name, dims.iter().product(), 1.0),
+                    [n] => vector(&mut w, &mut random, &name, n, 1.0),
+                    _ => self.tensor(&mut w, &mut random, &name, &dims),
                 }
             }
             return w;
@@ -349,6 +349,12 @@ impl Shape {
         n: usize,
         k: usize,
     ) {
+        self.tensor(w, random, name, &[k, n]);
+    }
+
+    /// A matrix, or several in one tensor; row length first.
+    fn tensor(&self, w: &mut GgufWriter<'static>, random: &mut Random, name: &str, dims: &[usize]) {
+        let (k, n) = (dims[0], dims[1..].iter().product());
         let wanted = self.types[random.below(self.types.len())];
         // As quantisers do: a row that the type's quant block does not divide falls back.
         let ty = [wanted, TensorType::Q8_0, TensorType::F16]
@@ -356,7 +362,8 @@ impl Shape {
             .find(|t| (k as u64).is_multiple_of(t.block_len()))
             .expect("F16 takes any row");
         let bytes = random_weights(random, ty, n, k);
-        w.tensor(name, ty, &[k as u64, n as u64], bytes);
+        let dims: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
+        w.tensor(name, ty, &dims, bytes);
     }
 }
 

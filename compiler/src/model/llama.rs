@@ -3,7 +3,7 @@
 
 use super::Architecture;
 use super::attention::Attention;
-use super::decoder::Decoder;
+use super::decoder::{Branch, Head};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -22,8 +22,14 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         bias: true,
         ..Ffn::new(Activation::Silu)
     };
-    b.decoder(&Decoder::new(ffn), |b, layer| Attention {
-        output_bias: true,
-        ..b.plain_attention(layer, rope)
-    })
+    let mut x = b.embedding(1.0)?;
+    for layer in 0..b.hparams.layers {
+        let attention = Attention {
+            output_bias: true,
+            ..b.plain_attention(layer, rope)
+        };
+        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
+        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
+    }
+    b.head(x, &Head::PLAIN)
 }
