@@ -1,6 +1,7 @@
 //! Shared ground of the integration tests: fixtures, temporary folders, random models, running the commands.
 
-use coldpress_compiler::gguf::{Array, GgufWriter, Value};
+use coldpress_compiler::gguf::{Array, Gguf, GgufWriter, Value};
+use coldpress_compiler::model;
 use coldpress_kernels::tensor_type::TensorType;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -164,10 +165,10 @@ pub struct Shape {
     pub tied: bool,
     /// Type of each matrix, by a hash of its name: mixed files are the rule.
     pub types: Vec<TensorType>,
-    /// Experts, and how many a row uses, instead of dense feed-forward networks.
-    pub experts: Option<(usize, usize)>,
     /// Query and key/value heads of each layer where they differ; empty: all as above.
     pub layer_heads: Vec<(usize, usize)>,
+    /// Experts, and how many of them a row uses.
+    pub experts: Option<(usize, usize)>,
     /// Further metadata; wins over what the shape says.
     pub extra: Vec<(String, Value)>,
 }
@@ -186,8 +187,8 @@ impl Shape {
             vocab: 300,
             tied: true,
             types: vec![TensorType::F16],
-            experts: None,
             layer_heads: vec![],
+            experts: None,
             extra: vec![],
         }
     }
@@ -201,38 +202,13 @@ impl Shape {
     pub fn writer(&self, seed: u64) -> GgufWriter<'static> {
         let mut random = Random(seed);
         let mut w = GgufWriter::new();
-        w.add("general.architecture", Value::Str(self.arch.into()));
-        w.add("general.name", Value::Str("random".into()));
-        let key = |k: &str| format!("{}.{k}", self.arch);
-        for (k, v) in [
-            ("block_count", self.layers),
-            ("context_length", 512),
-            ("embedding_length", self.hidden),
-            ("feed_forward_length", self.ffn),
-            ("attention.head_count", self.heads),
-            ("attention.head_count_kv", self.kv_heads),
-            ("attention.key_length", self.head_dim),
-            ("attention.value_length", self.head_dim),
-            ("rope.dimension_count", self.head_dim),
-        ] {
-            if !self.extra.iter().any(|(name, _)| *name == key(k)) {
-                w.add(key(k), Value::U32(v as u32));
+        self.metadata(&mut w);
+        if self.experts.is_some() || !["llama", "qwen2", "qwen3"].contains(&self.arch) {
+            for (name, dims) in self.asked_for() {
+                self.any(&mut w, &mut random, &name, &dims);
             }
+            return w;
         }
-        if let Some((count, used)) = self.experts {
-            w.add(key("expert_count"), Value::U32(count as u32));
-            w.add(key("expert_used_count"), Value::U32(used as u32));
-            w.add(
-                key("expert_feed_forward_length"),
-                Value::U32(self.ffn as u32),
-            );
-        }
-        w.add(key("rope.freq_base"), Value::F32(10000.0));
-        w.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
-        for (k, v) in &self.extra {
-            w.add(k.clone(), v.clone());
-        }
-        vocabulary(&mut w, self.vocab);
         self.matrix(
             &mut w,
             &mut random,
@@ -256,16 +232,8 @@ impl Shape {
             let (heads, kv_heads) = heads.unwrap_or((self.heads, self.kv_heads));
             let (q, kv) = (heads * self.head_dim, kv_heads * self.head_dim);
             vector(&mut w, &mut random, &name("attn_norm"), self.hidden, 1.0);
-            let ffn_norm = match self.arch {
-                "gpt-oss" => "post_attention_norm",
-                _ => "ffn_norm",
-            };
-            vector(&mut w, &mut random, &name(ffn_norm), self.hidden, 1.0);
-            if self.arch == "olmoe" {
-                vector(&mut w, &mut random, &name("attn_q_norm"), q, 1.0);
-                vector(&mut w, &mut random, &name("attn_k_norm"), kv, 1.0);
-            }
-            if self.arch.starts_with("qwen3") {
+            vector(&mut w, &mut random, &name("ffn_norm"), self.hidden, 1.0);
+            if self.arch == "qwen3" {
                 vector(
                     &mut w,
                     &mut random,
@@ -281,10 +249,7 @@ impl Shape {
                     1.0,
                 );
             }
-            if self.arch == "gpt-oss" {
-                self.sinks_and_biases(&mut w, &mut random, layer);
-            }
-            if self.arch.starts_with("qwen2") {
+            if self.arch == "qwen2" {
                 for (s, n) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
                     vector(
                         &mut w,
@@ -300,66 +265,85 @@ impl Shape {
                 ("attn_k", kv, self.hidden),
                 ("attn_v", kv, self.hidden),
                 ("attn_output", self.hidden, q),
-            ] {
-                self.matrix(&mut w, &mut random, &name(s), n, k);
-            }
-            let ffn = [
                 ("ffn_gate", self.ffn, self.hidden),
                 ("ffn_up", self.ffn, self.hidden),
                 ("ffn_down", self.hidden, self.ffn),
-            ];
-            for (s, n, k) in ffn {
-                match self.experts {
-                    None => self.matrix(&mut w, &mut random, &name(s), n, k),
-                    Some((count, _)) => {
-                        let name = name(&format!("{s}_exps"));
-                        self.matrices(&mut w, &mut random, &name, (count, n, k));
-                    }
-                }
-            }
-            if let Some((count, _)) = self.experts {
-                let router = random_weights(&mut random, TensorType::F32, count, self.hidden);
-                let dims = [self.hidden as u64, count as u64];
-                w.tensor(name("ffn_gate_inp"), TensorType::F32, &dims, router);
-            }
-            if self.arch == "qwen2moe" {
-                vector(
-                    &mut w,
-                    &mut random,
-                    &name("ffn_gate_inp_shexp"),
-                    self.hidden,
-                    0.0,
-                );
-                for (s, n, k) in ffn {
-                    self.matrix(&mut w, &mut random, &name(&format!("{s}_shexp")), n, k);
-                }
+            ] {
+                self.matrix(&mut w, &mut random, &name(s), n, k);
             }
         }
         w
     }
 
-    /// What gpt-oss adds to a layer; every vector around 0.
-    fn sinks_and_biases(&self, w: &mut GgufWriter<'static>, random: &mut Random, layer: usize) {
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let (experts, _) = self.experts.expect("gpt-oss has experts");
-        for (s, n, count) in [
-            ("attn_sinks.weight", self.heads, 1),
-            ("attn_q.bias", q, 1),
-            ("attn_k.bias", kv, 1),
-            ("attn_v.bias", kv, 1),
-            ("attn_output.bias", self.hidden, 1),
-            ("ffn_gate_inp.bias", experts, 1),
-            ("ffn_gate_exps.bias", self.ffn, experts),
-            ("ffn_up_exps.bias", self.ffn, experts),
-            ("ffn_down_exps.bias", self.hidden, experts),
+    fn metadata(&self, w: &mut GgufWriter<'static>) {
+        w.add("general.architecture", Value::Str(self.arch.into()));
+        w.add("general.name", Value::Str("random".into()));
+        let key = |k: &str| format!("{}.{k}", self.arch);
+        for (k, v) in [
+            ("block_count", self.layers),
+            ("context_length", 512),
+            ("embedding_length", self.hidden),
+            ("feed_forward_length", self.ffn),
+            ("attention.head_count", self.heads),
+            ("attention.head_count_kv", self.kv_heads),
+            ("attention.key_length", self.head_dim),
+            ("attention.value_length", self.head_dim),
+            ("rope.dimension_count", self.head_dim),
         ] {
-            let bytes: Vec<u8> = (0..n * count)
-                .flat_map(|_| (2.0 * random.uniform()).to_le_bytes())
-                .collect();
-            let dims = [n as u64, count as u64];
-            let stated = if count == 1 { 1 } else { 2 };
-            let name = format!("blk.{layer}.{s}");
-            w.tensor(name, TensorType::F32, &dims[..stated], bytes);
+            if !self.extra.iter().any(|(name, _)| *name == key(k)) {
+                w.add(key(k), Value::U32(v as u32));
+            }
+        }
+        if let Some((count, used)) = self.experts {
+            w.add(key("expert_count"), Value::U32(count as u32));
+            w.add(key("expert_used_count"), Value::U32(used as u32));
+            let width = Value::U32(self.ffn as u32);
+            w.add(key("expert_feed_forward_length"), width);
+        }
+        w.add(key("rope.freq_base"), Value::F32(10000.0));
+        w.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
+        for (k, v) in &self.extra {
+            w.add(k.clone(), v.clone());
+        }
+        vocabulary(w, self.vocab);
+    }
+
+    /// Names and dimensions of the tensors that the architecture asks for, row length first.
+    fn asked_for(&self) -> Vec<(String, Vec<usize>)> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let mut tensors = vec![
+            (
+                "token_embd.weight".to_string(),
+                vec![self.hidden, self.vocab],
+            ),
+            ("output_norm.weight".to_string(), vec![self.hidden]),
+        ];
+        // So many that the file may have its layers.
+        let mut unread: Vec<_> = (0..self.layers).map(|i| format!("unread.{i}")).collect();
+        loop {
+            let mut w = GgufWriter::new();
+            self.metadata(&mut w);
+            for (name, dims) in &tensors {
+                let dims: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
+                let bytes = 4 * dims.iter().product::<u64>() as usize;
+                w.tensor(name.clone(), TensorType::F32, &dims, vec![0; bytes]);
+            }
+            for name in &unread {
+                w.tensor(name.clone(), TensorType::F32, &[1], vec![0; 4]);
+            }
+            w.write(file.path()).expect("written");
+            let error = match model::build(&Gguf::open(file.path()).expect("opens")) {
+                Ok(_) => return tensors,
+                Err(error) => error.to_string(),
+            };
+            let (name, why) = error.split_once(": ").expect("a cause");
+            if let Some(dims) = why.strip_prefix("missing: expected ") {
+                tensors.push((name.into(), serde_json::from_str(dims).expect("dimensions")));
+            } else if name.starts_with("unread.") {
+                unread.clear();
+            } else {
+                panic!("{} asks for more than `own_keys` has: {error}", self.arch);
+            }
         }
     }
 
@@ -371,27 +355,98 @@ impl Shape {
         n: usize,
         k: usize,
     ) {
-        self.matrices(w, random, name, (1, n, k));
+        self.tensor(w, random, name, &[k, n]);
     }
 
-    fn matrices(
-        &self,
-        w: &mut GgufWriter<'static>,
-        random: &mut Random,
-        name: &str,
-        (count, n, k): (usize, usize, usize),
-    ) {
+    /// A tensor of whatever kind its name says.
+    fn any(&self, w: &mut GgufWriter<'static>, random: &mut Random, name: &str, dims: &[usize]) {
+        let around_zero = [".bias", "sinks.weight", "shexp.weight"];
+        let around_zero = around_zero.iter().any(|ending| name.ends_with(ending));
+        if dims.len() == 1 || name.ends_with(".bias") {
+            let (mean, size) = match (around_zero, self.arch) {
+                // So large that clamps bind.
+                (true, "gpt-oss") => (0.0, 2.0),
+                (true, _) => (0.0, 0.2),
+                (false, _) => (1.0, 0.2),
+            };
+            let bytes: Vec<u8> = (0..dims.iter().product::<usize>())
+                .flat_map(|_| (mean + size * random.uniform()).to_le_bytes())
+                .collect();
+            let dims: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
+            w.tensor(name, TensorType::F32, &dims, bytes);
+        } else if name.ends_with("ffn_gate_inp.weight") {
+            let bytes = random_weights(random, TensorType::F32, dims[1], dims[0]);
+            w.tensor(
+                name,
+                TensorType::F32,
+                &[dims[0] as u64, dims[1] as u64],
+                bytes,
+            );
+        } else {
+            self.tensor(w, random, name, dims);
+        }
+    }
+
+    /// A matrix, or several in one tensor; row length first.
+    fn tensor(&self, w: &mut GgufWriter<'static>, random: &mut Random, name: &str, dims: &[usize]) {
+        let (k, n) = (dims[0], dims[1..].iter().product());
         let wanted = self.types[random.below(self.types.len())];
         // As quantisers do: a row that the type's quant block does not divide falls back.
         let ty = [wanted, TensorType::Q8_0, TensorType::F16]
             .into_iter()
             .find(|t| (k as u64).is_multiple_of(t.block_len()))
             .expect("F16 takes any row");
-        let bytes = random_weights(random, ty, count * n, k);
-        let dims = [k as u64, n as u64, count as u64];
-        let stated = if count == 1 { 2 } else { 3 };
-        w.tensor(name, ty, &dims[..stated], bytes);
+        let bytes = random_weights(random, ty, n, k);
+        let dims: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
+        w.tensor(name, ty, &dims, bytes);
     }
+}
+
+/// Metadata that makes a small model of an architecture show what it has of its own: windows, bases, scales, and keys
+/// without which it is no model. Head size 32.
+pub fn own_keys(arch: &str) -> Vec<(String, Value)> {
+    let windowed = |window: u32| {
+        vec![
+            ("attention.sliding_window", Value::U32(window)),
+            ("attention.sliding_window_pattern", Value::U32(3)),
+            ("rope.freq_base_swa", Value::F32(1000.0)),
+            ("rope.scaling.factor", Value::F32(4.0)),
+        ]
+    };
+    let mut keys = match arch {
+        "gemma2" | "gemma3" | "olmo2" => windowed(7),
+        "gemma4" => windowed(7),
+        "qwen2vl" | "qwen3vl" | "hunyuan-dense" | "glm4" => vec![(
+            "rope.dimension_sections",
+            Value::Array(Array::I32(vec![4, 6, 4, 2])),
+        )],
+        "granite" => vec![
+            ("logit_scale", Value::F32(8.0)),
+            ("residual_scale", Value::F32(0.5)),
+            ("embedding_scale", Value::F32(3.0)),
+            ("attention.scale", Value::F32(0.125)),
+        ],
+        "mistral3" => vec![
+            ("rope.scaling.type", Value::Str("yarn".into())),
+            ("rope.scaling.factor", Value::F32(8.0)),
+            ("rope.scaling.original_context_length", Value::U32(512)),
+            ("rope.scaling.yarn_beta_fast", Value::F32(4.0)),
+            ("rope.scaling.yarn_log_multiplier", Value::F32(1.0)),
+        ],
+        _ => vec![],
+    };
+    if arch == "gemma4" {
+        keys.extend([
+            ("attention.key_length_swa", Value::U32(16)),
+            ("attention.value_length_swa", Value::U32(16)),
+            ("rope.dimension_count_swa", Value::U32(16)),
+            ("embedding_length_per_layer_input", Value::U32(32)),
+            ("attention.shared_kv_layers", Value::U32(3)),
+            ("final_logit_softcapping", Value::F32(2.0)),
+        ]);
+    }
+    let full = |(key, value)| (format!("{arch}.{key}"), value);
+    keys.into_iter().map(full).collect()
 }
 
 /// A byte-level BPE vocabulary without merges: the 256 bytes, then padding tokens and an end.

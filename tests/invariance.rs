@@ -251,6 +251,51 @@ fn joining_and_leaving_changes_nobody() {
     assert_eq!(without, rest);
 }
 
+/// Families whose layers differ in windows, head sizes and whose cache they read: prompts longer than the window, and slots
+/// at different depths.
+#[test]
+fn families_beyond_their_windows_give_the_same_bits() {
+    let Some(fixtures) = fixtures() else { return };
+    let dir = tempdir().expect("temporary folder");
+    let bundle = dir.path().join("family.press");
+    let mut checked = 0;
+    for f in index(&fixtures) {
+        if !["gemma3", "gemma4", "phi3"].contains(&f.arch.as_str()) {
+            continue;
+        }
+        let model = fixtures.join(&f.file);
+        let mut random = Random(17);
+        let sequences: Vec<Vec<u32>> = (0..3)
+            .map(|_| (0..75).map(|_| random.below(1024) as u32).collect())
+            .collect();
+        let mut expected: Vec<u32> = Vec::new();
+        for threads in ["1", "2", "3"] {
+            let compile = ["compile", arg(&model), "-o", arg(&bundle), "-t", threads];
+            succeed(&[&compile[..], &["-np", "5", "-c", "128"]].concat());
+            let batch = bits(&logits(&bundle, &sequences, None));
+            if threads == "1" {
+                expected = batch.clone();
+            }
+            assert!(batch == expected, "{}, {threads} threads", f.name);
+        }
+        let third = expected.len() / 3;
+        for (chunk, s) in [(Some(1), 0), (Some(7), 1), (None, 2)] {
+            let alone = bits(&logits(&bundle, &sequences[s..=s], chunk));
+            let same = alone == expected[s * third..][..third];
+            assert!(same, "{}, chunk {chunk:?}", f.name);
+        }
+        let together = tokens(&bundle, &[0, 0, 0, 0, 0], None);
+        assert_eq!(
+            tokens(&bundle, &[0, 4, 9, 2, 30], None),
+            together,
+            "{}",
+            f.name
+        );
+        checked += 1;
+    }
+    assert!(checked >= 6, "only {checked} fixtures");
+}
+
 /// How a request ended: its tokens, its text and why.
 type Ending = (Vec<u32>, String, FinishReason);
 

@@ -499,6 +499,31 @@ fn rope_scaling_linear_and_yarn() {
     }
 }
 
+/// Layers of every kind that an architecture has, and more tokens than a window holds.
+#[test]
+fn every_architecture_is_what_the_interpreter_says() {
+    for (i, arch) in model::ARCHITECTURES.iter().map(|a| a.name).enumerate() {
+        for (types, bar) in [
+            (vec![TensorType::F16, TensorType::F32], 1e-9),
+            (vec![TensorType::Q8_0, TensorType::Q4_0], 5e-3),
+        ] {
+            let shape = Shape {
+                arch,
+                layers: 6,
+                extra: own_keys(arch),
+                types,
+                ..Shape::small()
+            };
+            let dir = tempdir().expect("temporary folder");
+            let path = dir.path().join("random.gguf");
+            shape.write(&path, 600 + i as u64);
+            let error = compiled_error(&path, 40, "64", 600 + i as u64);
+            println!("{arch} {:?}: NMSE {error:.3e}", shape.types[0]);
+            assert!(error <= bar, "{shape:?}: NMSE {error:.3e} > {bar:.0e}");
+        }
+    }
+}
+
 #[test]
 fn int8_kv_of_odd_head_sizes_and_deep_models() {
     let dir = tempdir().expect("temporary folder");

@@ -2,6 +2,7 @@
 //! same bytes.
 
 use crate::harness::*;
+use coldpress_compiler::gguf::Value;
 use coldpress_kernels::tensor_type::TensorType;
 use std::path::PathBuf;
 use tempfile::{TempDir, tempdir};
@@ -85,6 +86,44 @@ fn one_tensor_can_be_followed_to_machine_code() {
     let json: serde_json::Value =
         serde_json::from_str(&succeed(&["inspect", arg(&bundle), "--json"])).expect("JSON");
     assert!(json.is_object());
+}
+
+#[test]
+fn a_gguf_is_judged_before_it_is_compiled() {
+    let dir = tempdir().expect("temporary folder");
+    let path = model(&dir);
+    let text = succeed(&["inspect", arg(&path)]);
+    for part in ["qwen3", "Q4_K", "2 layers", "can be compiled"] {
+        assert!(text.contains(part), "{part:?} in\n{text}");
+    }
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+    let good = json(&succeed(&["inspect", arg(&path), "--json"]));
+    assert_eq!(good["supported"], true);
+    assert_eq!(good["model"]["vocab_size"], 300);
+
+    let bad = dir.path().join("bad.gguf");
+    let mut shape = Shape::small();
+    shape.extra = vec![
+        ("qwen3.expert_count".into(), Value::U32(8)),
+        ("qwen3.attention.causal".into(), Value::Bool(false)),
+    ];
+    let mut writer = shape.writer(1);
+    writer.tensor("odd", TensorType::I32, &[4], vec![0; 16]);
+    writer.write(&bad).expect("written");
+    fail(
+        &["inspect", arg(&bad)],
+        3,
+        &["qwen3.attention.causal", "and 2 more"],
+    );
+    let shown = coldpress(&["inspect", arg(&bad), "--json"]);
+    let shown = json(&String::from_utf8_lossy(&shown.stdout));
+    assert_eq!(shown["supported"], false);
+    assert_eq!(shown["missing"].as_array().map(Vec::len), Some(3));
+
+    let models = succeed(&["targets", "--models"]);
+    for part in ["llama", "gemma3", "phi3", "Q4_K", "F16"] {
+        assert!(models.contains(part), "{part:?} in\n{models}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 pub mod compile;
 pub mod explain;
+pub mod inspect;
 mod progress;
 pub mod run;
 pub mod targets;
@@ -42,8 +43,8 @@ enum Command {
     Tokenize(tokenize::TokenizeArgs),
     /// Measure prefill and decode at several batch sizes.
     Bench(rt::bench::BenchArgs),
-    /// Show what a bundle holds, needs and chose.
-    Inspect(rt::inspect::InspectArgs),
+    /// Show what a bundle holds, needs and chose, or whether a GGUF can be compiled.
+    Inspect(inspect::InspectModelArgs),
     /// Follow one tensor from GGUF to machine code.
     Explain(explain::ExplainArgs),
     /// Check a bundle's answers on this machine.
@@ -83,9 +84,9 @@ impl Command {
             Command::Explain(args) => args.execute(),
             Command::Tune(args) => args.execute(),
             Command::Targets(args) => args.execute(),
+            Command::Inspect(args) => args.execute(),
             Command::Logits(args) => Ok(args.execute()?),
             Command::Bench(args) => Ok(args.execute()?),
-            Command::Inspect(args) => Ok(args.execute()?),
             Command::Verify(args) => Ok(args.execute()?),
         }
     }

@@ -101,7 +101,33 @@ pub struct Prepared {
 /// Reads, builds and plans without writing anything: all of `--dry-run`.
 pub fn prepare(path: &Path, options: &Options) -> Result<Prepared, Error> {
     let gguf = Gguf::open(path)?;
-    let mut model = model::build_for(&gguf, options.max_context)?;
+    let mut prepared = prepare_for(&gguf, options, options.max_context)?;
+    // A context that had to be lowered may be one for which the model rotates otherwise. Nothing else depends on it, so the
+    // same context fits again.
+    let contexts = prepared.1.iter().map(|p| p.limits.max_context as usize);
+    let (least, most) = (contexts.clone().min(), contexts.max());
+    if let (Some(above), Some(least), Some(most)) = (prepared.0.switches_above, least, most) {
+        let asked = wanted_context(&prepared.0, options);
+        if least <= above && most > above {
+            return Err(Error::DoesNotFit(format!(
+                "--fit: contexts of {least} and {most} tokens on several targets, and this model rotates otherwise above {above}: give --ctx-size"
+            )));
+        }
+        if asked > above && most <= above {
+            prepared = prepare_for(&gguf, options, Some(most))?;
+        }
+    }
+    let (model, plans) = prepared;
+    Ok(Prepared { gguf, model, plans })
+}
+
+/// Graph and plans of the model in `gguf`, the graph for sequences of `context` tokens.
+fn prepare_for(
+    gguf: &Gguf,
+    options: &Options,
+    context: Option<usize>,
+) -> Result<(Model, Vec<Plan>), Error> {
+    let mut model = model::build_for(gguf, context)?;
     let mut emitter = Emitter::new(options.emit.as_deref())?;
     emitter.graph("built", &dump::dump(&model.graph))?;
     let mut failed = None;
@@ -125,7 +151,14 @@ pub fn prepare(path: &Path, options: &Options) -> Result<Prepared, Error> {
         }
         plans.push(plan);
     }
-    Ok(Prepared { gguf, model, plans })
+    Ok((model, plans))
+}
+
+/// Tokens per sequence that are planned for unless memory forbids it.
+fn wanted_context(model: &Model, options: &Options) -> usize {
+    options
+        .max_context
+        .unwrap_or(model.info.max_context.clamp(1, DEFAULT_CONTEXT))
 }
 
 /// Compiles `path` into the bundle `out`.
@@ -284,9 +317,7 @@ fn check_output(out: &Path, gguf: &Gguf) -> Result<(), Error> {
 
 /// Plans for the asked context, or for the largest that `fit` allows.
 fn fit(model: &Model, target: &Target, options: &Options) -> Result<Plan, Error> {
-    let wanted = options
-        .max_context
-        .unwrap_or(model.info.max_context.clamp(1, DEFAULT_CONTEXT));
+    let wanted = wanted_context(model, options);
     let workers = options.workers();
     let build = |max_context: usize| {
         let sized = plan::Options {

@@ -4,6 +4,7 @@
 mod attention;
 mod check;
 mod decoder;
+mod exaone;
 mod exaone4;
 mod experts;
 mod ffn;
@@ -11,30 +12,43 @@ mod gemma;
 mod gemma2;
 mod gemma3;
 mod gemma4;
+mod glm4;
 mod gpt_oss;
 mod granite;
+mod hunyuan_dense;
+mod internlm2;
+mod judge;
 mod llama;
+mod maincoder;
 mod metadata;
+mod minicpm;
 mod mistral3;
 mod olmo2;
 mod olmoe;
+mod pangu_embedded;
 mod parts;
 mod per_layer;
 mod phi3;
 mod qwen2;
 mod qwen2moe;
+mod qwen2vl;
 mod qwen3;
 mod qwen3moe;
+mod qwen3vl;
 mod rope;
+mod seed_oss;
 mod smollm3;
 #[cfg(test)]
 mod tests;
 mod window;
+mod xverse;
 
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::graph::{OpGraph, verify};
 use parts::Builder;
+
+pub use judge::{Verdict, judge};
 
 /// A model family: how its metadata and tensors become a graph.
 pub struct Architecture {
@@ -49,23 +63,34 @@ pub struct Architecture {
 
 /// Every architecture that can be compiled.
 pub const ARCHITECTURES: &[Architecture] = &[
+    exaone::ARCHITECTURE,
     exaone4::ARCHITECTURE,
+    gemma::ARCHITECTURE,
     gemma2::ARCHITECTURE,
     gemma3::ARCHITECTURE,
     gemma4::ARCHITECTURE,
-    gemma::ARCHITECTURE,
+    glm4::ARCHITECTURE,
     gpt_oss::ARCHITECTURE,
     granite::ARCHITECTURE,
+    hunyuan_dense::ARCHITECTURE,
+    internlm2::ARCHITECTURE,
     llama::ARCHITECTURE,
+    maincoder::ARCHITECTURE,
+    minicpm::ARCHITECTURE,
     mistral3::ARCHITECTURE,
     olmo2::ARCHITECTURE,
     olmoe::ARCHITECTURE,
+    pangu_embedded::ARCHITECTURE,
     phi3::ARCHITECTURE,
     qwen2::ARCHITECTURE,
     qwen2moe::ARCHITECTURE,
+    qwen2vl::ARCHITECTURE,
     qwen3::ARCHITECTURE,
     qwen3moe::ARCHITECTURE,
+    qwen3vl::ARCHITECTURE,
+    seed_oss::ARCHITECTURE,
     smollm3::ARCHITECTURE,
+    xverse::ARCHITECTURE,
 ];
 
 /// Context compiled for when none is asked for, in tokens (less if the model was trained for less).
@@ -107,6 +132,23 @@ pub struct ModelInfo {
     pub parameters: u64,
 }
 
+/// The architecture that `gguf` says it has.
+fn architecture(gguf: &Gguf) -> Result<&'static Architecture, Error> {
+    const KEY: &str = "general.architecture";
+    let name = gguf.str(KEY)?.ok_or_else(|| Error::Model {
+        what: KEY.into(),
+        why: "missing: the file does not say what model it holds".into(),
+    })?;
+    let found = ARCHITECTURES.iter().find(|a| a.name == name);
+    found.ok_or_else(|| {
+        let known: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
+        Error::Unsupported {
+            what: format!("architecture {name}"),
+            why: format!("not implemented (supported: {})", known.join(", ")),
+        }
+    })
+}
+
 /// Builds and verifies the graph of the model in `gguf`, for the context it gets when none is asked for.
 ///
 /// # Errors
@@ -122,24 +164,11 @@ pub fn build(gguf: &Gguf) -> Result<Model, Error> {
 /// `Error::Unsupported` for an architecture, tensor type or metadata value without implementation here, `Error::Model`
 /// for missing keys and tensors, wrong shapes, and tensors that the architecture does not have.
 pub fn build_for(gguf: &Gguf, context: Option<usize>) -> Result<Model, Error> {
-    const KEY: &str = "general.architecture";
-    let name = gguf.str(KEY)?.ok_or_else(|| Error::Model {
-        what: KEY.into(),
-        why: "missing: the file does not say what model it holds".into(),
-    })?;
-    let architecture = ARCHITECTURES.iter().find(|a| a.name == name);
-    let architecture = architecture.ok_or_else(|| Error::Unsupported {
-        what: format!("architecture {name}"),
-        why: format!(
-            "not implemented (supported: {})",
-            ARCHITECTURES
-                .iter()
-                .map(|a| a.name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
-    })?;
-    check::keys(gguf, architecture)?;
+    let architecture = architecture(gguf)?;
+    let name = architecture.name;
+    if let Some(refused) = check::refused(gguf, architecture)?.into_iter().next() {
+        return Err(refused);
+    }
     let mut builder = Builder::new(gguf, name, context)?;
     (architecture.build)(&mut builder)?;
     builder.check_all_read()?;

@@ -1,19 +1,28 @@
 //! `coldpress targets`.
 
 use crate::error::Error;
+use crate::model::ARCHITECTURES;
 use crate::target::{PRESETS, TargetProfile, cuda};
 use clap::Args;
+use coldpress_kernels::quant;
 use coldpress_runtime::bundle::{Machine, target_for};
 use coldpress_runtime::cli as rt;
 use std::fmt::Write;
 
 /// Arguments of `coldpress targets`.
 #[derive(Args, Clone, Debug)]
-pub struct TargetsArgs {}
+pub struct TargetsArgs {
+    /// List what can be compiled instead: model architectures and weight formats.
+    #[arg(long)]
+    models: bool,
+}
 
 impl TargetsArgs {
-    /// Prints presets, and what this machine is.
+    /// Prints presets, and what this machine is; or what can be compiled.
     pub fn execute(self) -> Result<(), Error> {
+        if self.models {
+            return Ok(rt::print(&models())?);
+        }
         let native = TargetProfile::native();
         let mut text = String::new();
         for preset in PRESETS {
@@ -54,6 +63,17 @@ impl TargetsArgs {
         }
         Ok(rt::print(&text)?)
     }
+}
+
+/// Architectures by the names that files give them, then weight formats.
+fn models() -> String {
+    let names: Vec<_> = ARCHITECTURES.iter().map(|a| a.name).collect();
+    let formats: Vec<_> = quant::FORMATS.iter().map(|f| f.ty.name()).collect();
+    format!(
+        "architectures  {}\nweights        {}\n",
+        names.join(" "),
+        formats.join(" ")
+    )
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! What the pipeline promises about memory, cliffs and bytes.
 
 use super::*;
+use crate::graph::Source;
 use crate::pass::tests::Tiny;
+use coldpress_kernels::tensor_type::TensorType;
 use coldpress_runtime::bundle::Bundle;
 
 /// The plainest model as a file.
@@ -55,6 +57,55 @@ fn fit_takes_the_largest_context_that_fits() {
             assert_eq!(error.exit_code(), 5, "{error}");
         }
     }
+}
+
+/// Whether the graph of `prepared` has the table of these frequency factors.
+fn has_factors(prepared: &Prepared, factors: &[f32]) -> bool {
+    let weights = prepared.model.graph.weights.iter();
+    weights.filter(|w| w.name.contains("inv_freq")).all(|w| {
+        let Source::Computed(table) = &w.source else {
+            return false;
+        };
+        let plain = (0..16).map(|i| 10_000f32.powf(-2.0 * i as f32 / 32.0));
+        let expected = plain.zip(factors).map(|(plain, factor)| plain / factor);
+        table
+            .iter()
+            .zip(expected)
+            .all(|(a, b)| (a / b - 1.0).abs() < 1e-5)
+    })
+}
+
+#[test]
+fn the_context_decides_the_factors_of_longrope() {
+    let phi3 = Tiny {
+        architecture: "phi3",
+        ..Tiny::PLAIN
+    };
+    let mut writer = phi3.writer();
+    let (short, long) = ([1.5f32; 16], [3.0f32; 16]);
+    let key = "phi3.rope.scaling.original_context_length";
+    writer.add(key, crate::gguf::Value::U32(PAGE_TOKENS as u32));
+    for (name, factors) in [("short", short), ("long", long)] {
+        let bytes: Vec<u8> = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
+        let name = format!("rope_factors_{name}.weight");
+        writer.tensor(name, TensorType::F32, &[16], bytes);
+    }
+    let path = tempfile::NamedTempFile::new()
+        .expect("a file")
+        .into_temp_path();
+    writer.write(&path).expect("written");
+    let within = prepare(&path, &options(2, PAGE_TOKENS)).expect("plans");
+    assert!(has_factors(&within, &short));
+    let beyond = prepare(&path, &options(2, PAGE_TOKENS + 1)).expect("plans");
+    assert!(has_factors(&beyond, &long));
+    // Memory that holds one page for each sequence only.
+    let fitted = Options {
+        fit: Some(within.plans[0].memory().total()),
+        ..options(2, 10 * PAGE_TOKENS)
+    };
+    let fitted = prepare(&path, &fitted).expect("fits");
+    assert_eq!(fitted.plans[0].limits.max_context as usize, PAGE_TOKENS);
+    assert!(has_factors(&fitted, &short));
 }
 
 #[test]

@@ -7,13 +7,15 @@ use super::rope::Rope;
 use crate::error::Error;
 use crate::graph::{HeadNorm, KvLayer, Op, Value, WeightId};
 
-/// RMS norms of Q and K before the rotation.
+/// RMS norms of Q and K.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum QkNorm {
     None,
-    /// Of each head.
+    /// Of each head, before the rotation.
     Heads,
-    /// Of all heads together.
+    /// Of each head, after the rotation.
+    HeadsAfterRotation,
+    /// Of all heads together, before the rotation.
     Row,
 }
 
@@ -73,7 +75,7 @@ impl Builder<'_> {
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
         let [mut q, mut k, v] = self.qkv(layer, x, [q, kv, kv], a.qkv_bias)?;
         match a.qk_norm {
-            QkNorm::None => {}
+            QkNorm::None | QkNorm::HeadsAfterRotation => {}
             QkNorm::Heads => {
                 q = self.head_norm(&label("attn_q_norm"), q, a.heads)?;
                 k = self.head_norm(&label("attn_k_norm"), k, a.kv_heads)?;
@@ -86,6 +88,10 @@ impl Builder<'_> {
         if let Some(rope) = &a.rope {
             q = self.rotate(&label("attn_q_rope"), q, a.heads, rope)?;
             k = self.rotate(&label("attn_k_rope"), k, a.kv_heads, rope)?;
+        }
+        if a.qk_norm == QkNorm::HeadsAfterRotation {
+            q = self.head_norm(&label("attn_q_norm"), q, a.heads)?;
+            k = self.head_norm(&label("attn_k_norm"), k, a.kv_heads)?;
         }
         let cached = self.cache(layer, a, k, v)?;
         self.attend(layer, q, a, &cached)

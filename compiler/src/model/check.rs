@@ -17,39 +17,35 @@ const COMMON: &[Neutral] = &[
     ("nextn_predict_layers", &[0.0]),
 ];
 
-/// Checks the keys of `gguf` against those that every architecture refuses and those that this one does.
+/// What keys of `gguf` ask for that nothing here implements: an `Error::Unsupported` for each.
 ///
 /// # Errors
-/// `Error::Unsupported` naming the first key whose value nothing here implements.
-pub(super) fn keys(gguf: &Gguf, architecture: &Architecture) -> Result<(), Error> {
-    let name = architecture.name;
+/// A key whose value is no number, bool or array of numbers.
+pub(super) fn refused(gguf: &Gguf, architecture: &Architecture) -> Result<Vec<Error>, Error> {
+    let metadata = Metadata {
+        gguf,
+        architecture: architecture.name,
+    };
     let common = COMMON
         .iter()
         .filter(|(suffix, _)| !architecture.reads.contains(suffix));
+    let mut refused = Vec::new();
     for &(suffix, neutral) in common.chain(architecture.refuses) {
-        let metadata = Metadata {
-            gguf,
-            architecture: name,
-        };
         let key = metadata.key(suffix);
         let values = match gguf.get(&key) {
             None => continue,
             Some(Value::Bool(value)) => vec![f32::from(u8::from(*value))],
             Some(_) => gguf.f32s(&key)?.unwrap_or_default(),
         };
-        let other = values
-            .iter()
-            .find(|&&value| !neutral.contains(&f64::from(value)));
-        if let Some(value) = other {
+        let mut others = values.iter().filter(|&&v| !neutral.contains(&f64::from(v)));
+        if let Some(value) = others.next() {
             let only: Vec<_> = neutral.iter().map(f64::to_string).collect();
-            return Err(Error::Unsupported {
+            let (name, only) = (architecture.name, only.join(" or "));
+            refused.push(Error::Unsupported {
                 what: key,
-                why: format!(
-                    "{value} is not implemented for {name} (only {})",
-                    only.join(" or ")
-                ),
+                why: format!("{value} is not implemented for {name} (only {only})"),
             });
         }
     }
-    Ok(())
+    Ok(refused)
 }

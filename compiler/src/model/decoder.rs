@@ -31,6 +31,16 @@ impl Branch {
         norms: Norms::Before,
         scale: 1.0,
     };
+    /// x + norm(branch(x)).
+    pub const POST_NORM: Branch = Branch {
+        norms: Norms::After,
+        scale: 1.0,
+    };
+    /// x + norm(branch(norm(x))).
+    pub const AROUND: Branch = Branch {
+        norms: Norms::Around,
+        scale: 1.0,
+    };
 }
 
 /// From the normed rows to the logits.
@@ -38,6 +48,7 @@ impl Branch {
 pub(super) struct Head {
     /// Whether `output.bias` may exist.
     pub bias: bool,
+    /// What logits are multiplied by, before the cap.
     pub scale: f32,
     pub softcap: Option<f32>,
 }
@@ -51,7 +62,44 @@ impl Head {
     };
 }
 
+/// Layers that differ in nothing but their attention, and what is before and behind them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Decoder {
+    /// What rows of the embedding are multiplied by.
+    pub embedding: f32,
+    pub branch: Branch,
+    pub ffn: Ffn,
+    pub head: Head,
+}
+
+impl Decoder {
+    /// As llama, with this feed-forward network.
+    pub const fn new(ffn: Ffn) -> Decoder {
+        Decoder {
+            embedding: 1.0,
+            branch: Branch::PRE_NORM,
+            ffn,
+            head: Head::PLAIN,
+        }
+    }
+}
+
 impl Builder<'_> {
+    /// The whole of a decoder whose layers have the attention that `attention` says.
+    pub fn decoder(
+        &mut self,
+        decoder: &Decoder,
+        attention: impl Fn(&Self, usize) -> Attention,
+    ) -> Result<(), Error> {
+        let mut x = self.embedding(decoder.embedding)?;
+        for layer in 0..self.hparams.layers {
+            let attention = attention(self, layer);
+            x = self.attention_branch(layer, x, decoder.branch, &attention)?;
+            x = self.ffn_branch(layer, x, decoder.branch, &decoder.ffn)?;
+        }
+        self.head(x, &decoder.head)
+    }
+
     /// The soft cap at `key`, or `default` where the file says nothing; 0 is none.
     pub fn cap(&self, key: &str, default: f32) -> Result<Option<f32>, Error> {
         match self.metadata.f32(key)?.unwrap_or(default) {

@@ -4,7 +4,7 @@
 
 use super::Architecture;
 use super::attention::{Attention, QkNorm};
-use super::decoder::{Branch, Head, Norms};
+use super::decoder::{Branch, Decoder};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use super::rope::{FACTORS, RopeSpec};
@@ -17,12 +17,6 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     reads: &[],
     refuses: &[],
     build,
-};
-
-/// x + norm(branch(x)).
-const BRANCH: Branch = Branch {
-    norms: Norms::After,
-    scale: 1.0,
 };
 
 fn build(b: &mut Builder) -> Result<(), Error> {
@@ -39,21 +33,17 @@ fn build(b: &mut Builder) -> Result<(), Error> {
     let pairs = spec.shape.rot_dim / 2;
     let factors = b.frequency_factors(FACTORS, pairs)?;
     let rope = b.rope("", &RopeSpec { factors, ..spec })?;
-    let ffn = Ffn {
-        scales: false,
-        ..Ffn::new(Activation::Silu)
+    let decoder = Decoder {
+        branch: Branch::POST_NORM,
+        ..Decoder::new(Ffn::unscaled(Activation::Silu))
     };
-    let mut x = b.embedding(1.0)?;
-    for (layer, windowed) in windowed.into_iter().enumerate() {
-        let rotates = windowed || window.is_none();
-        let attention = Attention {
+    b.decoder(&decoder, |b, layer| {
+        let rotates = windowed[layer] || window.is_none();
+        Attention {
             rope: rotates.then_some(rope),
-            window: window.filter(|_| windowed),
+            window: window.filter(|_| windowed[layer]),
             qk_norm: QkNorm::Heads,
             ..b.plain_attention(layer, rope)
-        };
-        x = b.attention_branch(layer, x, BRANCH, &attention)?;
-        x = b.ffn_branch(layer, x, BRANCH, &ffn)?;
-    }
-    b.head(x, &Head::PLAIN)
+        }
+    })
 }

@@ -26,6 +26,14 @@ impl Ffn {
             scales: true,
         }
     }
+
+    /// As [`Ffn::new`], where llama.cpp leaves `.scale` tensors alone.
+    pub const fn unscaled(activation: Activation) -> Ffn {
+        Ffn {
+            scales: false,
+            ..Ffn::new(activation)
+        }
+    }
 }
 
 impl Builder<'_> {

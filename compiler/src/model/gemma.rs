@@ -2,7 +2,7 @@
 //! Facts: llama.cpp src/models/gemma.cpp.
 
 use super::Architecture;
-use super::decoder::{Branch, Head};
+use super::decoder::Decoder;
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -17,15 +17,9 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 
 fn build(b: &mut Builder) -> Result<(), Error> {
     let rope = b.plain_rope(RopeStyle::Neox)?;
-    let ffn = Ffn {
-        scales: false,
-        ..Ffn::new(Activation::GeluTanh)
+    let decoder = Decoder {
+        embedding: (b.hparams.hidden as f32).sqrt(),
+        ..Decoder::new(Ffn::unscaled(Activation::GeluTanh))
     };
-    let mut x = b.embedding((b.hparams.hidden as f32).sqrt())?;
-    for layer in 0..b.hparams.layers {
-        let attention = b.plain_attention(layer, rope);
-        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
-        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
-    }
-    b.head(x, &Head::PLAIN)
+    b.decoder(&decoder, |b, layer| b.plain_attention(layer, rope))
 }

@@ -4,7 +4,7 @@
 
 use super::Architecture;
 use super::attention::Attention;
-use super::decoder::{Branch, Head, Norms};
+use super::decoder::{Branch, Decoder, Head};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use super::rope::RopeSpec;
@@ -19,12 +19,6 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     build,
 };
 
-/// Around both branches.
-const BRANCH: Branch = Branch {
-    norms: Norms::Around,
-    scale: 1.0,
-};
-
 fn build(b: &mut Builder) -> Result<(), Error> {
     let window = window::window(b.metadata, 4096)?;
     let windowed = window::layers(b.metadata, b.hparams.layers, Some(2))?;
@@ -35,29 +29,24 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         None => rope,
     };
     let softcap = b.cap("attn_logit_softcapping", 50.0)?;
-    let ffn = Ffn {
-        scales: false,
-        ..Ffn::new(Activation::GeluTanh)
-    };
     // 27B was trained with another scale than its head size asks for.
     let head_dim = match b.hparams.layers {
         46 => b.hparams.hidden / b.hparams.heads[0],
         _ => b.hparams.head_dim,
     };
-    let mut x = b.embedding((b.hparams.hidden as f32).sqrt())?;
-    for (layer, windowed) in windowed.into_iter().enumerate() {
-        let attention = Attention {
-            window: window.filter(|_| windowed),
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            softcap,
-            ..b.plain_attention(layer, if windowed { local } else { rope })
-        };
-        x = b.attention_branch(layer, x, BRANCH, &attention)?;
-        x = b.ffn_branch(layer, x, BRANCH, &ffn)?;
-    }
-    let head = Head {
-        softcap: b.cap("final_logit_softcapping", 30.0)?,
-        ..Head::PLAIN
+    let decoder = Decoder {
+        embedding: (b.hparams.hidden as f32).sqrt(),
+        branch: Branch::AROUND,
+        head: Head {
+            softcap: b.cap("final_logit_softcapping", 30.0)?,
+            ..Head::PLAIN
+        },
+        ..Decoder::new(Ffn::unscaled(Activation::GeluTanh))
     };
-    b.head(x, &head)
+    b.decoder(&decoder, |b, layer| Attention {
+        window: window.filter(|_| windowed[layer]),
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        softcap,
+        ..b.plain_attention(layer, if windowed[layer] { local } else { rope })
+    })
 }

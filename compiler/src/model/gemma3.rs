@@ -4,7 +4,7 @@
 
 use super::Architecture;
 use super::attention::{Attention, QkNorm};
-use super::decoder::{Branch, Head, Norms};
+use super::decoder::{Branch, Decoder, Head};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use super::rope::{RopeSpec, Scaling};
@@ -17,12 +17,6 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     reads: &[],
     refuses: &[],
     build,
-};
-
-/// Around both branches.
-const BRANCH: Branch = Branch {
-    norms: Norms::Around,
-    scale: 1.0,
 };
 
 fn build(b: &mut Builder) -> Result<(), Error> {
@@ -46,29 +40,24 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         }
         None => rope,
     };
-    let ffn = Ffn {
-        scales: false,
-        ..Ffn::new(Activation::GeluTanh)
-    };
     // 27B was trained with another scale than its head size asks for.
     let head_dim = match b.hparams.layers {
         62 => b.hparams.hidden / b.hparams.heads[0],
         _ => b.hparams.head_dim,
     };
-    let mut x = b.embedding((b.hparams.hidden as f32).sqrt())?;
-    for (layer, windowed) in windowed.into_iter().enumerate() {
-        let attention = Attention {
-            window: window.filter(|_| windowed),
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            qk_norm: QkNorm::Heads,
-            ..b.plain_attention(layer, if windowed { local } else { rope })
-        };
-        x = b.attention_branch(layer, x, BRANCH, &attention)?;
-        x = b.ffn_branch(layer, x, BRANCH, &ffn)?;
-    }
-    let head = Head {
-        softcap: b.cap("final_logit_softcapping", 0.0)?,
-        ..Head::PLAIN
+    let decoder = Decoder {
+        embedding: (b.hparams.hidden as f32).sqrt(),
+        branch: Branch::AROUND,
+        head: Head {
+            softcap: b.cap("final_logit_softcapping", 0.0)?,
+            ..Head::PLAIN
+        },
+        ..Decoder::new(Ffn::unscaled(Activation::GeluTanh))
     };
-    b.head(x, &head)
+    b.decoder(&decoder, |b, layer| Attention {
+        window: window.filter(|_| windowed[layer]),
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        qk_norm: QkNorm::Heads,
+        ..b.plain_attention(layer, if windowed[layer] { local } else { rope })
+    })
 }

@@ -5,7 +5,7 @@
 
 use super::Architecture;
 use super::attention::{Attention, Cached, QkNorm};
-use super::decoder::{Branch, Head, Norms};
+use super::decoder::{Branch, Head};
 use super::ffn::Ffn;
 use super::metadata::check_head;
 use super::parts::Builder;
@@ -20,12 +20,6 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     reads: &[],
     refuses: &[],
     build,
-};
-
-/// Around both branches.
-const BRANCH: Branch = Branch {
-    norms: Norms::Around,
-    scale: 1.0,
 };
 
 /// What layers of one kind, with or without a window, have in common.
@@ -67,10 +61,14 @@ fn build(b: &mut Builder) -> Result<(), Error> {
             false => Some(caches[kept - if windowed { 2 } else { 1 }]),
         };
         let names = ["attn_norm", "post_attention_norm"];
-        x = b.branch(layer, x, BRANCH, (names, "attn_residual"), |b, x| {
-            attention(b, layer, x, (&a, kind.rope), shared, &mut caches)
-        })?;
-        x = b.ffn_branch(layer, x, BRANCH, &ffn)?;
+        x = b.branch(
+            layer,
+            x,
+            Branch::AROUND,
+            (names, "attn_residual"),
+            |b, x| attention(b, layer, x, (&a, kind.rope), shared, &mut caches),
+        )?;
+        x = b.ffn_branch(layer, x, Branch::AROUND, &ffn)?;
         if let Some(per_layer) = &per_layer {
             x = per_layer.add(b, layer, x, ffn.activation)?;
         }

@@ -3,7 +3,7 @@
 
 use super::Architecture;
 use super::attention::Attention;
-use super::decoder::{Branch, Head};
+use super::decoder::{Branch, Decoder, Head};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -28,8 +28,7 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         .bool(&b.metadata.key("rope.scaling.finetuned"))?;
     let ffn = Ffn {
         bias: true,
-        scales: false,
-        ..Ffn::new(Activation::Silu)
+        ..Ffn::unscaled(Activation::Silu)
     };
     // 0 is unset.
     let number = |b: &Builder, key: &str| {
@@ -37,27 +36,26 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         Ok::<_, Error>(value.filter(|&value| value != 0.0))
     };
     let scale = number(b, "attention.scale")?;
-    let branch = Branch {
-        scale: number(b, "residual_scale")?.unwrap_or(1.0),
-        ..Branch::PRE_NORM
-    };
-    let embedding = number(b, "embedding_scale")?.unwrap_or(1.0);
     let logits = number(b, LOGIT_SCALE)?.ok_or_else(|| b.metadata.missing(LOGIT_SCALE))?;
-    let mut x = b.embedding(embedding)?;
-    for layer in 0..b.hparams.layers {
+    let decoder = Decoder {
+        embedding: number(b, "embedding_scale")?.unwrap_or(1.0),
+        branch: Branch {
+            scale: number(b, "residual_scale")?.unwrap_or(1.0),
+            ..Branch::PRE_NORM
+        },
+        ffn,
+        head: Head {
+            scale: 1.0 / logits,
+            ..Head::PLAIN
+        },
+    };
+    b.decoder(&decoder, |b, layer| {
         let plain = b.plain_attention(layer, rope);
-        let attention = Attention {
+        Attention {
             rope: plain.rope.filter(|_| rotates != Some(false)),
             scale: scale.unwrap_or(plain.scale),
             output_bias: true,
             ..plain
-        };
-        x = b.attention_branch(layer, x, branch, &attention)?;
-        x = b.ffn_branch(layer, x, branch, &ffn)?;
-    }
-    let head = Head {
-        scale: 1.0 / logits,
-        ..Head::PLAIN
-    };
-    b.head(x, &head)
+        }
+    })
 }

@@ -4,7 +4,7 @@
 
 use super::Architecture;
 use super::attention::Attention;
-use super::decoder::{Branch, Head};
+use super::decoder::Decoder;
 use super::ffn::Ffn;
 use super::parts::Builder;
 use super::rope::Scaling;
@@ -40,16 +40,10 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         bias: true,
         ..Ffn::new(Activation::Silu)
     };
-    let mut x = b.embedding(1.0)?;
-    for layer in 0..b.hparams.layers {
-        let attention = Attention {
-            output_bias: true,
-            ..b.plain_attention(layer, rope)
-        };
-        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
-        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
-    }
-    b.head(x, &Head::PLAIN)
+    b.decoder(&Decoder::new(ffn), |b, layer| Attention {
+        output_bias: true,
+        ..b.plain_attention(layer, rope)
+    })
 }
 
 /// Refuses a context in which positions change the scale of scores.

@@ -4,7 +4,7 @@
 
 use super::Architecture;
 use super::attention::{Attention, QkNorm};
-use super::decoder::{Branch, Head, Norms};
+use super::decoder::{Branch, Decoder};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use super::rope::{RopeSpec, Scaling};
@@ -17,12 +17,6 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     reads: &[],
     refuses: &[],
     build,
-};
-
-/// x + norm(branch(x)).
-const BRANCH: Branch = Branch {
-    norms: Norms::After,
-    scale: 1.0,
 };
 
 fn build(b: &mut Builder) -> Result<(), Error> {
@@ -44,19 +38,13 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         }
         None => rope,
     };
-    let ffn = Ffn {
-        scales: false,
-        ..Ffn::new(Activation::Silu)
+    let decoder = Decoder {
+        branch: Branch::POST_NORM,
+        ..Decoder::new(Ffn::unscaled(Activation::Silu))
     };
-    let mut x = b.embedding(1.0)?;
-    for (layer, windowed) in windowed.into_iter().enumerate() {
-        let attention = Attention {
-            window: window.filter(|_| windowed),
-            qk_norm: QkNorm::Row,
-            ..b.plain_attention(layer, if windowed { local } else { rope })
-        };
-        x = b.attention_branch(layer, x, BRANCH, &attention)?;
-        x = b.ffn_branch(layer, x, BRANCH, &ffn)?;
-    }
-    b.head(x, &Head::PLAIN)
+    b.decoder(&decoder, |b, layer| Attention {
+        window: window.filter(|_| windowed[layer]),
+        qk_norm: QkNorm::Row,
+        ..b.plain_attention(layer, if windowed[layer] { local } else { rope })
+    })
 }

@@ -3,7 +3,7 @@
 //! Facts: llama.cpp src/models/phi3.cpp.
 
 use super::Architecture;
-use super::decoder::{Branch, Head};
+use super::decoder::Decoder;
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -22,14 +22,9 @@ fn build(b: &mut Builder) -> Result<(), Error> {
     let rope = b.rope("", &spec)?;
     let ffn = Ffn {
         gate_in_up: true,
-        scales: false,
-        ..Ffn::new(Activation::Silu)
+        ..Ffn::unscaled(Activation::Silu)
     };
-    let mut x = b.embedding(1.0)?;
-    for layer in 0..b.hparams.layers {
-        let attention = b.plain_attention(layer, rope);
-        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
-        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
-    }
-    b.head(x, &Head::PLAIN)
+    b.decoder(&Decoder::new(ffn), |b, layer| {
+        b.plain_attention(layer, rope)
+    })
 }

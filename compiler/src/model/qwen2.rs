@@ -2,7 +2,7 @@
 //! Facts: llama.cpp src/models/qwen2.cpp.
 
 use super::Architecture;
-use super::decoder::{Branch, Head};
+use super::decoder::{Decoder, Head};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -17,19 +17,12 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 
 fn build(b: &mut Builder) -> Result<(), Error> {
     let rope = b.plain_rope(RopeStyle::Neox)?;
-    let ffn = Ffn {
-        scales: false,
-        ..Ffn::new(Activation::Silu)
+    let decoder = Decoder {
+        head: Head {
+            bias: true,
+            ..Head::PLAIN
+        },
+        ..Decoder::new(Ffn::unscaled(Activation::Silu))
     };
-    let mut x = b.embedding(1.0)?;
-    for layer in 0..b.hparams.layers {
-        let attention = b.plain_attention(layer, rope);
-        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
-        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
-    }
-    let head = Head {
-        bias: true,
-        ..Head::PLAIN
-    };
-    b.head(x, &head)
+    b.decoder(&decoder, |b, layer| b.plain_attention(layer, rope))
 }

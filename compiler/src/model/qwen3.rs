@@ -3,7 +3,7 @@
 
 use super::Architecture;
 use super::attention::{Attention, QkNorm};
-use super::decoder::{Branch, Head};
+use super::decoder::Decoder;
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -18,17 +18,11 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 
 fn build(b: &mut Builder) -> Result<(), Error> {
     let rope = b.plain_rope(RopeStyle::Neox)?;
-    let ffn = Ffn::new(Activation::Silu);
     // The head of reranking models, which does not change logits.
     b.ignore("cls.output.weight".into());
-    let mut x = b.embedding(1.0)?;
-    for layer in 0..b.hparams.layers {
-        let attention = Attention {
-            qk_norm: QkNorm::Heads,
-            ..b.plain_attention(layer, rope)
-        };
-        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
-        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
-    }
-    b.head(x, &Head::PLAIN)
+    let ffn = Ffn::new(Activation::Silu);
+    b.decoder(&Decoder::new(ffn), |b, layer| Attention {
+        qk_norm: QkNorm::Heads,
+        ..b.plain_attention(layer, rope)
+    })
 }

@@ -27,6 +27,30 @@ pub(super) struct RopeSpec {
     pub magnitude: f32,
     /// Each frequency is divided by its factor, `[rot_dim / 2]`.
     pub factors: Option<Vec<f32>>,
+    /// Which coordinate of a position each pair turns by, where positions of images have several.
+    pub sections: Option<Sections>,
+}
+
+/// How rotary pairs are shared out among time, height, width and one more coordinate. In text the first three are the
+/// position and the last is 0.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sections {
+    /// Pairs of each coordinate; the pattern repeats.
+    pub pairs: [usize; 4],
+    /// Whether the first three take turns, instead of having a run each.
+    pub in_turn: bool,
+}
+
+impl Sections {
+    /// Whether this pair turns in text.
+    fn turns(&self, pair: usize) -> bool {
+        let [time, height, width, last] = self.pairs;
+        let at = pair % (time + height + width + last);
+        match self.in_turn {
+            true => at < 3 * self.pairs[at % 3],
+            false => at < time + height + width,
+        }
+    }
 }
 
 /// Tensor of the frequency factors of Llama 3, and of the proportional rotation of Gemma 4.
@@ -78,6 +102,7 @@ impl RopeSpec {
             scaling: scaling(metadata, context)?,
             magnitude: metadata.f32("rope.scaling.attn_factor")?.unwrap_or(1.0),
             factors: None,
+            sections: None,
         })
     }
 
@@ -87,7 +112,7 @@ impl RopeSpec {
     /// Values no frequency can be computed from.
     pub fn frequencies(&self) -> Result<Frequencies, Error> {
         let rot_dim = self.shape.rot_dim;
-        let (inv_freq, mscale) = table(
+        let (mut inv_freq, mscale) = table(
             f64::from(self.base),
             rot_dim,
             self.scaling,
@@ -99,6 +124,11 @@ impl RopeSpec {
                 what: "rope frequencies".into(),
                 why,
             });
+        }
+        if let Some(sections) = &self.sections {
+            let pairs = inv_freq.iter_mut().enumerate();
+            let still = pairs.filter(|(pair, _)| !sections.turns(*pair));
+            still.for_each(|(_, frequency)| *frequency = 0.0);
         }
         Ok(Frequencies {
             inv_freq,
@@ -117,6 +147,25 @@ impl Builder<'_> {
             style,
         };
         RopeSpec::read(self.metadata, shape, h.context)
+    }
+
+    /// How metadata shares out rotary pairs among coordinates, if it does.
+    pub fn rope_sections(&self, in_turn: bool) -> Result<Option<Sections>, Error> {
+        const KEY: &str = "rope.dimension_sections";
+        let Some(pairs) = self.metadata.gguf.u32s(&self.metadata.key(KEY))? else {
+            return Ok(None);
+        };
+        let pairs: [u32; 4] = match pairs[..] {
+            [all] => [all; 4],
+            [time, height, width] => [time, height, width, 0],
+            [time, height, width, last] => [time, height, width, last],
+            _ => {
+                let why = format!("has {} elements instead of 4", pairs.len());
+                return Err(self.metadata.wrong(KEY, &why));
+            }
+        };
+        let pairs = pairs.map(|pairs| pairs as usize);
+        Ok((pairs[0] > 0 && pairs[1] > 0).then_some(Sections { pairs, in_turn }))
     }
 
     /// The base at `key`, if the file has it.
@@ -425,6 +474,34 @@ mod tests {
             &spec.frequencies().unwrap().inv_freq,
             &[0.5, 0.025, 0.00125, 0.0000625],
         );
+    }
+
+    #[test]
+    fn pairs_of_the_last_section_do_not_turn_in_text() {
+        let gguf = file(&[]);
+        let metadata = Metadata {
+            gguf: &gguf,
+            architecture: "llama",
+        };
+        let still = |pairs, in_turn| {
+            let mut spec = RopeSpec::read(metadata, shape(24), 1024).unwrap();
+            let plain = spec.frequencies().unwrap().inv_freq;
+            spec.sections = Some(Sections { pairs, in_turn });
+            let table = spec.frequencies().unwrap().inv_freq;
+            let pairs = table.iter().zip(&plain).enumerate();
+            let still = pairs.filter(|(_, (found, plain))| found != plain);
+            still
+                .map(|(pair, (found, _))| {
+                    assert_eq!(*found, 0.0);
+                    pair
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(still([2, 1, 1, 2], false), [4, 5, 10, 11]);
+        assert_eq!(still([4, 4, 4, 0], false), [0; 0]);
+        assert_eq!(still([4, 4, 4, 0], true), [0; 0]);
+        // Of twelve pairs the second coordinate has those below 3 * 2 only.
+        assert_eq!(still([6, 2, 4, 0], true), [7, 10]);
     }
 
     #[test]

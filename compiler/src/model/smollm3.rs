@@ -3,7 +3,7 @@
 
 use super::Architecture;
 use super::attention::Attention;
-use super::decoder::{Branch, Head};
+use super::decoder::Decoder;
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -21,19 +21,12 @@ const PERIOD: usize = 4;
 
 fn build(b: &mut Builder) -> Result<(), Error> {
     let rope = b.plain_rope(RopeStyle::Interleaved)?;
-    let ffn = Ffn {
-        scales: false,
-        ..Ffn::new(Activation::Silu)
-    };
-    let mut x = b.embedding(1.0)?;
-    for layer in 0..b.hparams.layers {
+    let ffn = Ffn::unscaled(Activation::Silu);
+    b.decoder(&Decoder::new(ffn), |b, layer| {
         let rotates = !(layer + 1).is_multiple_of(PERIOD);
-        let attention = Attention {
+        Attention {
             rope: rotates.then_some(rope),
             ..b.plain_attention(layer, rope)
-        };
-        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
-        x = b.ffn_branch(layer, x, Branch::PRE_NORM, &ffn)?;
-    }
-    b.head(x, &Head::PLAIN)
+        }
+    })
 }

@@ -1,9 +1,12 @@
 //! A tiny model and what the tests of all passes ask of it: the text before and after, and equal results.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use coldpress_kernels::tensor_type::TensorType;
 
 use super::*;
-use crate::gguf::{Gguf, GgufWriter, Value};
+use crate::gguf::{Array, Gguf, GgufWriter, Value};
 use crate::graph::dump::dump;
 use crate::graph::interpret::{Interpreter, Rounding, Row, Weights};
 use crate::graph::{DType, Op};
@@ -77,10 +80,13 @@ fn own_keys(architecture: &str) -> Vec<(&'static str, Value)> {
             ("rope.freq_base_swa", Value::F32(100.0)),
             ("attention.key_length_swa", Value::U32(8)),
             ("attention.value_length_swa", Value::U32(8)),
-            ("rope.dimension_count_swa", Value::U32(8)),
             ("embedding_length_per_layer_input", Value::U32(32)),
         ],
         "olmo2" => vec![("attention.sliding_window", Value::U32(2))],
+        "qwen2vl" | "qwen3vl" | "hunyuan-dense" | "glm4" => vec![(
+            "rope.dimension_sections",
+            Value::Array(Array::I32(vec![2, 1, 1, 0])),
+        )],
         "granite" => vec![
             ("logit_scale", Value::F32(8.0)),
             ("residual_scale", Value::F32(0.5)),
@@ -90,6 +96,15 @@ fn own_keys(architecture: &str) -> Vec<(&'static str, Value)> {
         _ => vec![],
     }
 }
+
+/// Names and dimensions of tensors.
+type Tensors = Vec<(String, Vec<u64>)>;
+
+/// Architecture, and heads, KV heads, layers and whether there are biases.
+type Known = (&'static str, (u64, u64, u64, bool));
+
+/// Names and dimensions of the tensors of files written before: asking takes a build for each tensor.
+static KNOWN: Mutex<BTreeMap<Known, Tensors>> = Mutex::new(BTreeMap::new());
 
 /// How a tiny model differs from the plainest one.
 #[derive(Clone, Copy)]
@@ -120,11 +135,20 @@ impl Tiny {
     /// The file: hidden 32, head size 32 / heads, feed-forward 64, vocabulary 8, and whatever tensors the architecture
     /// asks for.
     pub fn writer(&self) -> GgufWriter<'static> {
+        let shape = (self.heads, self.kv_heads, self.layers, self.biases);
+        let key = (self.architecture, shape);
+        let mut known = KNOWN.lock().unwrap();
+        let tensors = known.entry(key).or_insert_with(|| self.asked_for());
+        self.written(tensors)
+    }
+
+    /// Tensors of a file that the architecture accepts.
+    fn asked_for(&self) -> Tensors {
         let mut tensors = self.optional();
         loop {
             let writer = self.written(&tensors);
             let error = match crate::model::build(&open(&writer)) {
-                Ok(_) => return writer,
+                Ok(_) => return tensors,
                 Err(error) => error,
             };
             let text = error.to_string();
@@ -140,9 +164,9 @@ impl Tiny {
     }
 
     /// Tensors that no architecture misses and that some may have.
-    fn optional(&self) -> Vec<(String, Vec<u64>)> {
+    fn optional(&self) -> Tensors {
         let (hidden, ffn, vocab) = (32, 64, 8);
-        let mut tensors: Vec<(String, Vec<u64>)> = vec![
+        let mut tensors: Tensors = vec![
             ("token_embd.weight".into(), vec![hidden, vocab]),
             ("output_norm.weight".into(), vec![hidden]),
             ("output.weight".into(), vec![hidden, vocab]),
