@@ -322,6 +322,12 @@ impl Shape {
                 let dims = [self.hidden as u64, count as u64];
                 w.tensor(name("ffn_gate_inp"), TensorType::F32, &dims, router);
             }
+            if let ("llama", Some((count, _))) = (self.arch, self.experts) {
+                for s in ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] {
+                    let name = format!("blk.{layer}.{s}.scale");
+                    vector(&mut w, &mut random, &name, count, 1.0);
+                }
+            }
             if self.arch == "qwen2moe" {
                 vector(
                     &mut w,

@@ -26,6 +26,9 @@ pub(super) struct ExpertShape {
     pub width: ExpertWidth,
     /// Whether router and experts have biases.
     pub biases: bool,
+    /// Whether products are multiplied by the factors of their experts where the file has some; llama.cpp does not do so
+    /// for every architecture.
+    pub scales: bool,
     /// Whether all rows also pass a network of their own, through a gate.
     pub shared: bool,
 }
@@ -38,6 +41,7 @@ struct Chosen {
     experts: usize,
     routes: Value,
     biases: bool,
+    scales: bool,
 }
 
 impl Builder<'_> {
@@ -75,6 +79,7 @@ impl Builder<'_> {
             experts,
             routes: self.graph.add_one(routing, label("ffn_route"), &[logits])?,
             biases: shape.biases,
+            scales: shape.scales,
         };
         let gate = self.by_expert(&label("ffn_gate_exps"), x, width, &chosen)?;
         let up = self.by_expert(&label("ffn_up_exps"), x, width, &chosen)?;
@@ -107,7 +112,16 @@ impl Builder<'_> {
         };
         let parts = vec![Part { weight, bias }];
         let op = Op::ExpertMatMul { parts, experts };
-        self.graph.add_one(op, label, &[x, chosen.routes])
+        let y = self.graph.add_one(op, label, &[x, chosen.routes])?;
+        let scale = format!("{label}.scale");
+        if !chosen.scales || !self.has(&scale) {
+            self.ignore(scale);
+            return Ok(y);
+        }
+        let factors = self.vectors(&scale, experts, 1)?;
+        let op = Op::ExpertScale { factors };
+        self.graph
+            .add_one(op, format!("{label}_scaled"), &[y, chosen.routes])
     }
 
     /// The network that all rows pass, times the logistic function of its gate.

@@ -28,6 +28,7 @@ const EXPERTS: ExpertShape = ExpertShape {
     normalise: true,
     width: ExpertWidth::Dense,
     biases: false,
+    scales: true,
     shared: false,
 };
 

@@ -24,6 +24,7 @@ const SHAPE: LayerShape = LayerShape {
         normalise: false,
         width: ExpertWidth::Dense,
         biases: false,
+        scales: false,
         shared: false,
     }),
 };

@@ -321,7 +321,12 @@ impl<'a> Builder<'a> {
         self.graph.add_one(Op::Add, label, &[a, b])
     }
 
-    fn has(&self, name: &str) -> bool {
+    /// A tensor that changes nothing may be there.
+    pub(super) fn ignore(&mut self, name: String) {
+        self.used.insert(name);
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
         self.metadata.gguf.tensor(name).is_some()
     }
 

@@ -24,6 +24,7 @@ const SHAPE: LayerShape = LayerShape {
         normalise: false,
         width: ExpertWidth::OwnKey,
         biases: false,
+        scales: false,
         shared: true,
     }),
 };

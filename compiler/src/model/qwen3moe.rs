@@ -24,6 +24,7 @@ const SHAPE: LayerShape = LayerShape {
         normalise: true,
         width: ExpertWidth::OwnKey,
         biases: false,
+        scales: true,
         shared: false,
     }),
 };

@@ -166,6 +166,10 @@ impl Tiny {
             tensor("ffn_gate_exps.weight", &[hidden, ffn, EXPERTS]);
             tensor("ffn_up_exps.weight", &[hidden, ffn, EXPERTS]);
             tensor("ffn_down_exps.weight", &[ffn, hidden, EXPERTS]);
+            if self.architecture == "qwen3moe" {
+                tensor("ffn_gate_exps.scale", &[EXPERTS]);
+                tensor("ffn_down_exps.scale", &[EXPERTS]);
+            }
             if self.architecture == "gpt-oss" {
                 tensor("ffn_gate_inp.bias", &[EXPERTS]);
                 tensor("ffn_gate_exps.bias", &[ffn, EXPERTS]);
