@@ -207,6 +207,14 @@ impl Shape {
             for (name, dims) in self.asked_for() {
                 self.any(&mut w, &mut random, &name, &dims);
             }
+            if let ("llama", Some((count, _))) = (self.arch, self.experts) {
+                for layer in 0..self.layers {
+                    for s in ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] {
+                        let name = format!("blk.{layer}.{s}.scale");
+                        vector(&mut w, &mut random, &name, count, 1.0);
+                    }
+                }
+            }
             return w;
         }
         self.matrix(

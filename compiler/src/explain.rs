@@ -115,23 +115,22 @@ impl Notes {
             if place.form != Form::Vector {
                 layout = packed_layout(w)?.name();
             }
-            if place.form == Form::Tiles {
-                if let Some(stage) = stage_of(plan, place.offset) {
-                    let key = (layout.clone(), w.n, w.k, stage);
-                    choice = match seen.iter().find(|s| s.0 == key) {
-                        Some(s) => Some(s.1),
-                        None => {
-                            let mut buckets = Vec::new();
-                            for &(_, r) in rows.iter().filter(|r| r.0 == stage) {
-                                buckets.push((r as u32, catalogue.candidates(w, place.offset, r)?));
-                            }
-                            let index = notes.choices.len() as u32;
-                            notes.choices.push(Choice { buckets });
-                            seen.push((key, index));
-                            Some(index)
+            let stage = (place.form == Form::Tiles).then(|| stage_of(plan, place.offset));
+            if let Some(stage) = stage.flatten() {
+                let key = (layout.clone(), w.n, w.k, stage);
+                choice = match seen.iter().find(|s| s.0 == key) {
+                    Some(s) => Some(s.1),
+                    None => {
+                        let mut buckets = Vec::new();
+                        for &(_, r) in rows.iter().filter(|r| r.0 == stage) {
+                            buckets.push((r as u32, catalogue.candidates(w, place.offset, r)?));
                         }
-                    };
-                }
+                        let index = notes.choices.len() as u32;
+                        notes.choices.push(Choice { buckets });
+                        seen.push((key, index));
+                        Some(index)
+                    }
+                };
             }
             notes.tensors.push(TensorNote {
                 name: w.name.clone(),

@@ -191,6 +191,11 @@ pub enum Op {
         /// Experts.
         experts: usize,
     },
+    /// routed rows, Routes -> each times the factor of its expert.
+    ExpertScale {
+        /// Vector `[experts]`.
+        factors: WeightId,
+    },
     /// routed rows, Routes -> each row's weighted sum over its experts, by rank.
     ExpertSum,
     /// () -> `[rows, 2 * half]`: cos and sin of position * inv_freq, interleaved, times `mscale`.

@@ -19,7 +19,7 @@ use recipe::{Random, Recipe};
 use shape::{MIXES, SHAPES, Shape, Tensor, Values, tensors};
 
 const USAGE: &str = "usage: synth SHAPE MIX OUT.gguf [--layers N] [--seed N]
-SHAPE: qwen3-0.6b, qwen3-8b, llama-3.1-8b or llama-1b; MIX: q4_k_m, q8_0, q4_0, q6_k or f16
+SHAPE: qwen3-0.6b, qwen3-8b, qwen3-30b-a3b, llama-3.1-8b or llama-1b; MIX: q4_k_m, q8_0, q4_0, q6_k or f16
 --layers N: only the first N layers; --seed N: other weights";
 
 fn metadata(writer: &mut GgufWriter<'_>, shape: &Shape, mix: &str, layers: usize) {
@@ -43,6 +43,15 @@ fn metadata(writer: &mut GgufWriter<'_>, shape: &Shape, mix: &str, layers: usize
         ("vocab_size", shape.vocab as u64),
     ] {
         writer.add(format!("{arch}.{key}"), Value::U32(value as u32));
+    }
+    if let Some(experts) = &shape.experts {
+        for (key, value) in [
+            ("expert_count", experts.count),
+            ("expert_used_count", experts.used),
+            ("expert_feed_forward_length", experts.ffn),
+        ] {
+            writer.add(format!("{arch}.{key}"), Value::U32(value as u32));
+        }
     }
     writer.add(
         format!("{arch}.rope.freq_base"),

@@ -54,7 +54,7 @@ impl Recipe {
             min_per_scale: 0.0,
             unit: 1.0,
         };
-        if ty == TensorType::F16 {
+        if matches!(ty, TensorType::F16 | TensorType::F32) {
             return Ok(recipe);
         }
         recipe.scale =
@@ -102,10 +102,17 @@ impl Recipe {
             let scale = deviation / self.unit;
             return self.set(bytes, scale, scale * self.min_per_scale);
         }
-        // f16: 4096 values evenly over a range of this deviation.
+        // Floats: 4096 values evenly over a range of this deviation.
         let reach = deviation * 3f32.sqrt();
-        let value = |i: u16| f16::from_f32((f32::from(i) / 2047.5 - 1.0) * reach);
-        let table: Vec<[u8; 2]> = (0..4096).map(|i| value(i).to_le_bytes()).collect();
+        let value = |i: u16| (f32::from(i) / 2047.5 - 1.0) * reach;
+        if self.ty == TensorType::F32 {
+            for bytes in bytes.as_chunks_mut::<4>().0 {
+                *bytes = value(u16::from_le_bytes([bytes[0], bytes[1]]) & 4095).to_le_bytes();
+            }
+            return;
+        }
+        let half = |i: u16| f16::from_f32(value(i)).to_le_bytes();
+        let table: Vec<[u8; 2]> = (0..4096).map(half).collect();
         for bytes in bytes.as_chunks_mut::<2>().0 {
             *bytes = table[usize::from(u16::from_le_bytes(*bytes) & 4095)];
         }

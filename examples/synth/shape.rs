@@ -18,8 +18,17 @@ pub struct Shape {
     pub eps: f32,
     /// Whether the output is the embedding.
     pub tied: bool,
+    /// Experts in place of every feed-forward network.
+    pub experts: Option<Experts>,
     /// Frequency factors of Llama 3: the factor of slow frequencies.
     pub rope_factor: Option<f32>,
+}
+
+/// Dimensions of a mixture of experts.
+pub struct Experts {
+    pub count: u64,
+    pub used: u64,
+    pub ffn: u64,
 }
 
 pub const SHAPES: &[Shape] = &[
@@ -37,6 +46,7 @@ pub const SHAPES: &[Shape] = &[
         rope_base: 1e6,
         eps: 1e-6,
         tied: true,
+        experts: None,
         rope_factor: None,
     },
     Shape {
@@ -53,6 +63,28 @@ pub const SHAPES: &[Shape] = &[
         rope_base: 1e6,
         eps: 1e-6,
         tied: false,
+        experts: None,
+        rope_factor: None,
+    },
+    Shape {
+        name: "qwen3-30b-a3b",
+        architecture: "qwen3moe",
+        layers: 48,
+        hidden: 2048,
+        ffn: 6144,
+        heads: 32,
+        kv_heads: 4,
+        head: 128,
+        vocab: 151_936,
+        context: 40_960,
+        rope_base: 1e6,
+        eps: 1e-6,
+        tied: false,
+        experts: Some(Experts {
+            count: 128,
+            used: 8,
+            ffn: 768,
+        }),
         rope_factor: None,
     },
     Shape {
@@ -69,6 +101,7 @@ pub const SHAPES: &[Shape] = &[
         rope_base: 5e5,
         eps: 1e-5,
         tied: false,
+        experts: None,
         rope_factor: Some(8.0),
     },
     Shape {
@@ -85,6 +118,7 @@ pub const SHAPES: &[Shape] = &[
         rope_base: 5e5,
         eps: 1e-5,
         tied: true,
+        experts: None,
         rope_factor: Some(32.0),
     },
 ];
@@ -113,6 +147,7 @@ enum Role {
     Embedding,
     AttentionV,
     FfnDown,
+    Router,
     Other,
 }
 
@@ -153,10 +188,15 @@ pub enum Values {
 pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
     let mut all = Vec::new();
     let mut matrix = |name: String, role, layer, n: u64, k: u64| {
+        let experts = shape.experts.as_ref().filter(|_| name.contains("_exps"));
         all.push(Tensor {
             name,
-            ty: mix.ty(role, layer, shape.layers),
-            dims: vec![k, n],
+            ty: match role {
+                // Quantisers leave it as it is.
+                Role::Router => TensorType::F32,
+                role => mix.ty(role, layer, shape.layers),
+            },
+            dims: [k, n].into_iter().chain(experts.map(|e| e.count)).collect(),
             values: Values::Random(1.0 / (k as f32).sqrt()),
         });
     };
@@ -177,11 +217,23 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
             ("attn_k", Role::Other, kv, hidden),
             ("attn_v", Role::AttentionV, kv, hidden),
             ("attn_output", Role::Other, hidden, q),
+        ] {
+            matrix(format!("blk.{i}.{name}.weight"), role, i, n, k);
+        }
+        let (suffix, ffn) = match &shape.experts {
+            Some(experts) => ("_exps", experts.ffn),
+            None => ("", ffn),
+        };
+        for (name, role, n, k) in [
             ("ffn_gate", Role::Other, ffn, hidden),
             ("ffn_up", Role::Other, ffn, hidden),
             ("ffn_down", Role::FfnDown, hidden, ffn),
         ] {
-            matrix(format!("blk.{i}.{name}.weight"), role, i, n, k);
+            matrix(format!("blk.{i}.{name}{suffix}.weight"), role, i, n, k);
+        }
+        if let Some(experts) = &shape.experts {
+            let name = format!("blk.{i}.ffn_gate_inp.weight");
+            matrix(name, Role::Router, i, experts.count, hidden);
         }
     }
     let mut vector = |name: String, values: Vec<f32>| {
@@ -197,7 +249,7 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
     for i in 0..layers {
         vector(format!("blk.{i}.attn_norm.weight"), ones(hidden));
         vector(format!("blk.{i}.ffn_norm.weight"), ones(hidden));
-        if shape.architecture == "qwen3" {
+        if shape.architecture.starts_with("qwen3") {
             vector(format!("blk.{i}.attn_q_norm.weight"), ones(shape.head));
             vector(format!("blk.{i}.attn_k_norm.weight"), ones(shape.head));
         }

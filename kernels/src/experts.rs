@@ -75,6 +75,22 @@ pub type ExpertMatmulFn = unsafe extern "C" fn(
     usize,
 );
 
+/// Multiplies routed rows in place by their expert's factor: `(x, routes, step, factors, width, experts, used, row_begin,
+/// row_end, x_stride, routes_stride)`. Rows are clamped to `step.rows`.
+pub type ScaleFn = unsafe extern "C" fn(
+    *mut f32,
+    *const u8,
+    *const Step,
+    *const f32,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+);
+
 /// Sums each row's routed rows, times their weights, by rank: `(x, routes, step, out, width, experts, used, row_begin,
 /// row_end, x_stride, routes_stride, out_stride)`. Rows are clamped to `step.rows`.
 pub type SumFn = unsafe extern "C" fn(

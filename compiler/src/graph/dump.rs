@@ -79,6 +79,7 @@ pub fn name(op: &Op) -> &'static str {
         Op::MatMul { .. } => "matmul",
         Op::Route(_) => "route",
         Op::ExpertMatMul { .. } => "expert_matmul",
+        Op::ExpertScale { .. } => "expert_scale",
         Op::ExpertSum => "expert_sum",
         Op::RopeTable { .. } => "rope_table",
         Op::HeadNorm { .. } => "head_norm",
@@ -132,6 +133,9 @@ fn arguments(text: &mut String, graph: &OpGraph, op: &Op) {
         Op::ExpertMatMul { parts, experts } => {
             let _ = write!(text, " experts={experts}");
             matrices(text, graph, parts);
+        }
+        Op::ExpertScale { factors } => {
+            let _ = write!(text, " w={}", graph.weight(*factors).name);
         }
         Op::RopeTable { inv_freq, mscale } => {
             let weight = graph.weight(*inv_freq);

@@ -98,6 +98,18 @@ impl Checker<'_> {
                 let [x, routes] = self.arity(inputs)?;
                 self.expert_matmul(parts, *experts, x, routes)
             }
+            Op::ExpertScale { factors } => {
+                let [x, routes] = self.arity(inputs)?;
+                self.float(x)?;
+                let used = self.used(routes)?;
+                self.rows("x", x, Rows::Routed { used })?;
+                let experts = self.known(*factors)?.k;
+                self.vector(*factors, experts)?;
+                self.ensure(legal(experts, used).is_ok(), || {
+                    format!("{used} of {experts} experts")
+                })?;
+                one(x)
+            }
             Op::ExpertSum => {
                 let [x, routes] = self.arity(inputs)?;
                 self.float(x)?;

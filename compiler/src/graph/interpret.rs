@@ -164,6 +164,10 @@ impl<'a> Interpreter<'a> {
                     .map(|part| self.expert_matmul(inputs[0], inputs[1], part, *experts))
                     .collect())
             }
+            Op::ExpertScale { factors } => {
+                let factors = self.weights.vector(*factors);
+                one(experts::scale(inputs[0], inputs[1], factors))
+            }
             Op::ExpertSum => one(experts::sum(inputs[0], inputs[1])),
             Op::RopeTable { inv_freq, mscale } => {
                 let inv_freq = self.weights.vector(*inv_freq);

@@ -68,17 +68,36 @@ pub(super) struct Decoder {
     /// What rows of the embedding are multiplied by.
     pub embedding: f32,
     pub branch: Branch,
-    pub ffn: Ffn,
+    pub feed: Feed,
     pub head: Head,
+}
+
+/// What follows the attention of a layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Feed {
+    /// One network for all rows.
+    Dense(Ffn),
+    /// A mixture of experts.
+    Experts(ExpertShape),
 }
 
 impl Decoder {
     /// As llama, with this feed-forward network.
     pub const fn new(ffn: Ffn) -> Decoder {
+        Decoder::with(Feed::Dense(ffn))
+    }
+
+    /// As llama, with these experts.
+    pub const fn of_experts(experts: ExpertShape) -> Decoder {
+        Decoder::with(Feed::Experts(experts))
+    }
+
+    /// As llama, with what follows attention.
+    pub const fn with(feed: Feed) -> Decoder {
         Decoder {
             embedding: 1.0,
             branch: Branch::PRE_NORM,
-            ffn,
+            feed,
             head: Head::PLAIN,
         }
     }
@@ -95,7 +114,10 @@ impl Builder<'_> {
         for layer in 0..self.hparams.layers {
             let attention = attention(self, layer);
             x = self.attention_branch(layer, x, decoder.branch, &attention)?;
-            x = self.ffn_branch(layer, x, decoder.branch, &decoder.ffn)?;
+            x = match &decoder.feed {
+                Feed::Dense(ffn) => self.ffn_branch(layer, x, decoder.branch, ffn)?,
+                Feed::Experts(experts) => self.experts_branch(layer, x, decoder.branch, experts)?,
+            };
         }
         self.head(x, &decoder.head)
     }

@@ -4,6 +4,8 @@
 use coldpress_kernels::experts::legal;
 
 use super::check::Neutral;
+use super::decoder::Feed;
+use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
 use crate::graph::{Activation, Gating, Op, Part, Routing, Value};
@@ -27,8 +29,24 @@ pub(super) struct ExpertShape {
     pub width: ExpertWidth,
     /// Whether router and experts have biases.
     pub biases: bool,
+    /// Whether products are multiplied by the factors of their experts where the file has some; llama.cpp does not do so
+    /// for every architecture.
+    pub scales: bool,
     /// Whether all rows also pass a network of their own, through a gate.
     pub shared: bool,
+}
+
+impl ExpertShape {
+    /// Mixtral's.
+    pub const MIXTRAL: ExpertShape = ExpertShape {
+        activation: Activation::Silu,
+        gating: Gating::Softmax,
+        normalise: true,
+        width: ExpertWidth::Dense,
+        biases: false,
+        scales: true,
+        shared: false,
+    };
 }
 
 /// Of the keys that are read for every architecture, those of models with experts.
@@ -46,6 +64,7 @@ struct Chosen {
     experts: usize,
     routes: Value,
     biases: bool,
+    scales: bool,
 }
 
 impl Builder<'_> {
@@ -53,6 +72,14 @@ impl Builder<'_> {
     pub fn has_experts(&self) -> Result<bool, Error> {
         let count = self.metadata.gguf.u32(&self.metadata.key("expert_count"))?;
         Ok(count.is_some_and(|count| count > 0))
+    }
+
+    /// Experts like Mixtral's where the file says that there are some, else this network.
+    pub fn mixtral_or(&self, ffn: Ffn) -> Result<Feed, Error> {
+        Ok(match self.has_experts()? {
+            true => Feed::Experts(ExpertShape::MIXTRAL),
+            false => Feed::Dense(ffn),
+        })
     }
 
     /// Router and experts of one layer, without the residual.
@@ -83,6 +110,7 @@ impl Builder<'_> {
             experts,
             routes: self.graph.add_one(routing, label("ffn_route"), &[logits])?,
             biases: shape.biases,
+            scales: shape.scales,
         };
         let gate = self.by_expert(&label("ffn_gate_exps"), x, width, &chosen)?;
         let up = self.by_expert(&label("ffn_up_exps"), x, width, &chosen)?;
@@ -115,7 +143,16 @@ impl Builder<'_> {
         };
         let parts = vec![Part { weight, bias }];
         let op = Op::ExpertMatMul { parts, experts };
-        self.graph.add_one(op, label, &[x, chosen.routes])
+        let y = self.graph.add_one(op, label, &[x, chosen.routes])?;
+        let scale = format!("{label}.scale");
+        if !chosen.scales || !self.has(&scale) {
+            self.ignore(scale);
+            return Ok(y);
+        }
+        let factors = self.vectors(&scale, experts, 1)?;
+        let op = Op::ExpertScale { factors };
+        self.graph
+            .add_one(op, format!("{label}_scaled"), &[y, chosen.routes])
     }
 
     /// The network that all rows pass, times the logistic function of its gate.

@@ -24,6 +24,7 @@ const EXPERTS: ExpertShape = ExpertShape {
     normalise: false,
     width: ExpertWidth::OwnKey,
     biases: true,
+    scales: false,
     shared: false,
 };
 

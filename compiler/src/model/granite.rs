@@ -3,7 +3,7 @@
 
 use super::Architecture;
 use super::attention::Attention;
-use super::decoder::{Branch, Decoder, Head};
+use super::decoder::{Branch, Decoder, Feed, Head};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -43,7 +43,7 @@ fn build(b: &mut Builder) -> Result<(), Error> {
             scale: number(b, "residual_scale")?.unwrap_or(1.0),
             ..Branch::PRE_NORM
         },
-        ffn,
+        feed: Feed::Dense(ffn),
         head: Head {
             scale: 1.0 / logits,
             ..Head::PLAIN

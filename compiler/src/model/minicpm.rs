@@ -3,7 +3,7 @@
 
 use super::Architecture;
 use super::attention::Attention;
-use super::decoder::{Branch, Decoder, Head};
+use super::decoder::{Branch, Decoder, Feed, Head};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -34,7 +34,7 @@ fn build(b: &mut Builder) -> Result<(), Error> {
             scale: number("residual_scale", 1.4 / layers.sqrt())?,
             ..Branch::PRE_NORM
         },
-        ffn,
+        feed: Feed::Dense(ffn),
         head: Head {
             scale: 1.0 / number("logit_scale", 256.0 / hidden)?,
             ..Head::PLAIN

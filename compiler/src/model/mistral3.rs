@@ -5,6 +5,7 @@
 use super::Architecture;
 use super::attention::Attention;
 use super::decoder::Decoder;
+use super::experts;
 use super::ffn::Ffn;
 use super::parts::Builder;
 use super::rope::Scaling;
@@ -13,8 +14,8 @@ use crate::graph::{Activation, RopeStyle};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "mistral3",
-    reads: &[],
-    refuses: &[],
+    reads: experts::READS,
+    refuses: experts::REFUSES,
     build,
 };
 
@@ -40,7 +41,8 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         bias: true,
         ..Ffn::new(Activation::Silu)
     };
-    b.decoder(&Decoder::new(ffn), |b, layer| Attention {
+    let feed = b.mixtral_or(ffn)?;
+    b.decoder(&Decoder::with(feed), |b, layer| Attention {
         output_bias: true,
         ..b.plain_attention(layer, rope)
     })

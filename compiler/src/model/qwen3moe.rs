@@ -3,7 +3,7 @@
 
 use super::Architecture;
 use super::attention::{Attention, QkNorm};
-use super::decoder::{Branch, Head};
+use super::decoder::Decoder;
 use super::experts::{self, ExpertShape, ExpertWidth};
 use super::parts::Builder;
 use crate::error::Error;
@@ -22,20 +22,15 @@ const EXPERTS: ExpertShape = ExpertShape {
     normalise: true,
     width: ExpertWidth::OwnKey,
     biases: false,
+    scales: true,
     shared: false,
 };
 
 fn build(b: &mut Builder) -> Result<(), Error> {
     let rope = b.plain_rope(RopeStyle::Neox)?;
-    let mut x = b.embedding(1.0)?;
-    for layer in 0..b.hparams.layers {
-        let attention = Attention {
-            qk_norm: QkNorm::Heads,
-            output_bias: true,
-            ..b.plain_attention(layer, rope)
-        };
-        x = b.attention_branch(layer, x, Branch::PRE_NORM, &attention)?;
-        x = b.experts_branch(layer, x, Branch::PRE_NORM, &EXPERTS)?;
-    }
-    b.head(x, &Head::PLAIN)
+    b.decoder(&Decoder::of_experts(EXPERTS), |b, layer| Attention {
+        qk_norm: QkNorm::Heads,
+        output_bias: true,
+        ..b.plain_attention(layer, rope)
+    })
 }

@@ -66,6 +66,39 @@ mod tests {
     }
 
     #[test]
+    fn gate_and_up_of_experts_share_a_matmul_too() {
+        let (_, before, after) = apply(
+            "fuse_gate_up",
+            Tiny {
+                architecture: "qwen2moe",
+                ..Tiny::PLAIN
+            },
+        );
+        assert_lines(
+            &before,
+            &[
+                "f32[R,5] = matmul blk.0.ffn_gate_inp (",
+                "routes[R,2] = route blk.0.ffn_route (",
+                "f32[2R,64] = expert_matmul blk.0.ffn_gate_exps (",
+                "f32[2R,64] = expert_matmul blk.0.ffn_up_exps (",
+                "f32[2R,32] = expert_matmul blk.0.ffn_down_exps (",
+                "f32[R,32] = expert_sum blk.0.ffn_moe (",
+            ],
+        );
+        assert_lines(
+            &after,
+            &[
+                "expert_matmul blk.0.ffn_gate_up_exps (",
+                "f32[2R,64] = gated_act blk.0.ffn_act_exps (",
+                "expert_matmul blk.0.ffn_down_exps (",
+                "matmul blk.0.ffn_gate_up_shexp (",
+                "gated_act blk.0.ffn_act_shexp (",
+            ],
+        );
+        assert!(!after.contains(" = act "), "{after}");
+    }
+
+    #[test]
     fn gate_and_up_of_different_kinds_still_gate() {
         let (_, _, after) = apply(
             "fuse_gate_up",

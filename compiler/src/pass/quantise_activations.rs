@@ -105,6 +105,27 @@ mod tests {
     }
 
     #[test]
+    fn experts_read_rows_quantised_once() {
+        let tiny = Tiny {
+            architecture: "olmoe",
+            float: "ffn_gate_inp.weight",
+            ..Tiny::PLAIN
+        };
+        let mut graph = tiny.graph();
+        run_all(&mut graph, None).unwrap();
+        assert_lines(
+            &dump(&graph),
+            &[
+                "f32[R,32] = rms_norm blk.0.ffn_norm (",
+                "q8[R,32] = quantise blk.0.ffn_norm_q8 (",
+                "f32[R,5] = matmul blk.0.ffn_gate_inp (",
+                "q8[2R,64] = gated_act_quantise blk.0.ffn_act_exps (",
+                "f32[2R,32] = expert_matmul blk.0.ffn_down_exps (",
+            ],
+        );
+    }
+
+    #[test]
     fn a_value_needed_as_float_too_is_kept() {
         let (_, _, after) = apply(
             "quantise_activations",

@@ -175,6 +175,13 @@ impl Tiny {
             let mut tensor =
                 |name: &str, len: u64| tensors.push((format!("blk.{layer}.{name}"), vec![len]));
             tensor("attn_q.bias", hidden);
+            if own_keys(self.architecture)
+                .iter()
+                .any(|(key, _)| *key == "expert_count")
+            {
+                tensor("ffn_gate_exps.scale", 5);
+                tensor("ffn_down_exps.scale", 5);
+            }
             if self.biases {
                 tensor("attn_output.bias", hidden);
                 tensor("ffn_gate.bias", ffn);

@@ -192,6 +192,7 @@ fn place_weights(graph: &OpGraph, backend: &dyn Backend) -> Result<(Vec<Placemen
             Op::RmsNorm { weight, .. } | Op::NormQuantise { weight, .. } => {
                 as_vector[weight.0 as usize] = true
             }
+            Op::ExpertScale { factors } => as_vector[factors.0 as usize] = true,
             Op::HeadNorm { norm, .. } => as_vector[norm.weight.0 as usize] = true,
             Op::Attention {
                 sinks: Some(sinks), ..

@@ -52,6 +52,7 @@ pub fn in_place(op: &Op) -> Option<u16> {
         | Op::Add
         | Op::GatedAct(_)
         | Op::GateRows
+        | Op::ExpertScale { .. }
         | Op::Scale(_)
         | Op::Softcap(_) => Some(0),
         _ => None,

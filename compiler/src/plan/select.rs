@@ -21,7 +21,7 @@ pub struct Selector<'a> {
     /// Picks by (layout, n, k, rows): layers repeat their shapes.
     picked: RefCell<HashMap<(PackedLayout, usize, usize, usize), Pick>>,
     /// The same of matmuls by expert, by (layout, n, k, experts, used, rows).
-    by_expert: RefCell<HashMap<(PackedLayout, usize, usize, usize, usize, usize), ExpertPick>>,
+    by_expert: RefCell<HashMap<(PackedLayout, [usize; 5]), ExpertPick>>,
 }
 
 /// How matmuls by expert run.
@@ -180,7 +180,7 @@ impl<'a> Selector<'a> {
     ) -> Result<ExpertPick, Error> {
         let one = matrix_of(weight, experts);
         let layout = packed_layout(&one)?;
-        let key = (layout, one.n, one.k, experts, used, rows);
+        let key = (layout, [one.n, one.k, experts, used, rows]);
         if let Some(pick) = self.by_expert.borrow().get(&key) {
             return Ok(pick.clone());
         }

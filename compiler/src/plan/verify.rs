@@ -155,7 +155,8 @@ fn addresses(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), 
             width,
             rows,
         } => {
-            if inputs.len() != op.arity() || *rows == 0 || rows % program.rows != 0 {
+            let of_all = launch.accesses.iter().all(|a| a.rows == *rows);
+            if inputs.len() != op.arity() || rows % program.rows != 0 || !of_all {
                 return Err(format!("{op:?} with {} inputs, {rows} rows", inputs.len()));
             }
             if output.stride < width * 4 {

@@ -104,7 +104,7 @@ fn no_logits_lead_out_of_bounds() {
 }
 
 #[test]
-fn sums_are_by_rank_and_gates_are_logistic() {
+fn factors_are_of_experts_sums_by_rank_and_gates_logistic() {
     let (rows, width, used, experts) = (3, 20, 2, 4);
     let chosen = [[3u32, 0], [0, 2], [2, 3]];
     let weight = |row: usize, rank: usize| 0.25 + row as f32 * 0.5 - rank as f32 * 0.125;
@@ -146,6 +146,37 @@ fn sums_are_by_rank_and_gates_are_logistic() {
         for i in 0..width {
             let of = |rank: usize| x[places[row][rank] * width + i] * weight(row, rank);
             assert_eq!(out[row * width + i], of(0) + of(1), "row {row}");
+        }
+    }
+    let factors = [2.0f32, -1.0, 0.5, 3.0];
+    let mut scaled = x.clone();
+    // SAFETY: as above.
+    unsafe {
+        let scale: ScaleFn = std::mem::transmute(lookup("expert_scale_scalar").expect("listed").0);
+        let at = routes.as_ptr().cast();
+        for (begin, end) in [(0, 2), (2, 9)] {
+            let (x, factors) = (scaled.as_mut_ptr(), factors.as_ptr());
+            scale(
+                x,
+                at,
+                &step(rows),
+                factors,
+                width,
+                experts,
+                used,
+                begin,
+                end,
+                width * 4,
+                stride,
+            );
+        }
+    }
+    for row in 0..rows {
+        for rank in 0..used {
+            let factor = factors[chosen[row][rank] as usize];
+            let span = places[row][rank] * width..(places[row][rank] + 1) * width;
+            let expected: Vec<f32> = x[span.clone()].iter().map(|x| x * factor).collect();
+            assert_eq!(scaled[span], expected, "row {row} rank {rank}");
         }
     }
     let gates = [0.0f32, 2.0, -90.0];

@@ -27,6 +27,17 @@ pub(super) fn route(logits: &Table, routing: &Routing) -> Table {
     logits.iter().map(row).collect()
 }
 
+/// Each routed row times the factor of its expert.
+pub(super) fn scale(x: &Table, routes: &Table, factors: &[f32]) -> Table {
+    let chosen = routes.iter().flat_map(|row| row.iter().step_by(2));
+    let rows = x.iter().zip(chosen);
+    rows.map(|(x, &expert)| {
+        let factor = f64::from(factors[expert as usize]);
+        x.iter().map(|x| x * factor).collect()
+    })
+    .collect()
+}
+
 /// Each row's routed rows times their weights, added by rank.
 pub(super) fn sum(x: &Table, routes: &Table) -> Table {
     let mut x = x.iter();

@@ -160,6 +160,9 @@ impl Lowering<'_> {
             Op::ExpertMatMul { parts, experts } => {
                 self.expert_matmul(label, node, parts, *experts)?
             }
+            Op::ExpertScale { factors } => {
+                vec![self.expert_scale(label, *factors, &inputs, out)?]
+            }
             Op::ExpertSum => vec![self.expert_sum(label, &inputs, out)?],
             Op::GateRows => vec![self.gate_rows(label, &inputs, out)?],
             Op::HeadNorm { norm, heads } => {

@@ -5,10 +5,11 @@ use crate::gguf::{GgufWriter, Value};
 use crate::graph::OpGraph;
 use crate::pass;
 use crate::pass::tests::open;
-use crate::plan::{Options, Plan, build};
+use crate::plan::{Options, Plan, Work, build};
 use crate::target::{PRESETS, Target};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::tensor_type::TensorType;
+use coldpress_runtime::manifest::Stage;
 
 /// Shapes of a qwen3 model.
 struct Dims {
@@ -19,6 +20,8 @@ struct Dims {
     kv_heads: u64,
     head_dim: u64,
     vocab: u64,
+    /// Experts and how many a row uses, each `ffn` wide.
+    experts: Option<(u64, u64)>,
 }
 
 /// Qwen3 0.6B, with fewer layers and tokens.
@@ -30,6 +33,7 @@ const QWEN3: Dims = Dims {
     kv_heads: 8,
     head_dim: 128,
     vocab: 8192,
+    experts: None,
 };
 
 /// Qwen3 8B, with fewer layers and tokens.
@@ -41,12 +45,25 @@ const QWEN3_8B: Dims = Dims {
     ..QWEN3
 };
 
+/// Experts of the width of Qwen3 30B-A3B's, but fewer.
+const QWEN3_MOE: Dims = Dims {
+    layers: 1,
+    ffn: 768,
+    vocab: 2048,
+    experts: Some((32, 4)),
+    ..QWEN3
+};
+
 /// The graph of a qwen3 model of these shapes after all passes, all matrices in `ty` and zero.
 fn qwen3(dims: &Dims, ty: TensorType) -> OpGraph {
     let (hidden, ffn, head_dim) = (dims.hidden, dims.ffn, dims.head_dim);
     let (q, kv) = (dims.heads * head_dim, dims.kv_heads * head_dim);
     let mut writer = GgufWriter::new();
-    writer.add("general.architecture", Value::Str("qwen3".into()));
+    let name = match dims.experts {
+        Some(_) => "qwen3moe",
+        None => "qwen3",
+    };
+    writer.add("general.architecture", Value::Str(name.into()));
     for (suffix, value) in [
         ("block_count", dims.layers),
         ("context_length", 40960),
@@ -57,11 +74,23 @@ fn qwen3(dims: &Dims, ty: TensorType) -> OpGraph {
         ("attention.key_length", head_dim),
         ("attention.value_length", head_dim),
     ] {
-        writer.add(format!("qwen3.{suffix}"), Value::U32(value as u32));
+        writer.add(format!("{name}.{suffix}"), Value::U32(value as u32));
     }
-    writer.add("qwen3.attention.layer_norm_rms_epsilon", Value::F32(1e-6));
+    if let Some((experts, used)) = dims.experts {
+        for (suffix, value) in [
+            ("expert_count", experts),
+            ("expert_used_count", used),
+            ("expert_feed_forward_length", ffn),
+        ] {
+            writer.add(format!("{name}.{suffix}"), Value::U32(value as u32));
+        }
+    }
+    let eps = format!("{name}.attention.layer_norm_rms_epsilon");
+    writer.add(eps, Value::F32(1e-6));
     let mut tensor = |name: String, dims: &[u64]| {
-        let ty = if dims.len() == 1 { TensorType::F32 } else { ty };
+        let router = name.contains("ffn_gate_inp");
+        let float = dims.len() == 1 || router;
+        let ty = if float { TensorType::F32 } else { ty };
         let rows: u64 = dims[1..].iter().product();
         let bytes = ty.row_bytes(dims[0]).expect("whole rows") * rows;
         writer.tensor(name, ty, dims, vec![0; bytes as usize]);
@@ -78,11 +107,25 @@ fn qwen3(dims: &Dims, ty: TensorType) -> OpGraph {
             ("attn_k_norm", &[head_dim]),
             ("attn_output", &[q, hidden]),
             ("ffn_norm", &[hidden]),
-            ("ffn_gate", &[hidden, ffn]),
-            ("ffn_up", &[hidden, ffn]),
-            ("ffn_down", &[ffn, hidden]),
         ] {
             tensor(format!("blk.{layer}.{name}.weight"), dims);
+        }
+        for (name, n, k) in [
+            ("ffn_gate", ffn, hidden),
+            ("ffn_up", ffn, hidden),
+            ("ffn_down", hidden, ffn),
+        ] {
+            match dims.experts {
+                None => tensor(format!("blk.{layer}.{name}.weight"), &[k, n]),
+                Some((experts, _)) => {
+                    let name = format!("blk.{layer}.{name}_exps.weight");
+                    tensor(name, &[k, n, experts]);
+                }
+            }
+        }
+        if let Some((experts, _)) = dims.experts {
+            let name = format!("blk.{layer}.ffn_gate_inp.weight");
+            tensor(name, &[hidden, experts]);
         }
     }
     let mut graph = crate::model::build(&open(&writer)).expect("a model").graph;
@@ -100,6 +143,7 @@ fn the_smallest_shapes_plan() {
         kv_heads: 1,
         head_dim: 32,
         vocab: 1,
+        experts: None,
     };
     let odd = Dims {
         hidden: 6,
@@ -176,6 +220,37 @@ fn no_batch_size_is_a_cliff() {
                     );
                 }
             }
+        }
+    }
+}
+
+/// The more sequences, the more experts a step reads, but never as many more.
+#[test]
+fn no_batch_size_is_a_cliff_for_experts() {
+    let graph = qwen3(&QWEN3_MOE, TensorType::Q4_K);
+    for target in PRESETS {
+        let target = Target::parse(target.name).expect("a preset");
+        for (workers, max_batch) in [(1, 8), (2, 64), (8, 200)] {
+            let plan = build(&graph, &target, options(workers, max_batch)).expect("plans");
+            let (least, batch) = lowest(&plan);
+            assert!(
+                least >= tolerated(&target, max_batch),
+                "{} {workers} workers, batch {batch} of {max_batch}: {least} of a smaller one's",
+                target.name()
+            );
+            let bytes = |rows: usize| {
+                let mut programs = plan.programs.iter();
+                let program = programs.find(|p| p.stage == Stage::Trunk && p.rows == rows);
+                let launches = program.expect("a bucket").launches.iter();
+                let experts = launches.filter(|l| matches!(l.work, Work::Experts(_)));
+                experts.map(|l| l.bytes).sum::<u64>()
+            };
+            // 4, and in the mean 21 of 32 experts.
+            let ratio = bytes(8) as f64 / bytes(1) as f64;
+            assert!(
+                (ratio - 5.25).abs() < 0.01,
+                "{ratio} times the bytes at batch 8"
+            );
         }
     }
 }

@@ -359,3 +359,54 @@ fn shares_must_follow_each_other() {
         assert!(shared(wrong.iter(), 5).is_err(), "{wrong:?}");
     }
 }
+
+#[test]
+fn broken_mixtures_of_experts_are_found() {
+    let tiny = Tiny {
+        architecture: "gpt-oss",
+        ..TINY
+    };
+    let sound = planned(&tiny, 3, 8);
+    check(&sound).expect("a sound plan");
+    fn experts(plan: &mut Plan) -> (&mut Experts, &mut Vec<Access>) {
+        let launch = launch(plan, "expert_matmul");
+        match &mut launch.work {
+            Work::Experts(experts) => (experts, &mut launch.accesses),
+            other => panic!("{other:?} has no experts"),
+        }
+    }
+    let broken: &[(&str, fn(&mut Plan))] = &[
+        ("its tiles are not", |p| experts(p).0.experts -= 1),
+        ("its tiles are not", |p| experts(p).0.parts[0].weights += 64),
+        ("its biases are not", |p| {
+            experts(p).0.parts[0].bias = Some(0);
+        }),
+        ("every expert of every row", |p| experts(p).0.used = 1),
+        ("6 of 5 experts", |p| experts(p).0.used = 6),
+        ("rows of 2 experts", |p| experts(p).0.rows -= 1),
+        ("nothing says", |p| {
+            experts(p).0.parts[1].output.offset += 64
+        }),
+        ("nothing says", |p| experts(p).0.routes.offset += 64),
+        ("nothing says", |p| {
+            for access in experts(p).1.iter_mut().filter(|a| a.write) {
+                access.split = Split::Rows;
+            }
+        }),
+    ];
+    for (says, harm) in broken {
+        let mut plan = sound.clone();
+        harm(&mut plan);
+        let found = check(&plan).expect_err(says).to_string();
+        assert!(found.contains(says), "{found} instead of {says}");
+    }
+    for wanted in ["gather_experts", "expert_matmul", "expert_sum"] {
+        let mut plan = sound.clone();
+        launch(&mut plan, wanted).barrier = false;
+        let found = check(&plan).expect_err(wanted).to_string();
+        assert!(
+            found.contains("races with another worker"),
+            "{wanted}: {found}"
+        );
+    }
+}

@@ -4,16 +4,17 @@
 use crate::cpu::abi::Step;
 use crate::cpu::groups::Routes;
 use crate::cpu::symbols::{Named, Symbol};
-use crate::experts::{GateRowsFn, GatherFn, LEAST_SUM, MAX_EXPERTS, RouteFn, SumFn};
+use crate::experts::{GateRowsFn, GatherFn, LEAST_SUM, MAX_EXPERTS, RouteFn, ScaleFn, SumFn};
 
-/// `route_scalar`, `gather_experts_scalar`, `expert_sum_scalar` and `gate_rows_scalar`, of the types of
-/// [`crate::experts`].
+/// `route_scalar`, `gather_experts_scalar`, `expert_scale_scalar`, `expert_sum_scalar` and `gate_rows_scalar`, of the types
+/// of [`crate::experts`].
 pub const SYMBOLS: &[Named] = &[
     ("route_scalar", Symbol(route as RouteFn as *const ())),
     (
         "gather_experts_scalar",
         Symbol(gather as GatherFn as *const ()),
     ),
+    ("expert_scale_scalar", Symbol(scale as ScaleFn as *const ())),
     ("expert_sum_scalar", Symbol(sum as SumFn as *const ())),
     (
         "gate_rows_scalar",
@@ -117,6 +118,37 @@ unsafe extern "C" fn gather(
             unsafe {
                 let to = out.add(place as usize * out_stride);
                 to.copy_from_nonoverlapping(x.add(row * x_stride), row_bytes);
+            }
+        }
+    });
+}
+
+/// # Safety
+/// The contract of [`ScaleFn`].
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C" fn scale(
+    x: *mut f32,
+    routes: *const u8,
+    step: *const Step,
+    factors: *const f32,
+    width: usize,
+    experts: usize,
+    used: usize,
+    begin: usize,
+    end: usize,
+    x_stride: usize,
+    routes_stride: usize,
+) {
+    // SAFETY: promised by the caller.
+    let routes = unsafe { Routes::new(routes, routes_stride, &*step, used, experts) };
+    routes.places(begin..end, |row, places| {
+        for (&place, &expert) in places.iter().zip(routes.experts(row)) {
+            // SAFETY: places are routed rows of live rows, and there is a factor for every expert.
+            unsafe {
+                let factor = *factors.add(expert as usize);
+                let x = x.byte_add(place as usize * x_stride);
+                let x = std::slice::from_raw_parts_mut(x, width);
+                x.iter_mut().for_each(|x| *x *= factor);
             }
         }
     });

@@ -4,7 +4,7 @@
 use super::Lowering;
 use super::rows::at_share;
 use crate::error::Error;
-use crate::graph::{Gating, Op, OpGraph, Part, Routing, Rows, Value};
+use crate::graph::{Gating, Op, OpGraph, Part, Routing, Rows, Value, WeightId};
 use crate::plan::memory::{rows_of, scratch_value, stride};
 use crate::plan::select::{packed_layout, tile_bytes};
 use crate::plan::{
@@ -193,6 +193,52 @@ impl Lowering<'_> {
         Ok((
             self.call(label, symbol, args, self.rows, accesses),
             gathered,
+        ))
+    }
+
+    /// Multiplies routed rows in place.
+    pub(super) fn expert_scale(
+        &self,
+        label: &str,
+        factors: WeightId,
+        inputs: &[Value],
+        out: Value,
+    ) -> Result<Launch, Error> {
+        let (x, routes) = (inputs[0], inputs[1]);
+        self.same_memory(label, x, out)?;
+        let (rows, by) = (self.buffer(x)?, self.buffer(routes)?);
+        let args = vec![
+            Arg::Arena(rows.offset),
+            Arg::Arena(by.offset),
+            Arg::Step(0),
+            Arg::Weights(self.placement(factors, Form::Vector)?.offset),
+            Arg::Const(self.graph.value_type(x).width),
+            Arg::Const(self.graph.weight(factors).k),
+            Arg::Const(self.graph.value_type(routes).width),
+            Arg::Begin,
+            Arg::End,
+            Arg::Const(rows.stride),
+            Arg::Const(by.stride),
+        ];
+        // A row's routed rows are its worker's, wherever they lie.
+        let cells = Split::Live {
+            per_row: 1,
+            bytes: rows.stride,
+        };
+        let accesses = vec![
+            self.read(x, cells)?,
+            self.read(routes, Split::Whole)?,
+            Access {
+                value: Some(out),
+                ..self.write(x, cells)?
+            },
+        ];
+        Ok(self.call(
+            label,
+            "expert_scale_scalar".into(),
+            args,
+            self.rows,
+            accesses,
         ))
     }
 
