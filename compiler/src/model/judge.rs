@@ -80,7 +80,7 @@ mod tests {
             Verdict::Supported(_)
         ));
         let mut bad = Tiny::PLAIN.writer();
-        bad.add("llama.expert_count", Value::U32(4));
+        bad.add("llama.nextn_predict_layers", Value::U32(4));
         bad.add("llama.attention.causal", Value::Bool(false));
         for name in ["a", "b"] {
             bad.tensor(name, TensorType::I32, &[4], vec![0; 16]);
@@ -89,7 +89,7 @@ mod tests {
             lacking(&bad),
             [
                 "llama.attention.causal: 0 is not implemented for llama (only 1)",
-                "llama.expert_count: 4 is not implemented for llama (only 0)",
+                "llama.nextn_predict_layers: 4 is not implemented for llama (only 0)",
                 "a and 1 more: no kernel reads I32",
             ]
         );

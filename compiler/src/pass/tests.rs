@@ -56,7 +56,7 @@ fn bytes(random: &mut Random, ty: TensorType, len: u64, vector: bool) -> Vec<u8>
 
 /// Metadata that makes a tiny model of an architecture show what it has of its own: windows of two tokens, and keys
 /// without which it is no model.
-fn own_keys(architecture: &str) -> Vec<(&'static str, Value)> {
+fn own_keys(architecture: &str, head_dim: u64) -> Vec<(&'static str, Value)> {
     let experts = vec![
         ("expert_count", Value::U32(5)),
         ("expert_used_count", Value::U32(2)),
@@ -78,8 +78,8 @@ fn own_keys(architecture: &str) -> Vec<(&'static str, Value)> {
             ("attention.sliding_window", Value::U32(2)),
             ("attention.sliding_window_pattern", Value::U32(2)),
             ("rope.freq_base_swa", Value::F32(100.0)),
-            ("attention.key_length_swa", Value::U32(8)),
-            ("attention.value_length_swa", Value::U32(8)),
+            ("attention.key_length_swa", Value::U32(head_dim as u32)),
+            ("attention.value_length_swa", Value::U32(head_dim as u32)),
             ("embedding_length_per_layer_input", Value::U32(32)),
         ],
         "olmo2" => vec![("attention.sliding_window", Value::U32(2))],
@@ -175,10 +175,7 @@ impl Tiny {
             let mut tensor =
                 |name: &str, len: u64| tensors.push((format!("blk.{layer}.{name}"), vec![len]));
             tensor("attn_q.bias", hidden);
-            if own_keys(self.architecture)
-                .iter()
-                .any(|(key, _)| *key == "expert_count")
-            {
+            if self.architecture == "qwen3moe" {
                 tensor("ffn_gate_exps.scale", 5);
                 tensor("ffn_down_exps.scale", 5);
             }
@@ -208,7 +205,7 @@ impl Tiny {
             writer.add(key(suffix), Value::U32(value as u32));
         }
         writer.add(key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
-        for (suffix, value) in own_keys(self.architecture) {
+        for (suffix, value) in own_keys(self.architecture, 32 / self.heads) {
             writer.add(key(suffix), value);
         }
         let mut random = Random(7);
