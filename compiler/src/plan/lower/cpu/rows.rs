@@ -98,9 +98,13 @@ impl Lowering<'_> {
                 Arg::Const(to.stride),
                 bits(norm.eps),
             ];
+            // As for other launches, what pads a row belongs to it.
             let part = |whole: Access| Access {
                 offset: whole.offset + column,
-                width: width * 4,
+                width: match head + 1 == heads {
+                    true => whole.width - column,
+                    false => width * 4,
+                },
                 ..whole
             };
             let accesses = vec![part(read), part(write)];
