@@ -207,6 +207,9 @@ impl Lowering<'_> {
                 self.norm(label, (*weight, *eps), inputs[0], out)
             }
             Op::MatMul { parts, .. } => self.matmul(label, node, parts, None),
+            Op::HeadNorm { norm, heads } if self.buffer(inputs[0])? != self.buffer(out)? => {
+                self.norm_heads(label, (norm, *heads), inputs[0], out)
+            }
             Op::HeadNorm { norm, heads } => {
                 let head_dim = self.graph.value_type(out).width / heads;
                 self.head_norm(label, inputs[0], out, (*norm, *heads, head_dim))

@@ -3,9 +3,10 @@
 
 use super::{LIVE, Lowering, NULL, bits, number, refused};
 use crate::error::Error;
-use crate::graph::{Activation, Op, Value, WeightId};
+use crate::graph::{Activation, HeadNorm, Op, Value, WeightId};
 use crate::plan::select::packed_layout;
-use crate::plan::{Form, Launch};
+use crate::plan::{Access, Form, Launch};
+use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::embed::{self, EmbedArgs};
 use coldpress_kernels::gpu::rows::{self, ElementwiseArgs, GatherArgs, NormArgs};
 use coldpress_kernels::gpu::tile;
@@ -67,6 +68,43 @@ impl Lowering<'_> {
         let bytes = rows::norm_bytes(form, width, self.rows);
         let accesses = vec![self.reads(input)?, self.writes(out)?];
         Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
+    }
+
+    /// RMS norms of heads whose rows somebody reads again: a norm of the head's columns for each.
+    pub(super) fn norm_heads(
+        &self,
+        label: &str,
+        (norm, heads): (&HeadNorm, usize),
+        input: Value,
+        out: Value,
+    ) -> Result<Vec<Launch>, Error> {
+        let width = self.graph.value_type(out).width / heads;
+        rows::legal(width).map_err(|why| refused(label, why))?;
+        let (from, to) = (self.reads(input)?, self.writes(out)?);
+        let weight = self.placement(norm.weight, Form::Vector)?.offset;
+        let bytes = rows::norm_bytes(ActForm::F32, width, self.rows);
+        let head = |head: usize| {
+            let columns = |whole: Access| Access {
+                offset: whole.offset + head * width * 4,
+                width: width * 4,
+                ..whole
+            };
+            let (from, to) = (columns(from), columns(to));
+            let args = NormArgs {
+                x: GridArg::Arena(from.offset as u64),
+                weight: GridArg::Weights(weight),
+                out: GridArg::Arena(to.offset as u64),
+                width: number(width),
+                rows: number(self.rows),
+                x_stride: number(from.stride),
+                out_stride: number(to.stride),
+                eps: bits(norm.eps),
+            };
+            let kernel = rows::norm(ActForm::F32, width);
+            let what = (kernel, rows::norm_geometry(self.rows));
+            self.grid(label, what, args.list(), vec![from, to], bytes)
+        };
+        Ok((0..heads).map(head).collect())
     }
 
     /// An element-wise function of one or two values, left in the form of `out`.
