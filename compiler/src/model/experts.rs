@@ -168,6 +168,10 @@ impl Builder<'_> {
             .optional_size("expert_shared_feed_forward_length")?;
         let width = width.unwrap_or(dense);
         let label = |part: &str| format!("blk.{layer}.{part}");
+        // As llama.cpp, which reads these factors for experts alone.
+        for part in ["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"] {
+            self.ignore(label(&format!("{part}.scale")));
+        }
         let gate = self.linear(&label("ffn_gate_shexp"), x, width, false)?;
         let up = self.linear(&label("ffn_up_shexp"), x, width, false)?;
         let gated = self.gated(layer, "_shexp", activation, (gate, up))?;
