@@ -1,6 +1,7 @@
-//! Which crate may depend on which, read from cargo's own view of the workspace.
+//! What may know what: crates, read from cargo's own view of the workspace, and files that state an architecture.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Names in the normal dependency tree of a package.
@@ -97,5 +98,70 @@ fn the_runtime_hears_no_model_or_format_name() {
                 );
             }
         }
+    }
+}
+
+/// An architecture is one file and a line: nothing but the list in `model.rs` knows its module, and the runtime hears no
+/// model's name.
+#[test]
+fn a_model_architecture_is_one_file_and_a_line() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let sources = |folder: &str| {
+        let mut found = Vec::new();
+        let mut folders = vec![root.join(folder)];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                match path.is_dir() {
+                    true => folders.push(path),
+                    false => found.push(path),
+                }
+            }
+        }
+        let text = |path: PathBuf| (std::fs::read_to_string(&path).ok(), path);
+        found
+            .into_iter()
+            .map(text)
+            .filter_map(|(text, path)| Some((path, text?)))
+            .collect::<Vec<_>>()
+    };
+    let compiler = sources("compiler/src");
+    let others = [
+        sources("runtime/src"),
+        sources("kernels/src"),
+        sources("templates"),
+    ]
+    .concat();
+    for architecture in coldpress_compiler::model::ARCHITECTURES {
+        let stated = format!("name: \"{}\",", architecture.name);
+        let own: Vec<_> = compiler
+            .iter()
+            .filter(|(_, text)| text.contains(&stated))
+            .collect();
+        let [(path, _)] = own[..] else {
+            panic!("{}: {} files", architecture.name, own.len());
+        };
+        let module = path.file_stem().expect("a name").to_string_lossy();
+        let used = format!("{module}::");
+        let users = compiler
+            .iter()
+            .filter(|(other, text)| other != path && text.contains(&used));
+        let lines: Vec<String> = users
+            .flat_map(|(_, text)| text.lines().filter(|line| line.contains(&used)))
+            .map(|line| line.trim().to_string())
+            .collect();
+        assert_eq!(
+            lines,
+            [format!("{module}::ARCHITECTURE,")],
+            "{}",
+            path.display()
+        );
+        let heard = others.iter().find(|(_, text)| text.contains(&stated));
+        assert!(
+            heard.is_none(),
+            "{}: {:?}",
+            architecture.name,
+            heard.map(|h| &h.0)
+        );
     }
 }
