@@ -155,15 +155,15 @@ fn templates_take_the_arguments_that_are_documented() {
         (rope::append(KvType::F16, 64, true), rope::AppendArgs::NAMES),
         (attention::plan(), attention::PlanArgs::NAMES),
         (
-            attention::attention(KvType::F32, 64, 1, ActForm::F32),
+            attention::attention(KvType::F32, 64, 1, true, ActForm::F32),
             attention::AttentionArgs::NAMES,
         ),
         (
-            attention::attention(KvType::F16, 64, 1, ActForm::Q8),
+            attention::attention(KvType::F16, 64, 1, true, ActForm::Q8),
             attention::AttentionArgs::NAMES,
         ),
         (
-            attention::attention(KvType::Q8_0, 64, 1, ActForm::F16),
+            attention::attention(KvType::Q8_0, 64, 1, true, ActForm::F16),
             attention::AttentionArgs::NAMES,
         ),
         (logits::pieces(), logits::PiecesArgs::NAMES),

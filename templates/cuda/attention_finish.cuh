@@ -1,6 +1,6 @@
-// How partial results become rows. A warp that has all splits of a tile keeps its cells in its shared memory; those of a
-// tile that is cut meet in scratch memory, where the warp that comes last merges them in the order of splits.
-<% include "forms.cuh" %>
+// How partial results become rows. A warp leaves the cells of an item in its shared memory, where they stay if it has all
+// splits of its tile; those of a tile that is cut meet in scratch memory, where the warp that comes last merges them in the
+// order of splits.
 constexpr Form FORM = Form::<$ form $>;
 static_assert(FORM == Form::f32 || HEAD_DIM % 32 == 0, "heads share no scale");
 // Cells that are read before any is merged.
@@ -47,12 +47,15 @@ DEVICE F4 merged_cells(const Cells& cells, u32 e) {
 
 // Whether this warp has the whole tile: nobody else reads its cells.
 DEVICE bool keeps_cells(const Params& p, const Work& work) { return cells_of_rows(p.plan)[work.item.row].count == 1; }
-// The cell of query i: among the warp's own, or in scratch memory.
-DEVICE f32* cell_of(const Params& p, const Work& work, u32 i, f32* own) {
-    if (keeps_cells(p, work)) return own + i * CELL_FLOATS;
+// Copies the cells of an item to scratch memory.
+DEVICE void bring_cells(const Params& p, const Work& work, const f32* own) {
     const Queries queries = queries_of(work);
-    const u64 cell = static_cast<u64>(work.item.cell + i / queries.per_row) * p.kv_heads * GROUP;
-    return p.scratch + (cell + queries.first_head + i % queries.per_row) * CELL_FLOATS;
+    for (u32 i = 0; i < queries.count; i++) {
+        const u64 cell = static_cast<u64>(work.item.cell + i / queries.per_row) * p.kv_heads * GROUP;
+        f32* to = p.scratch + (cell + queries.first_head + i % queries.per_row) * CELL_FLOATS;
+        for (u32 e = 4 * lane(); e < CELL_FLOATS; e += 128)
+            *reinterpret_cast<F4*>(to + e) = *reinterpret_cast<const F4*>(own + i * CELL_FLOATS + e);
+    }
 }
 
 // Whether this warp has left the last cells of its tile, KV head and batch. All lanes agree.
@@ -74,10 +77,10 @@ DEVICE bool comes_last(const Params& p, const Work& work) {
 // After the cells of an item are written: leaves its rows, if they are complete. All lanes.
 DEVICE void leave_rows(const Params& p, const Work& work, const f32* own) {
     const bool kept = keeps_cells(p, work);
-    if (kept) {
-        sync_warp();
-    } else if (!comes_last(p, work)) {
-        return;
+    sync_warp();
+    if (!kept) {
+        bring_cells(p, work, own);
+        if (!comes_last(p, work)) return;
     }
     const u32 heads = p.kv_heads * GROUP;
     const u32 width = heads * HEAD_DIM;

@@ -20,6 +20,8 @@ struct alignas(16) Item {
 // The plan in memory: this, then a RowCells for each row there is room for, padded to 16 bytes, then items.
 struct alignas(16) Plan {
     u32 items;
+    // Not 0 where rows may share a slot.
+    u32 shared_slots;
 };
 
 DEVICE const RowCells* cells_of_rows(const Plan* plan) { return reinterpret_cast<const RowCells*>(plan + 1); }

@@ -1,4 +1,5 @@
 // What the kernels of partial attention take, and how warps find their work.
+<% include "forms.cuh" %>
 <% include "attention.cuh" %>
 constexpr u32 THREADS = <$ threads $>;
 constexpr u32 WARPS = THREADS / 32;
@@ -10,18 +11,30 @@ constexpr u32 HEAD_BYTES = head_bytes(KV, HEAD_DIM);
 
 struct Params {
     const u8* q;
-    const u8* kv;
+    const u8* k;  // to be stored, or null
+    const u8* v;
+    const u8* table;
+    const f32* q_norm;
+    const f32* k_norm;
+    u8* kv;
     const Plan* plan;
     f32* scratch;
-    u32* counters;  // of each row, KV head and batch, zero before and after
+    u32* counters;  // of each row, KV head and batch, then three, zero before and after
     u8* out;
     const u32* positions;
     const u32* slots;
     const u32* page_table;
+    const u32* live;
     Arg<u32> max_rows;
     Arg<u32> kv_heads;
     Arg<u32> q_stride;
+    Arg<u32> k_stride;
+    Arg<u32> v_stride;
+    Arg<u32> table_stride;
     Arg<u32> out_stride;
+    Arg<u32> rot_dim;
+    Arg<f32> q_eps;
+    Arg<f32> k_eps;
     Arg<u32> pages_per_slot;
     Arg<u32> split;
     Arg<u32> window;
@@ -74,4 +87,5 @@ DEVICE Pages pages_of(const Params& p, u32 split, u32 begin, u32 end) {
 }
 
 DEVICE f32 capped(f32 score, f32 softcap) { return softcap == 0.0f ? score : softcap * tanh_(score / softcap); }
+<% include "attention_prepare.cuh" %>
 <% include "attention_finish.cuh" %>

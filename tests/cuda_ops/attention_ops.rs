@@ -1,5 +1,6 @@
 use super::cache::Cache;
 use super::{Device, FORMS, SEEDS, assert_row, values};
+use crate::simt::{ARCH, Simt, SimtArg, Source, syncs, without_sync};
 use coldpress_kernels::attention::{Shape, reference};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::gpu::Kernel;
@@ -8,6 +9,7 @@ use coldpress_kernels::gpu::attention::{
     self, AttentionArgs, PlanArgs, cells, counter_bytes, parts, plan, plan_bytes, rows_per_tile,
     scratch_bytes,
 };
+use coldpress_kernels::rope;
 
 const KV_TYPES: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
 /// Every bucket here has room for more rows than are live.
@@ -19,7 +21,19 @@ struct Case {
     kv: KvType,
     shape: Shape,
     split: usize,
+    rotation: Option<Rotation>,
 }
+
+/// What happens to heads before attention, which then stores K and V of the step's rows itself.
+#[derive(Clone, Copy)]
+struct Rotation {
+    rot_dim: usize,
+    neox: bool,
+    normalised: bool,
+}
+
+const Q_EPS: f32 = 1e-5;
+const K_EPS: f32 = 1e-3;
 
 /// How a step's work is divided; results must not depend on it.
 #[derive(Clone, Copy)]
@@ -46,7 +60,45 @@ impl Case {
             kv,
             shape,
             split: 64,
+            rotation: None,
         }
+    }
+
+    /// The same, heads normalised or not, rotated by the first `rot_dim` elements.
+    fn rotating(self, rot_dim: usize, neox: bool, normalised: bool) -> Case {
+        let rotation = Some(Rotation {
+            rot_dim,
+            neox,
+            normalised,
+        });
+        Case { rotation, ..self }
+    }
+
+    /// Rows of cosines and sines.
+    fn table(&self, positions: &[u32]) -> Vec<f32> {
+        let half = self.rotation.map_or(0, |r| r.rot_dim / 2);
+        let inv_freq: Vec<f32> = (0..half).map(|i| 0.7f32.powi(i as i32)).collect();
+        rope::reference_table(positions, &inv_freq, 1.0)
+    }
+
+    fn norm(&self, seed: usize) -> Vec<f32> {
+        let weight = values(seed, self.shape.head_dim, 0.5);
+        weight.iter().map(|w| w + 1.0).collect()
+    }
+
+    /// Heads of one row as attention meets them.
+    fn ready(&self, heads: &[f32], position: u32, norm: &[f32], eps: f32) -> Vec<f32> {
+        let Some(rotation) = self.rotation else {
+            return heads.to_vec();
+        };
+        let shape = rope::Shape {
+            heads: heads.len() / self.shape.head_dim,
+            head_dim: self.shape.head_dim,
+            rot_dim: rotation.rot_dim,
+            neox: rotation.neox,
+        };
+        let norm = rotation.normalised.then_some(norm);
+        rope::reference(heads, norm, &self.table(&[position]), &shape, eps)
     }
 
     /// The forms in which rows can be left.
@@ -58,7 +110,9 @@ impl Case {
     }
 
     fn kernel(&self, form: ActForm) -> Kernel {
-        attention::attention(self.kv, self.shape.head_dim, self.shape.group(), form)
+        let neox = self.rotation.is_none_or(|r| r.neox);
+        let (head_dim, group) = (self.shape.head_dim, self.shape.group());
+        attention::attention(self.kv, head_dim, group, neox, form)
     }
 
     fn kernels(&self) -> Vec<Kernel> {
@@ -70,7 +124,13 @@ impl Case {
         self.shape.heads * self.shape.head_dim
     }
 
-    /// Slots' caches up to the last positions in `rows`, filled.
+    /// K or V of one token before anything happens to it.
+    fn token(&self, slot: usize, token: usize, v: bool) -> Vec<f32> {
+        let seed = 2 * (token + 1000 * slot) + usize::from(v);
+        values(seed, self.shape.kv_heads * self.shape.head_dim, 2.0)
+    }
+
+    /// Slots' caches up to the last positions in `rows`, filled; without the rows if attention is to store them.
     fn cache(&self, rows: &[(u32, u32)]) -> Cache {
         let slots = rows.iter().map(|r| r.0).max().map_or(0, |s| s as usize + 1);
         let longest = rows.iter().map(|r| r.1).max().map_or(0, |p| p as usize + 1);
@@ -79,12 +139,14 @@ impl Case {
         for slot in 0..slots {
             let last = rows.iter().filter(|r| r.0 as usize == slot).map(|r| r.1);
             for token in 0..last.max().map_or(0, |p| p as usize + 1) {
-                for v in [false, true] {
-                    let seed = 2 * (token + 1000 * slot) + usize::from(v);
-                    let values = values(seed, kv_heads * head_dim, 2.0);
-                    cache.write(slot, token, v, &values);
-                }
+                let k = self.token(slot, token, false);
+                let k = self.ready(&k, token as u32, &self.norm(5), K_EPS);
+                cache.write(slot, token, false, &k);
+                cache.write(slot, token, true, &self.token(slot, token, true));
             }
+        }
+        for &(slot, token) in rows.iter().filter(|_| self.rotation.is_some()) {
+            cache.erase(slot as usize, token as usize);
         }
         cache
     }
@@ -95,20 +157,40 @@ impl Case {
     }
 
     fn expected(&self, cache: &Cache, (slot, pos): (u32, u32)) -> Vec<f32> {
+        let query = self.query((slot, pos));
+        let query = self.ready(&query, pos, &self.norm(4), Q_EPS);
         let all = |v: bool| {
             let tokens = 0..=pos as usize;
             let tokens = tokens.flat_map(|t| cache.read(slot as usize, t, v));
             tokens.collect::<Vec<f32>>()
         };
-        reference(
-            &self.query((slot, pos)),
-            &all(false),
-            &all(true),
-            &self.shape,
-        )
+        reference(&query, &all(false), &all(true), &self.shape)
     }
 
-    /// The step's output rows in `form`, those that are not live included.
+    /// What was stored for the step's rows is what should have been, and nothing else changed.
+    fn check_stored(&self, before: &Cache, after: &Cache, rows: &[(u32, u32)], what: &str) {
+        let mut rest = after.clone();
+        for &(slot, position) in rows {
+            let (s, t) = (slot as usize, position as usize);
+            let v = before.encoded(&self.token(s, t, true));
+            assert_eq!(after.stored(s, t, true), v, "{what}: v of {t}");
+            let k = self.token(s, t, false);
+            let k = self.ready(&k, position, &self.norm(5), K_EPS);
+            let loss = match self.kv {
+                KvType::F32 => 4e-6,
+                KvType::F16 => 4e-3,
+                KvType::Q8_0 => 0.05,
+            };
+            for (found, expected) in after.read(s, t, false).iter().zip(k) {
+                let apart = (found - expected).abs();
+                assert!(apart <= loss, "{what}: k of {t}: {found} {expected}");
+            }
+            rest.erase(s, t);
+        }
+        assert!(rest.pool == before.pool, "{what}: other bytes of the cache");
+    }
+
+    /// The step's output rows in `form`, those that are not live included, and the pages as they are after it.
     fn attend(
         &self,
         device: &Device,
@@ -116,12 +198,51 @@ impl Case {
         rows: &[(u32, u32)],
         form: ActForm,
         by: Division,
-    ) -> Vec<u8> {
+    ) -> (Vec<u8>, Vec<u8>) {
+        let name = self.kernel(form).name;
+        let left = self.attend_with(device, &name, cache, rows, form, by);
+        left.unwrap_or_else(|e| panic!("{name} under schedule {}: {e}", by.seed))
+    }
+
+    /// The same by a kernel of another name.
+    fn attend_with(
+        &self,
+        device: &Device,
+        name: &str,
+        cache: &Cache,
+        rows: &[(u32, u32)],
+        form: ActForm,
+        by: Division,
+    ) -> Result<(Vec<u8>, Vec<u8>), String> {
         let simt = &device.simt;
         let shape = &self.shape;
         let (slots, positions): (Vec<u32>, Vec<u32>) = rows.iter().copied().unzip();
         let q: Vec<f32> = rows.iter().flat_map(|&r| self.query(r)).collect();
         let q_stride = self.width() * 4 + 64;
+        let table = self.table(&positions);
+        let kv_width = shape.kv_heads * shape.head_dim;
+        let kv_stride = kv_width * 4 + 64;
+        let tokens = |v| -> Vec<f32> {
+            let rows = rows.iter();
+            rows.flat_map(|r| self.token(r.0 as usize, r.1 as usize, v))
+                .collect()
+        };
+        let stored = |v: bool| -> SimtArg {
+            match self.rotation {
+                Some(_) => device.rows(&tokens(v), kv_width, kv_stride).into(),
+                None => 0.into(),
+            }
+        };
+        let rot_dim = self.rotation.map_or(0, |r| r.rot_dim);
+        let norm = |seed| -> SimtArg {
+            match self.rotation {
+                Some(Rotation {
+                    normalised: true, ..
+                }) => device.f32s(&self.norm(seed)).into(),
+                _ => 0.into(),
+            }
+        };
+        let pool = simt.upload(&cache.pool);
         let (slots, positions) = (device.u32s(&slots), device.u32s(&positions));
         let live = device.u32s(&[rows.len() as u32, 0]);
         let divided = simt.alloc(plan_bytes(MAX_ROWS, by.cells));
@@ -146,7 +267,12 @@ impl Case {
         };
         let attention_args = AttentionArgs {
             q: device.rows(&q, self.width(), q_stride).into(),
-            kv: simt.upload(&cache.pool).into(),
+            k: stored(false),
+            v: stored(true),
+            table: device.f32s(&table).into(),
+            q_norm: norm(4),
+            k_norm: norm(5),
+            kv: pool.into(),
             plan: divided.into(),
             scratch: scratch.into(),
             counters: counters.into(),
@@ -154,10 +280,17 @@ impl Case {
             positions: positions.into(),
             slots: slots.into(),
             page_table: device.u32s(&cache.table).into(),
+            live: live.into(),
             max_rows: (MAX_ROWS as u32).into(),
             kv_heads: (shape.kv_heads as u32).into(),
             q_stride: (q_stride as u32).into(),
+            k_stride: (kv_stride as u32).into(),
+            v_stride: (kv_stride as u32).into(),
+            table_stride: (rot_dim as u32 * 4).into(),
             out_stride: (form.stride(self.width()) as u32).into(),
+            rot_dim: (rot_dim as u32).into(),
+            q_eps: Q_EPS.into(),
+            k_eps: K_EPS.into(),
             pages_per_slot: (cache.pages_per_slot as u32).into(),
             split: (self.split as u32).into(),
             window,
@@ -172,17 +305,27 @@ impl Case {
             plan_args.list(),
             by.seed,
         );
-        device.launch(&self.kernel(form), geometry, attention_args.list(), by.seed);
-        assert!(device.read(&counters).iter().all(|&b| b == 0), "counters");
-        device.read(&out)
+        simt.launch(name, geometry, &attention_args.list(), by.seed)?;
+        match device.read(&counters).iter().all(|&b| b == 0) {
+            true => Ok((device.read(&out), device.read(&pool))),
+            false => Err("leaves its counters".into()),
+        }
     }
 
     /// Attends under several divisions, forms and schedules; compares with the reference, and f32 rows bit by bit.
     fn check(&self, device: &Device, rows: &[(u32, u32)]) {
         let cache = self.cache(rows);
         let shape = &self.shape;
+        let how = match self.rotation {
+            Some(Rotation {
+                rot_dim,
+                neox,
+                normalised,
+            }) => format!("rotation {rot_dim} neox {neox} normalised {normalised}"),
+            None => String::new(),
+        };
         let what = format!(
-            "{} d{} {}/{} window {} softcap {} split {}",
+            "{} d{} {}/{} window {} softcap {} split {} {how}",
             self.kv.name(),
             shape.head_dim,
             shape.heads,
@@ -214,14 +357,26 @@ impl Case {
             KvType::F32 => (0.0, 3e-5),
             KvType::F16 | KvType::Q8_0 => (0.0, 4e-3),
         };
-        let expected: Vec<Vec<f32>> = rows.iter().map(|&r| self.expected(&cache, r)).collect();
+        let mut expected: Vec<Vec<f32>> = vec![];
+        let mut stored: Option<Cache> = None;
         let mut first: Option<Vec<u8>> = None;
         for (i, &by) in divisions.iter().enumerate() {
             let form = match i {
                 0..3 => self.forms()[(i + 2) % self.forms().len()],
                 _ => ActForm::F32,
             };
-            let out = self.attend(device, &cache, rows, form, by);
+            let (out, pool) = self.attend(device, &cache, rows, form, by);
+            let stored = stored.get_or_insert_with(|| {
+                let after = cache.with(&pool);
+                match self.rotation {
+                    Some(_) => self.check_stored(&cache, &after, rows, &what),
+                    None => assert!(after.pool == cache.pool, "{what}: the cache"),
+                }
+                // Of what is in the cache: its rounding is another test's.
+                expected = rows.iter().map(|&r| self.expected(&after, r)).collect();
+                after
+            });
+            assert!(stored.pool == pool, "{what}: other keys by division {i}");
             let stride = form.stride(self.width());
             let (live, rest) = out.split_at(rows.len() * stride);
             for (r, row) in live.chunks_exact(stride).enumerate() {
@@ -251,8 +406,12 @@ fn decode_rows_of_every_head_shape_are_the_reference() {
     // Pages and splits begin at 32 and 64: around both.
     let rows = [(0, 0), (1, 31), (2, 32), (3, 63), (4, 64), (5, 130)];
     for kv in KV_TYPES {
-        let cases =
-            shapes.map(|(heads, kv_heads, head_dim)| Case::of(kv, heads, kv_heads, head_dim));
+        let plain = shapes.map(|(heads, kv_heads, d)| Case::of(kv, heads, kv_heads, d));
+        let rotating = plain.into_iter().enumerate().map(|(i, case)| {
+            let rot_dim = if i % 2 == 0 { case.shape.head_dim } else { 32 };
+            case.rotating(rot_dim, i % 3 != 0, i % 4 < 2)
+        });
+        let cases: Vec<Case> = plain.into_iter().chain(rotating).collect();
         let kernels: Vec<Kernel> = cases.iter().flat_map(Case::kernels).collect();
         let Some(device) = Device::of(&kernels) else {
             return;
@@ -278,6 +437,7 @@ fn windows_softcaps_and_prompt_rows_are_the_reference() {
             let mut case = Case { split, ..base };
             (case.shape.window, case.shape.softcap) = (window, softcap);
             case.check(&device, &rows);
+            case.rotating(48, true, true).check(&device, &rows);
         }
     }
 }
@@ -286,7 +446,9 @@ fn windows_softcaps_and_prompt_rows_are_the_reference() {
 fn many_query_heads_of_one_kv_head_are_the_reference() {
     let rows = [(0, 40), (0, 41), (1, 3)];
     for kv in KV_TYPES {
-        let cases = [(24, 1), (16, 1), (10, 2)].map(|(h, kv_heads)| Case::of(kv, h, kv_heads, 32));
+        let plain = [(24, 1), (16, 1), (10, 2)].map(|(h, kv_heads)| Case::of(kv, h, kv_heads, 32));
+        let rotating = plain.map(|case| case.rotating(32, true, false));
+        let cases = [plain, rotating].concat();
         let kernels: Vec<Kernel> = cases.iter().flat_map(Case::kernels).collect();
         let Some(device) = Device::of(&kernels) else {
             return;
@@ -307,7 +469,7 @@ fn bits_of_a_row_do_not_depend_on_its_company() {
         seed,
     };
     for kv in KV_TYPES {
-        let mut case = Case::of(kv, 8, 2, 64);
+        let mut case = Case::of(kv, 8, 2, 64).rotating(64, false, true);
         (case.split, case.shape.window) = (32, 25);
         let Some(device) = Device::of(&case.kernels()) else {
             return;
@@ -315,14 +477,18 @@ fn bits_of_a_row_do_not_depend_on_its_company() {
         let cache = case.cache(&together);
         let stride = ActForm::F32.stride(case.width());
         let cells = cells(MAX_ROWS, 91, 32);
-        let all = case.attend(&device, &cache, &together, ActForm::F32, by(4, cells, 5));
-        for (i, &row) in together.iter().enumerate() {
-            for (warps, cells) in [(1, 1), (1 << 20, cells)] {
+        let (all, pool) = case.attend(&device, &cache, &together, ActForm::F32, by(4, cells, 5));
+        for (warps, cells) in [(1, 1), (1 << 20, cells)] {
+            // One after the other, each finds what those before it stored.
+            let mut cache = cache.clone();
+            for (i, &row) in together.iter().enumerate() {
                 let alone = by(warps, cells, 6);
-                let alone = case.attend(&device, &cache, &[row], ActForm::F32, alone);
+                let (alone, stored) = case.attend(&device, &cache, &[row], ActForm::F32, alone);
+                cache.pool = stored;
                 let same = alone[..stride] == all[i * stride..][..stride];
                 assert!(same, "{} row {i}", kv.name());
             }
+            assert!(cache.pool == pool, "{}: what is stored", kv.name());
         }
     }
 }
@@ -340,6 +506,92 @@ fn a_step_without_live_rows_has_no_work() {
         blocks: 2,
         seed: 1,
     };
-    let out = case.attend(&device, &cache, &[], ActForm::F32, by);
+    let (out, _) = case.attend(&device, &cache, &[], ActForm::F32, by);
     assert!(out.iter().all(|&b| b == 0xff));
+}
+
+/// Without any one of its barriers some schedule gives an error or other bits.
+#[test]
+fn every_barrier_is_needed() {
+    // Rows that share a slot, and rows that do not; tiles that are cut, and tiles that are not.
+    let chunk: Vec<(u32, u32)> = (60..66).map(|p| (0, p)).chain([(1, 40)]).collect();
+    let decode = vec![(0, 70), (1, 33), (2, 5)];
+    for kv in [KvType::F32, KvType::F16] {
+        let mut case = Case::of(kv, 8, 2, 64).rotating(64, true, true);
+        case.split = 32;
+        let kernel = case.kernel(ActForm::Q8);
+        let whole = Source::of(&kernel);
+        let all = syncs(&whole.body);
+        let mut sources = vec![Source::of(&plan()), whole.clone()];
+        sources.extend((0..all.len()).map(|i| {
+            let name = format!("{}_{i}", kernel.name);
+            let body = without_sync(&whole.body, i).replace(&kernel.name, &name);
+            Source::new(&name, &body)
+        }));
+        let Some(simt) = Simt::build(&sources, ARCH) else {
+            return;
+        };
+        let device = Device { simt };
+        let steps = [
+            (&chunk, 1 << 20),
+            (&decode, 1 << 20),
+            (&decode, 1),
+            (&chunk, 1),
+        ];
+        let by = |warps, seed| Division {
+            warps,
+            cells: 200,
+            // Some warps have several items either way.
+            blocks: if warps == 1 { 1 } else { 3 },
+            seed,
+        };
+        let caches = steps.map(|(rows, _)| case.cache(rows));
+        let expected: Vec<_> = steps
+            .iter()
+            .zip(&caches)
+            .map(|(&(rows, warps), cache)| {
+                case.attend(&device, cache, rows, ActForm::Q8, by(warps, 1))
+            })
+            .collect();
+        let mut idle = vec![];
+        for (i, sync) in all.iter().enumerate() {
+            let name = format!("{}_{i}", kernel.name);
+            let line: usize = sync
+                .rsplit(' ')
+                .next()
+                .and_then(|l| l.parse().ok())
+                .expect("a line");
+            let text = whole.body.lines().nth(line - 1).expect("a line");
+            // Of longer heads alone.
+            if text.contains("if constexpr (PADDED > 128)") {
+                continue;
+            }
+            let fails = (1..40).any(|seed| {
+                let mutant = Device {
+                    simt: device.simt.fresh(),
+                };
+                steps.iter().zip(&caches).zip(&expected).any(
+                    |((&(rows, warps), cache), expected)| {
+                        let by = by(warps, seed);
+                        let form = ActForm::Q8;
+                        let left = case.attend_with(&mutant, &name, cache, rows, form, by);
+                        left.as_ref() != Ok(expected)
+                    },
+                )
+            });
+            if !fails {
+                let before = whole.body.lines().skip(line.saturating_sub(4)).take(5);
+                idle.push(format!(
+                    "{sync}:\n{}",
+                    before.collect::<Vec<_>>().join("\n")
+                ));
+            }
+        }
+        let name = &kernel.name;
+        assert!(
+            idle.is_empty(),
+            "{name}: nothing happens without {}",
+            idle.join("\n")
+        );
+    }
 }

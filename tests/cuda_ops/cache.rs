@@ -3,6 +3,7 @@ use coldpress_kernels::cpu::pages::q8_scale;
 use half::f16;
 
 /// One layer's pages, shuffled, with NaN wherever nothing was written.
+#[derive(Clone)]
 pub struct Cache {
     ty: KvType,
     kv_heads: usize,
@@ -32,6 +33,15 @@ impl Cache {
                 .map(|i| ((i * 1009 + 3) % pages) as u32)
                 .collect(),
             pool: vec![0xff; pages * ty.page_bytes(kv_heads, head_dim)],
+        }
+    }
+
+    /// The same tables with other pages.
+    pub fn with(&self, pool: &[u8]) -> Cache {
+        let pool = pool.to_vec();
+        Cache {
+            pool,
+            ..self.clone()
         }
     }
 

@@ -46,6 +46,8 @@ impl Step {
         device.launch(&plan(), plan_geometry(), args.list(), seed);
         let words = device.read_u32(&out);
         let items = words[0] as usize;
+        let slots: BTreeSet<u32> = rows.iter().map(|r| r.0).collect();
+        assert!(rows.len() > 256 || (words[1] > 0) == (slots.len() < rows.len()));
         let first_item = 4 + (max_rows * 2).next_multiple_of(4);
 
         // Splits that are computed for each row, with their cells; an item of several splits has them merged in one.

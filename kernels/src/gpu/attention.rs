@@ -1,5 +1,6 @@
-//! Attention on GPUs: what each warp is to do in a step ([`plan`], once per program and window), and the partial results of
-//! every split and their merging into rows of any activation form ([`attention`]).
+//! Attention on GPUs: what each warp is to do in a step ([`plan`], once per program and window), and all that happens between
+//! the q, k and v rows and rows of any activation form ([`attention`]): norms of heads and rotation, storing K and V, the
+//! partial results of every split, and their merging.
 //!
 //! ```text
 //! tile    up to QUERIES queries that read the same K and V: rows of one slot that follow each other, times the query heads
@@ -59,8 +60,18 @@ arguments! {
 arguments! {
     /// Arguments of [`attention`]. Template: `attention` (f16 and q8_0 caches) or `attention_f32`.
     pub struct AttentionArgs {
-        /// Address of f32 rows of query heads.
+        /// Address of f32 rows of query heads, neither normalised nor rotated yet if they are to be.
         q,
+        /// Address of f32 rows of K to be normalised, rotated and stored; 0: K and V are in the cache.
+        k,
+        /// Address of f32 rows of V to be stored.
+        v,
+        /// Address of rows of cosines and sines; anything with `rot_dim` 0.
+        table,
+        /// Address of f32 `[head_dim]`, or 0: heads of q are not normalised.
+        q_norm,
+        /// Address of f32 `[head_dim]`, or 0: heads of k are not normalised.
+        k_norm,
         /// Address of the layer's pages.
         kv,
         /// What [`plan`] left.
@@ -77,14 +88,28 @@ arguments! {
         slots,
         /// Address of u32 pages of the slots.
         page_table,
+        /// Address of the live rows and live logits rows, two u32.
+        live,
         /// Rows that `plan` has room for.
         max_rows,
         /// KV heads.
         kv_heads,
         /// Bytes between rows of `q`.
         q_stride,
+        /// Bytes between rows of `k`.
+        k_stride,
+        /// Bytes between rows of `v`.
+        v_stride,
+        /// Bytes between rows of `table`.
+        table_stride,
         /// Bytes between rows of `out`.
         out_stride,
+        /// Leading elements of a head that rotate, even.
+        rot_dim,
+        /// Added to the mean square of heads of q (f32).
+        q_eps,
+        /// Added to the mean square of heads of k (f32).
+        k_eps,
         /// Pages of a slot in `page_table`.
         pages_per_slot,
         /// Tokens of a split, as in `plan`.
@@ -185,10 +210,14 @@ pub const fn scratch_bytes(heads: usize, head_dim: usize, cells: usize) -> usize
     cells * heads * partial_floats(head_dim) * 4
 }
 
-/// Bytes of the counters of `rows` rows: one for each KV head and batch of query heads.
+/// Bytes of the counters of `rows` rows: one for each KV head and batch of query heads, and three of the launch.
 pub const fn counter_bytes(rows: usize, kv_heads: usize, group: usize) -> usize {
-    rows * parts(kv_heads, group) * 4
+    (rows * parts(kv_heads, group) + 3) * 4
 }
+
+/// Seconds that queries, keys and values of the step take before the first score: they are read, summed over a warp, meet in
+/// shared memory and are stored.
+pub const PREPARE: f64 = 0.5e-6;
 
 /// Whether rows can be left in any form: heads that share a scale with others can only be left as f32.
 pub const fn leaves_any_form(head_dim: usize) -> bool {
@@ -232,7 +261,7 @@ const fn warp_bytes(kv: KvType, head_dim: usize) -> usize {
     let head = head_dim.next_multiple_of(32);
     let sums = QUERIES * head * 4;
     match kv {
-        KvType::F32 => 2 * sums + QUERIES * (PAGE_TOKENS + 1) * 4 + QUERIES * 8,
+        KvType::F32 => 2 * sums + QUERIES * (PAGE_TOKENS + 1 + 4) * 4 + QUERIES * 8,
         KvType::F16 | KvType::Q8_0 => sums + sums / 2 + 32 * 16,
     }
 }
@@ -252,11 +281,13 @@ const fn min_blocks(kv: KvType) -> i64 {
     }
 }
 
-/// Attention of `group` query heads per KV head, its rows left in `form`.
-pub fn attention(kv: KvType, head_dim: usize, group: usize, form: ActForm) -> Kernel {
+/// Attention of `group` query heads per KV head, its rows left in `form`; heads rotate in pairs `(i, i + rot_dim / 2)` when
+/// `neox`, else `(2 i, 2 i + 1)`.
+pub fn attention(kv: KvType, head_dim: usize, group: usize, neox: bool, form: ActForm) -> Kernel {
     let (cache, rows) = (kv.name(), form.name());
+    let style = super::rope::style(neox);
     Kernel {
-        name: format!("attention_{cache}_d{head_dim}_g{group}_{rows}"),
+        name: format!("attention_{cache}_d{head_dim}_g{group}_{style}_{rows}"),
         template: match kv {
             KvType::F32 => "attention_f32",
             KvType::F16 | KvType::Q8_0 => "attention",
@@ -266,6 +297,7 @@ pub fn attention(kv: KvType, head_dim: usize, group: usize, form: ActForm) -> Ke
             ("head_dim", Constant::Int(head_dim as i64)),
             ("group", Constant::Int(group as i64)),
             ("blocks", Constant::Int(min_blocks(kv))),
+            ("neox", Constant::Flag(neox)),
             ("form", Constant::Word(form.name().into())),
         ],
         threads: 32 * block_warps(kv, head_dim) as u32,
@@ -342,7 +374,7 @@ mod tests {
         for kv in [KvType::F32, KvType::F16, KvType::Q8_0] {
             for head_dim in (4..=MAX_HEAD_DIM).step_by(4) {
                 let geometry = geometry(kv, head_dim, 132);
-                let kernel = attention(kv, head_dim, 4, ActForm::F32);
+                let kernel = attention(kv, head_dim, 4, true, ActForm::F32);
                 assert!(
                     geometry.shared_bytes as usize <= SHARED_BYTES,
                     "{}",

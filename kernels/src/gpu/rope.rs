@@ -141,9 +141,14 @@ pub fn table_geometry(rows: usize) -> Geometry {
     }
 }
 
+/// Name of a pairing inside kernel names.
+pub(super) const fn style(neox: bool) -> &'static str {
+    if neox { "neox" } else { "adjacent" }
+}
+
 /// Heads of `head_dim`, pairs `(i, i + rot_dim / 2)` when `neox`, else `(2 i, 2 i + 1)`; a cache of type `kv`.
 pub fn append(kv: KvType, head_dim: usize, neox: bool) -> Kernel {
-    let style = if neox { "neox" } else { "adjacent" };
+    let style = style(neox);
     Kernel {
         name: format!("rope_append_{}_d{head_dim}_{style}", kv.name()),
         template: "rope_append",

@@ -6,6 +6,7 @@ mod adapt;
 mod attention;
 mod logits;
 mod matmul;
+mod rope;
 mod rows;
 mod select;
 
@@ -138,6 +139,13 @@ impl Backend for Cuda {
         match *group {
             [node] => lowering.node(node),
             [first, second] => lowering.pair(first, second),
+            [rotation, attention, conversion] => {
+                let out = Value {
+                    node: conversion,
+                    port: 0,
+                };
+                lowering.attention(attention, Some(rotation), out)
+            }
             _ => Err(Error::Internal(format!("a group of {} nodes", group.len()))),
         }
     }
@@ -186,7 +194,10 @@ impl Lowering<'_> {
             (Op::MatMul { parts, .. }, &Op::NormQuantise { weight, .. }) => {
                 self.matmul(&a.label, first, parts, Some((weight, out)))
             }
-            (Op::Attention { .. }, Op::Quantise) => self.attention(first, out),
+            (Op::Attention { .. }, Op::Quantise) => self.attention(first, None, out),
+            (Op::RopeAppend { .. }, Op::Attention { .. }) => {
+                self.attention(second, Some(first), out)
+            }
             (one, other) => Err(Error::Internal(format!(
                 "{}: {one:?} joined with {other:?}",
                 a.label
@@ -226,7 +237,7 @@ impl Lowering<'_> {
                 let norms = (*q_norm, *k_norm);
                 self.rope_append(label, &inputs, out, *layer, (*heads, *shape), norms)
             }
-            Op::Attention { .. } => self.attention(node, out),
+            Op::Attention { .. } => self.attention(node, None, out),
             // Its rows lie in those it is a view of.
             Op::Columns { .. } => Ok(Vec::new()),
             Op::SelectRows => self.select_rows(label, out),

@@ -40,8 +40,9 @@ pub(super) fn groups(graph: &OpGraph, nodes: &[NodeIndex]) -> Vec<Vec<NodeIndex>
     firsts.map(chain).collect()
 }
 
-/// The node whose work `node` completes: a gate/up matmul with the gating that alone reads it, attention with the conversion
-/// that alone reads it, a residual matmul with the norm of its rows that matmuls read.
+/// The node whose work `node` completes: a gate/up matmul with the gating that alone reads it, rotation with the attention
+/// that alone reads its queries, attention with the conversion that alone reads it, a residual matmul with the norm of its
+/// rows that matmuls read.
 fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     let inputs = graph.inputs(node);
     let first = inputs.first()?.node;
@@ -65,6 +66,9 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
             // A second norm of the same rows runs by itself.
             let is_first = norms.into_iter().find(|&n| is_norm(n)) == Some(node);
             (is_first && readers.iter().all(|&(reader, _)| is_matmul(reader))).then_some(first)
+        }
+        (Op::RopeAppend { layer, .. }, Op::Attention { layer: own, .. }) => {
+            (layer == own && inputs == outputs && alone(&inputs[0])).then_some(first)
         }
         (&Op::Attention { layer, .. }, Op::Quantise) => {
             let any_form = attention::leaves_any_form(graph.kv[layer].head_dim);

@@ -1,16 +1,15 @@
-//! Everything between the q, k, v projections and the output projection: rotary tables, rotation with per-head norms, the
-//! KV cache, attention.
+//! Attention: how a step is divided, and one launch for all between the q, k, v projections and the output projection.
 
-use super::{LIVE, Lowering, NULL, bits, number, refused};
+use super::{LIVE, Lowering, bits, number, refused};
 use crate::error::Error;
-use crate::graph::{HeadNorm, Op, OpGraph, RopeShape, RopeStyle, Value, WeightId};
+use crate::graph::{Op, OpGraph, RopeStyle, Value};
 use crate::plan::memory::scratch_value;
-use crate::plan::{Access, Form, Launch, Options, Space, Split};
+use crate::plan::{Access, Launch, Options, Space, Split};
 use crate::target::cuda::CudaProfile;
 use coldpress_kernels::attention::Shape;
 use coldpress_kernels::gpu::abi::StepLayout;
 use coldpress_kernels::gpu::attention::{self, AttentionArgs, PlanArgs};
-use coldpress_kernels::gpu::rope::{self, AppendArgs, TableArgs};
+use coldpress_kernels::gpu::rope;
 use coldpress_runtime::manifest::GridArg;
 use petgraph::stable_graph::NodeIndex;
 
@@ -129,205 +128,15 @@ fn shape(graph: &OpGraph, node: NodeIndex) -> Option<Shape> {
     })
 }
 
-/// What `rope_append` does to a row; what it does not do is left out.
-struct Appended {
-    q: Option<(Value, usize)>,
-    /// K and V, and the layer.
-    kv: Option<(Value, Value, usize)>,
-    table: Option<Value>,
-    shape: RopeShape,
-    q_norm: Option<HeadNorm>,
-    k_norm: Option<HeadNorm>,
-}
-
 impl Lowering<'_> {
-    pub(super) fn rope_table(
+    /// Attention at `node`, its rows left as `out`; the queries, keys and values are those that `rotation` is given, or else
+    /// the queries are ready and the rest is in the cache. The first layer of a kind makes the plan that all of them use.
+    pub(super) fn attention(
         &self,
-        label: &str,
-        inv_freq: WeightId,
-        mscale: f32,
+        node: NodeIndex,
+        rotation: Option<NodeIndex>,
         out: Value,
     ) -> Result<Vec<Launch>, Error> {
-        let half = self.graph.weight(inv_freq).k;
-        let args = TableArgs {
-            positions: GridArg::Step(self.gpu.step.positions()),
-            inv_freq: GridArg::Weights(self.placement(inv_freq, Form::Vector)?.offset),
-            out: self.arena(out)?,
-            half: number(half),
-            mscale: bits(mscale),
-            live: LIVE,
-            out_stride: self.row_stride(out)?,
-        };
-        let what = (rope::table(), rope::table_geometry(self.rows));
-        let accesses = vec![self.writes(out)?];
-        let bytes = (self.rows * half * 8) as u64;
-        Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
-    }
-
-    pub(super) fn head_norm(
-        &self,
-        label: &str,
-        input: Value,
-        out: Value,
-        (norm, heads, head_dim): (HeadNorm, usize, usize),
-    ) -> Result<Vec<Launch>, Error> {
-        let appended = Appended {
-            q: Some((input, heads)),
-            kv: None,
-            table: None,
-            shape: RopeShape {
-                head_dim,
-                rot_dim: 0,
-                style: RopeStyle::Neox,
-            },
-            q_norm: Some(norm),
-            k_norm: None,
-        };
-        self.append(label, &appended, Some(out))
-    }
-
-    pub(super) fn rope(
-        &self,
-        label: &str,
-        inputs: &[Value],
-        out: Value,
-        (heads, shape): (usize, RopeShape),
-    ) -> Result<Vec<Launch>, Error> {
-        let appended = Appended {
-            q: Some((inputs[0], heads)),
-            kv: None,
-            table: Some(inputs[1]),
-            shape,
-            q_norm: None,
-            k_norm: None,
-        };
-        self.append(label, &appended, Some(out))
-    }
-
-    pub(super) fn kv_append(
-        &self,
-        label: &str,
-        inputs: &[Value],
-        layer: usize,
-    ) -> Result<Vec<Launch>, Error> {
-        let appended = Appended {
-            q: None,
-            kv: Some((inputs[0], inputs[1], layer)),
-            table: None,
-            shape: RopeShape {
-                head_dim: self.graph.kv[layer].head_dim,
-                rot_dim: 0,
-                style: RopeStyle::Neox,
-            },
-            q_norm: None,
-            k_norm: None,
-        };
-        self.append(label, &appended, None)
-    }
-
-    pub(super) fn rope_append(
-        &self,
-        label: &str,
-        inputs: &[Value],
-        out: Value,
-        layer: usize,
-        (heads, shape): (usize, RopeShape),
-        (q_norm, k_norm): (Option<HeadNorm>, Option<HeadNorm>),
-    ) -> Result<Vec<Launch>, Error> {
-        let appended = Appended {
-            q: Some((inputs[0], heads)),
-            kv: Some((inputs[1], inputs[2], layer)),
-            table: Some(inputs[3]),
-            shape,
-            q_norm,
-            k_norm,
-        };
-        self.append(label, &appended, Some(out))
-    }
-
-    /// `rotated` is what the rows of q hold from then on.
-    fn append(
-        &self,
-        label: &str,
-        what: &Appended,
-        rotated: Option<Value>,
-    ) -> Result<Vec<Launch>, Error> {
-        let RopeShape {
-            head_dim,
-            rot_dim,
-            style,
-        } = what.shape;
-        let rot_dim = what.table.map_or(0, |_| rot_dim);
-        rope::legal(head_dim, rot_dim).map_err(|why| refused(label, why))?;
-        let weight = |norm: Option<HeadNorm>| match norm {
-            Some(n) => Ok::<_, Error>(GridArg::Weights(
-                self.placement(n.weight, Form::Vector)?.offset,
-            )),
-            None => Ok(NULL),
-        };
-        let eps = |norm: Option<HeadNorm>| bits(norm.map_or(0.0, |n| n.eps));
-        let rows = |value: Option<Value>| match value {
-            Some(value) => Ok((self.arena(value)?, self.row_stride(value)?)),
-            None => Ok::<_, Error>((NULL, number(0))),
-        };
-        let mut accesses = Vec::new();
-        let (q, q_stride) = rows(what.q.map(|q| q.0))?;
-        if let (Some((q, _)), Some(rotated)) = (what.q, rotated) {
-            self.same_memory(label, q, rotated)?;
-            accesses.extend([self.reads(q)?, self.writes(rotated)?]);
-        }
-        let (k, k_stride) = rows(what.kv.map(|kv| kv.0))?;
-        let (v, v_stride) = rows(what.kv.map(|kv| kv.1))?;
-        let (table, table_stride) = rows(what.table)?;
-        if let Some(table) = what.table {
-            accesses.push(self.reads(table)?);
-        }
-        let (mut kv, mut kv_heads, mut kv_table) = (NULL, 0, 0);
-        if let Some((k, v, layer)) = what.kv {
-            accesses.extend([self.reads(k)?, self.reads(v)?, kv_access(layer, true)]);
-            kv = GridArg::Kv(self.kv[layer].offset);
-            kv_heads = self.graph.kv[layer].kv_heads;
-            kv_table = self.kv[layer].table;
-        }
-        let heads = what.q.map_or(0, |q| q.1);
-        let args = AppendArgs {
-            q,
-            k,
-            v,
-            table,
-            q_norm: weight(what.q_norm)?,
-            k_norm: weight(what.k_norm)?,
-            kv,
-            positions: GridArg::Step(self.gpu.step.positions()),
-            slots: GridArg::Step(self.gpu.step.slot_of_row()),
-            page_table: GridArg::Step(self.gpu.step.page_table(kv_table)),
-            live: LIVE,
-            heads: number(heads),
-            kv_heads: number(kv_heads),
-            rot_dim: number(rot_dim),
-            q_stride,
-            k_stride,
-            v_stride,
-            table_stride,
-            q_eps: eps(what.q_norm),
-            k_eps: eps(what.k_norm),
-            pages_per_slot: number(self.gpu.step.pages_per_slot as usize),
-        };
-        let kv_type = self.options.kv_type;
-        let kernel = rope::append(kv_type, head_dim, style == RopeStyle::Neox);
-        let geometry = rope::append_geometry(heads, kv_heads, self.rows, head_dim);
-        let bytes = rope::append_bytes(kv_type, heads, kv_heads, head_dim, self.rows);
-        Ok(vec![self.grid(
-            label,
-            (kernel, geometry),
-            args.list(),
-            accesses,
-            bytes,
-        )])
-    }
-
-    /// Attention at `node`, its rows left as `out`. The first layer of a kind makes the plan that all of them use.
-    pub(super) fn attention(&self, node: NodeIndex, out: Value) -> Result<Vec<Launch>, Error> {
         let n = &self.graph.nodes[node];
         let label = n.label.as_str();
         let (Some(shape), &Op::Attention { layer, .. }) = (shape(self.graph, node), &n.op) else {
@@ -344,7 +153,6 @@ impl Lowering<'_> {
         let processors = self.gpu.profile.sms as usize;
         let kv_type = self.options.kv_type;
         let form = self.form(out);
-        let kernel = attention::attention(kv_type, shape.head_dim, shape.group(), form);
         let geometry = attention::geometry(kv_type, shape.head_dim, processors);
         let (positions, slots) = (
             GridArg::Step(step.positions()),
@@ -369,9 +177,38 @@ impl Lowering<'_> {
             launches.push(self.grid(label, what, args.list(), vec![], 0));
         }
         let scratch = scratch_value(self.graph, node);
-        let q = self.graph.inputs(node)[0];
+        let mut accesses = vec![kv_access(layer, false)];
+        let mut inputs = self.graph.inputs(rotation.unwrap_or(node));
+        inputs.truncate(if rotation.is_some() { 4 } else { 1 });
+        for &input in &inputs {
+            accesses.push(self.reads(input)?);
+        }
+        let (mut neox, mut rot_dim, mut norms) = (true, 0, (None, None));
+        if let Some(Op::RopeAppend {
+            shape: rope,
+            q_norm,
+            k_norm,
+            ..
+        }) = rotation.map(|r| &self.graph.nodes[r].op)
+        {
+            rope::legal(rope.head_dim, rope.rot_dim).map_err(|why| refused(label, why))?;
+            (neox, rot_dim) = (rope.style == RopeStyle::Neox, rope.rot_dim);
+            norms = (*q_norm, *k_norm);
+            accesses.push(kv_access(layer, true));
+        }
+        let (q, q_stride) = self.rows_of(inputs.first())?;
+        let (k, k_stride) = self.rows_of(inputs.get(1))?;
+        let (v, v_stride) = self.rows_of(inputs.get(2))?;
+        let (table, table_stride) = self.rows_of(inputs.get(3))?;
+        let (q_norm, q_eps) = self.head_norm_args(norms.0)?;
+        let (k_norm, k_eps) = self.head_norm_args(norms.1)?;
         let args = AttentionArgs {
-            q: self.arena(q)?,
+            q,
+            k,
+            v,
+            table,
+            q_norm,
+            k_norm,
             kv: GridArg::Kv(self.kv[layer].offset),
             plan,
             scratch: self.arena(scratch)?,
@@ -380,10 +217,17 @@ impl Lowering<'_> {
             positions,
             slots,
             page_table: GridArg::Step(step.page_table(self.kv[layer].table)),
+            live: LIVE,
             max_rows: number(rows),
             kv_heads: number(shape.kv_heads),
-            q_stride: self.row_stride(q)?,
+            q_stride,
+            k_stride,
+            v_stride,
+            table_stride,
             out_stride: self.row_stride(out)?,
+            rot_dim: number(rot_dim),
+            q_eps,
+            k_eps,
             pages_per_slot: number(step.pages_per_slot as usize),
             split: number(kind.split),
             window: number(shape.window),
@@ -401,20 +245,24 @@ impl Lowering<'_> {
             write: true,
             split: Split::Whole,
         };
+        accesses.extend([left, self.writes(out)?]);
         // Predictions are for short contexts; what a long one adds is the cache's bytes.
-        let bytes = rows as u64 * attention::bytes(&shape, kv_type, form, 0, kind.split);
-        let accesses = vec![
-            self.reads(q)?,
-            kv_access(layer, false),
-            left,
-            self.writes(out)?,
-        ];
-        launches.push(self.grid(label, (kernel, geometry), args.list(), accesses, bytes));
+        let mut bytes = rows as u64 * attention::bytes(&shape, kv_type, form, 0, kind.split);
+        if rotation.is_some() {
+            bytes += rope::append_bytes(kv_type, 0, shape.kv_heads, shape.head_dim, rows);
+        }
+        let kernel = attention::attention(kv_type, shape.head_dim, shape.group(), neox, form);
+        let what = (kernel, geometry);
+        let launch = self.grid(label, what, args.list(), accesses, bytes);
+        launches.push(Launch {
+            seconds: launch.seconds + attention::PREPARE,
+            ..launch
+        });
         Ok(launches)
     }
 }
 
-fn kv_access(layer: usize, write: bool) -> Access {
+pub(super) fn kv_access(layer: usize, write: bool) -> Access {
     Access {
         space: Space::Kv(layer),
         value: None,
