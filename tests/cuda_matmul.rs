@@ -3,6 +3,8 @@
 //! compiled once and meets the boundary shapes: part of a tile, of a unit, of a step; rows around the stamp.
 
 mod case;
+/// Norms that are left pending, and two matmuls in one launch.
+mod fused;
 
 use super::simt::{ARCH, Buffer, Simt, SimtArg, Source};
 use case::{Case, Rows};
@@ -35,6 +37,18 @@ impl Stamped {
         }
     }
 
+    fn query<'a>(&self, case: &Case, outputs: &'a [usize], rows: &Rows) -> Query<'a> {
+        Query {
+            layout: case.fmt.layout,
+            outputs,
+            k: case.k,
+            rows: rows.count,
+            epilogue: self.epilogue,
+            pending: rows.pending,
+            arch: ARCH / 10,
+        }
+    }
+
     fn source(&self) -> Source {
         Source::of(&kernel(
             self.variant,
@@ -43,6 +57,15 @@ impl Stamped {
             self.epilogue,
         ))
     }
+}
+
+/// A launch to be.
+struct Prepared {
+    arguments: Vec<SimtArg>,
+    buffers: Vec<Buffer>,
+    counters: Buffer,
+    /// Rows that are written: bytes of a row, and between rows.
+    outs: Vec<(Buffer, usize, usize)>,
 }
 
 /// A device process, and schedules that differ from launch to launch.
@@ -61,20 +84,30 @@ impl Device {
 
     /// Launches on `rows` activation rows. The outputs of all parts, row by row, whose padding nobody has written.
     fn run(&self, stamped: Stamped, case: &Case, rows: &Rows, k_split: u32) -> Vec<Vec<u8>> {
+        let outputs = case.outputs();
+        let query = stamped.query(case, &outputs, rows);
+        let prepared = self.prepare(stamped, case, rows, k_split);
+        self.seed.set(self.seed.get() + 1);
+        let name = stamped.source().name;
+        let grid = geometry(stamped.variant, stamped.class(k_split), &query);
+        let seed = self.seed.get();
+        if let Err(error) = self.simt.launch(&name, grid, &prepared.arguments, seed) {
+            panic!(
+                "{name}, n {outputs:?}, k {}, {} rows: {error}",
+                case.k, rows.count
+            );
+        }
+        self.results(&name, prepared, rows)
+    }
+
+    /// Memory and arguments of a launch.
+    fn prepare(&self, stamped: Stamped, case: &Case, rows: &Rows, k_split: u32) -> Prepared {
         let Stamped {
             variant, epilogue, ..
         } = stamped;
         let class = stamped.class(k_split);
-        let outputs: Vec<usize> = case.parts.iter().map(|part| part.n).collect();
-        let query = Query {
-            layout: case.fmt.layout,
-            outputs: &outputs,
-            k: case.k,
-            rows: rows.count,
-            epilogue,
-            pending: rows.pending,
-            arch: ARCH / 10,
-        };
+        let outputs = case.outputs();
+        let query = stamped.query(case, &outputs, rows);
         if let Err(reason) = legal(variant, class, &query) {
             panic!("{}: {reason}", stamped.source().name);
         }
@@ -143,31 +176,37 @@ impl Device {
             outs.push((out, row_bytes, stride));
         }
         arguments.resize(args::COUNT, SimtArg::Const(0));
-        self.seed.set(self.seed.get() + 1);
-        let name = stamped.source().name;
-        let grid = geometry(variant, class, &query);
-        if let Err(error) = simt.launch(&name, grid, &arguments, self.seed.get()) {
-            panic!(
-                "{name}, n {outputs:?}, k {}, {} rows: {error}",
-                case.k, rows.count
-            );
+        if matches!(epilogue, Epilogue::Gated(..)) {
+            outs.truncate(1);
         }
+        outs.extend(normed);
+        Prepared {
+            arguments,
+            buffers,
+            counters,
+            outs,
+        }
+    }
+
+    /// What a launch left, row by row.
+    fn results(&self, name: &str, prepared: Prepared, rows: &Rows) -> Vec<Vec<u8>> {
+        let simt = &self.simt;
+        let Prepared {
+            buffers,
+            counters,
+            outs,
+            ..
+        } = prepared;
         let left = simt.read(&counters, 0, counters.bytes);
         assert!(left.iter().all(|&b| b == 0), "{name} leaves its counters");
-        let written = if matches!(epilogue, Epilogue::Gated(..)) {
-            1
-        } else {
-            outs.len()
-        };
         let mut results = vec![vec![]; rows.count];
-        for (out, row_bytes, stride) in outs[..written].iter().chain(&normed) {
+        for (out, row_bytes, stride) in &outs {
             let all = simt.read(out, 0, out.bytes);
             for (row, result) in all.chunks_exact(*stride).zip(&mut results) {
                 result.extend(&row[..*row_bytes]);
                 assert!(
                     row[*row_bytes..].iter().all(|&b| b == 0xff),
-                    "{name} writes beyond its {} outputs",
-                    case.parts[0].n
+                    "{name} writes beyond the {row_bytes} bytes of a row"
                 );
             }
         }
@@ -332,50 +371,6 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
             device.check(stamped, &case, &rows, k_split);
         }
     }
-}
-
-/// Rows of norms, read and left, have the same bits whatever the stamp, and however many there are.
-fn norms(family: Family, fmt: &'static QuantFormat) {
-    let form = family.act();
-    let wide = of_family(family).filter(|v| form != ActForm::Q8 || v.tiles % 2 == 0);
-    let epilogue = match form {
-        ActForm::Q8 => Epilogue::ResidualNorm(ActForm::Q8),
-        ActForm::F16 | ActForm::F32 => Epilogue::ResidualNorm(ActForm::F16),
-    };
-    let stamped = |variant| Stamped {
-        variant,
-        fmt,
-        epilogue,
-        warps: 4,
-    };
-    let kernels: Vec<Stamped> = wide.step_by(3).map(stamped).collect();
-    assert!(kernels.len() > 1);
-    let Some(device) = Device::new(&kernels, ARCH) else {
-        return;
-    };
-    let widest = kernels.iter().map(|s| s.variant.stamp as usize).max();
-    let k = 256 * 9;
-    let case = Case::new(fmt, &[80], k, 5);
-    let all = Rows::new(widest.expect("a stamp") + 1, k).pending();
-    for k_split in [1, 2] {
-        let reference = device.check(kernels[0], &case, &all, k_split);
-        for &stamped in &kernels {
-            for count in [1, stamped.variant.stamp as usize + 1] {
-                let results = device.check(stamped, &case, &all.first(count), k_split);
-                let name = stamped.source().name;
-                assert_eq!(results, reference[..count], "{name}: {count} rows");
-            }
-        }
-    }
-}
-
-#[test]
-fn norms_of_rows_do_not_depend_on_the_stamp() {
-    norms(Family::MmaI8, &Q4_K);
-    norms(Family::MmaF16, &Q4_K);
-    norms(Family::Wgmma, &F16);
-    norms(Family::Fma, &F16);
-    norms(Family::Dp4a, &Q8_0);
 }
 
 #[test]

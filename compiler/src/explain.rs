@@ -232,12 +232,12 @@ impl<'a> Catalogue<'a> {
     }
 }
 
-/// Whether the plan's program of `rows` rows multiplies the tiles at `offset` with a kernel whose name begins so.
+/// Whether the plan's program of `rows` rows multiplies the tiles at `offset` with a kernel of that name; of a pair, either may be.
 fn runs(plan: &Plan, offset: u64, rows: usize, symbol: &str) -> bool {
     let programs = plan.programs.iter().filter(|p| p.rows == rows);
     programs.flat_map(|p| &p.launches).any(|l| match &l.work {
         Work::Grid(grid) => {
-            grid.kernel.name.starts_with(symbol) && grid.args.contains(&GridArg::Weights(offset))
+            grid.kernel.name.contains(symbol) && grid.args.contains(&GridArg::Weights(offset))
         }
         _ => false,
     })

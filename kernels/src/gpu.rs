@@ -36,6 +36,8 @@ pub enum Constant {
     Flag(bool),
     /// A word: an activation form, an epilogue.
     Word(String),
+    /// The text of another kernel.
+    Kernel(Box<Kernel>),
 }
 
 /// How many thread blocks of a kernel run, and what each needs.

@@ -282,6 +282,24 @@ pub struct Program {
     pub launches: Vec<Launch>,
 }
 
+impl Program {
+    /// Launches of the layer that has most, the first aside, whose first launches serve all; none without a second layer.
+    /// Layers are told by the labels of graphs: `blk.3.`.
+    pub fn launches_of_a_layer(&self) -> Option<usize> {
+        let mut layers = std::collections::BTreeMap::<u32, usize>::new();
+        for launch in &self.launches {
+            let number = launch
+                .label
+                .strip_prefix("blk.")
+                .and_then(|l| l.split('.').next());
+            if let Some(layer) = number.and_then(|n| n.parse().ok()) {
+                *layers.entry(layer).or_default() += 1;
+            }
+        }
+        layers.into_values().skip(1).max()
+    }
+}
+
 /// One kernel launch (on the CPU: one span of the step program between barriers).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Launch {

@@ -24,24 +24,22 @@ DEVICE f32 sum_of_block(u32 row, u32 output) {
 
 // Whether this thread block is the last to bring its share of k to the scratch memory of its tile. All threads agree.
 DEVICE bool bring_share(const Params& p, const Job& job) {
-    const u32 tile = block_y() * grid_x() + block_x();
-    f32* share = p.scratch + (static_cast<u64>(tile) * grid_z() + block_z()) * (STAMP * OUTPUTS);
+    f32* share = p.scratch + (static_cast<u64>(job.tile) * grid_z() + block_z()) * (STAMP * OUTPUTS);
     for (u32 i = thread_x(); i < job.live * OUTPUTS; i += WARPS * 32) share[i] = sum_of_block(i / OUTPUTS, i % OUTPUTS);
     fence_device();
     sync_block();
     u32* arrived = shared<u32>();
     if (thread_x() == 0) {
-        arrived[0] = atomic_add(p.counters + tile, 1);
-        if (arrived[0] + 1 == grid_z()) p.counters[tile] = 0;
+        arrived[0] = atomic_add(p.counters + job.tile, 1);
+        if (arrived[0] + 1 == grid_z()) p.counters[job.tile] = 0;
         fence_device();
     }
     sync_block();
     return arrived[0] + 1 == grid_z();
 }
 
-DEVICE f32 sum_of_shares(const Params& p, u32 row, u32 output) {
-    const u32 tile = block_y() * grid_x() + block_x();
-    const f32* share = p.scratch + static_cast<u64>(tile) * grid_z() * (STAMP * OUTPUTS) + row * OUTPUTS + output;
+DEVICE f32 sum_of_shares(const Params& p, const Job& job, u32 row, u32 output) {
+    const f32* share = p.scratch + static_cast<u64>(job.tile) * grid_z() * (STAMP * OUTPUTS) + row * OUTPUTS + output;
     f32 sum = 0;
     for (u32 z = 0; z < grid_z(); z++) sum += bits_f32(load_volatile(reinterpret_cast<const u32*>(share + z * (STAMP * OUTPUTS))));
     return sum;
@@ -118,9 +116,9 @@ DEVICE void finish(const Params& p, const Job& job, f32 own_factor) {
         const u32 row = there ? i / WIDTH : 0, output = i % WIDTH, at = job.first + output;
         const u64 place = job.first_row + row;
         const f32 factor = row_factors()[row];
-        f32 v = (shared_k ? sum_of_shares(p, row, output) : sum_of_block(row, output)) * factor;
+        f32 v = (shared_k ? sum_of_shares(p, job, row, output) : sum_of_block(row, output)) * factor;
         if constexpr (GATED) {
-            const f32 up = (shared_k ? sum_of_shares(p, row, output + WIDTH) : sum_of_block(row, output + WIDTH)) * factor;
+            const f32 up = (shared_k ? sum_of_shares(p, job, row, output + WIDTH) : sum_of_block(row, output + WIDTH)) * factor;
             if (there) put_act(part.out + place * part.out_stride, part.n, at, gated(v, up));
         } else {
             const bool inside = there && at < part.n;

@@ -16,8 +16,8 @@ struct Params {
     Arg<u64> act_stride;
     Arg<u32> rows;
     Arg<u32> units;  // along k
-    f32* scratch;    // [grid_y][grid_x][grid_z][STAMP][OUTPUTS], if grid_z > 1
-    u32* counters;   // [grid_y][grid_x], zero before and after
+    f32* scratch;    // [grid_y][blocks][grid_z][STAMP][OUTPUTS], if grid_z > 1
+    u32* counters;   // [grid_y][blocks], zero before and after
     Arg<u32> pending;  // bytes from a row of act to its sums of squares; 0 where no norm is pending
     Arg<u32> width;    // elements whose squares they are
     Arg<f32> eps;
@@ -51,6 +51,7 @@ constexpr u32 STAGE_BYTES = STREAMS * STEP_BYTES;
 // This thread block's share.
 struct Job {
     const Part* part;
+    u32 tile;        // of [grid_y][blocks]
     u32 first;       // output
     u32 first_row;
     u32 live;        // rows, at most STAMP
@@ -64,13 +65,25 @@ DEVICE u32 blocks_of(u32 n) {
     return ((n + PADDED - 1) / PADDED * PADDED + 16 * TILES - 1) / (16 * TILES);
 }
 
-DEVICE Job job_of(const Params& p) {
-    u32 block = block_x(), which = 0;
+// Thread blocks along x of all parts.
+DEVICE u32 blocks_of_parts(const Params& p) {
+    u32 blocks = blocks_of(p.part[0].n);
+    if constexpr (!GATED) {
+        for (u32 which = 1; which < p.parts; which++) blocks += blocks_of(p.part[which].n);
+    }
+    return blocks;
+}
+
+// What thread block `block` along x of `blocks` computes.
+DEVICE Job job_of(const Params& p, u32 block, u32 blocks) {
+    u32 which = 0;
+    const u32 tile = block_y() * blocks + block;
     if constexpr (!GATED) {
         for (; which + 1 < p.parts && block >= blocks_of(p.part[which].n); which++) block -= blocks_of(p.part[which].n);
     }
     Job job;
     job.part = &p.part[which];
+    job.tile = tile;
     job.first = block * 16 * TILES;
     job.first_row = block_y() * STAMP;
     job.live = min_(static_cast<u32>(p.rows) - job.first_row, STAMP);
@@ -85,7 +98,7 @@ DEVICE Job job_of(const Params& p) {
 // 16 elements each. The matmul that reads them multiplies its sums with what is left of the norm, a factor for each row.
 constexpr u32 NORM_SHIFT = 5;
 // Rows whose squares a warp sums at once.
-constexpr u32 FACTORS_AT_ONCE = STAMP >= 4 * WARPS ? 4 : (STAMP + WARPS - 1) / WARPS;
+constexpr u32 FACTORS_AT_ONCE = STAMP >= 8 * WARPS ? 8 : (STAMP + WARPS - 1) / WARPS;
 static_assert(STAMP <= 32 * WARPS, "a lane has one factor");
 
 // The row of the thread block whose factor this lane has; there may be no such row.

@@ -97,6 +97,11 @@ impl Case {
         }
     }
 
+    /// Outputs of each part.
+    pub fn outputs(&self) -> Vec<usize> {
+        self.parts.iter().map(|part| part.n).collect()
+    }
+
     /// Bytes that a row with a pending norm has, and those between rows, if the epilogue leaves any.
     pub fn normed_row(&self, epilogue: Epilogue) -> Option<(usize, usize)> {
         let Epilogue::ResidualNorm(form) = epilogue else {

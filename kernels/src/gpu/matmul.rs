@@ -14,6 +14,7 @@
 
 mod cost;
 mod kernel;
+mod pair;
 mod reason;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::quant::{PackedLayout, Store};
 
 pub use cost::{Cost, Resources, cost};
 pub use kernel::{args, counters, geometry, kernel, scratch_bytes, weights_per_pass};
+pub use pair::{Half, PAIR_COUNT, joinable, pair_geometry, pair_kernel};
 pub use reason::Reason;
 
 /// How products are made. Families may differ in the last bits of a result.

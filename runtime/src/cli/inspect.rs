@@ -12,7 +12,7 @@ use super::output::{bytes, print, seconds, table};
 use crate::bundle::{Bundle, Header, Machine};
 use crate::device::cuda::{GpuInfo, OLDEST_DRIVER};
 use crate::error::Error;
-use crate::manifest::{BatchPrediction, Limits, Manifest, ModelCard, Stage, TargetPlan};
+use crate::manifest::{BatchPrediction, Limits, Manifest, ModelCard, Program, Stage, TargetPlan};
 
 /// Shows what a bundle is and whether this machine can run it.
 #[derive(Clone, Debug, clap::Args)]
@@ -278,10 +278,21 @@ fn buckets(plan: &TargetPlan) -> comfy_table::Table {
             speed,
             bytes(sum(|launch| launch.bytes)),
             format!("{:.2} G", sum(|launch| launch.macs) as f64 / 1e9),
-            program.launches.len().to_string(),
+            launches(program),
         ]);
     }
     table
+}
+
+/// How many there are; on a GPU, where each waits for the one before it, also how many a layer but the first takes.
+fn launches(program: &Program) -> String {
+    let all = program.launches.len();
+    match program.launches_of_a_layer() {
+        Some(most) if program.launches.iter().any(|l| l.grid.is_some()) => {
+            format!("{all}, {most} a layer")
+        }
+        _ => all.to_string(),
+    }
 }
 
 /// One line per run of batch sizes that share their buckets: what a step takes, and where tokens/s fall.

@@ -40,7 +40,9 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("matmul_epilogue.cuh"),
     template!("matmul_fma.cu.tera"),
     template!("matmul_halves.cuh"),
+    template!("matmul_kernel.cuh"),
     template!("matmul_mma.cu.tera"),
+    template!("matmul_pair.cu.tera"),
     template!("matmul_stream.cuh"),
     template!("matmul_weights.cuh"),
     template!("matmul_wgmma.cu.tera"),
@@ -76,6 +78,7 @@ pub fn body(kernel: &Kernel) -> Result<String, Error> {
             Constant::Int(value) => context.insert(*name, value),
             Constant::Flag(value) => context.insert(*name, value),
             Constant::Word(value) => context.insert(*name, value),
+            Constant::Kernel(inner) => context.insert(*name, &body(inner)?),
         }
     }
     let file = format!("{}.cu.tera", kernel.template);

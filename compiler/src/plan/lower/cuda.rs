@@ -4,6 +4,7 @@
 
 mod adapt;
 mod attention;
+mod choices;
 mod logits;
 mod matmul;
 mod rope;
@@ -17,13 +18,13 @@ use crate::plan::{Access, Grid, Launch, Options, ProgramPlan, Scratch, Split, Wo
 use crate::target::CudaTarget;
 use crate::target::cuda::CudaProfile;
 use attention::Attentions;
+use choices::Choices;
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
 use coldpress_kernels::gpu::matmul::Family;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_runtime::manifest::{CandidatePlan, GridArg, Stage};
 use logits::Sorted;
 use petgraph::stable_graph::NodeIndex;
-use select::Choices;
 use std::ops::Deref;
 
 pub use select::Selector;
@@ -184,7 +185,7 @@ impl Lowering<'_> {
         };
         match (&a.op, &b.op) {
             (Op::MatMul { .. }, &Op::GatedAct(act) | &Op::GatedActQuantise(act))
-                if select::gate(act).is_none() =>
+                if choices::gate(act).is_none() =>
             {
                 Err(refused(&b.label, format!("{act:?}")))
             }

@@ -256,7 +256,7 @@ fn no_batch_size_is_a_cliff_for_experts() {
 }
 
 /// On a GPU a fall of a few percent is left where one row more needs tensor cores for eight: where these bind (GeForce from
-/// 48 rows on), no cut of the rows avoids it.
+/// 40 rows on, and large models on data centre GPUs beyond 32), no cut of the rows avoids it.
 #[test]
 fn no_batch_size_is_a_cliff_on_a_gpu() {
     for (dims, ty) in [
@@ -272,7 +272,7 @@ fn no_batch_size_is_a_cliff_on_a_gpu() {
                 let (least, batch) = lowest(&plan);
                 let tolerated = match max_batch {
                     ..=32 => 1.0 - 1e-9,
-                    _ => 0.95,
+                    _ => 0.93,
                 };
                 assert!(
                     least >= tolerated,

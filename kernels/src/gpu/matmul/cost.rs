@@ -14,6 +14,8 @@ use crate::quant::{PackedLayout, Scale, Store};
 pub struct Cost {
     /// Predicted time without what starting the launch costs, seconds.
     pub seconds: f64,
+    /// Of these, what does not grow with the work: launches that run side by side take it once, seconds.
+    pub fixed_seconds: f64,
     /// Time of the bytes from memory, or of the rounds in which warps wait for them, seconds.
     pub memory_seconds: f64,
     /// Time of the bytes between L2 and multiprocessors, seconds.
@@ -67,10 +69,13 @@ const LEAST_LATENCY: f64 = 0.5e-6;
 const FILL: f64 = 1.2e-6;
 /// Seconds in which thread blocks that share k meet.
 const SPLIT: f64 = 1.0e-6;
-/// Rows whose pending norm a warp finishes in one round of loads.
-const FACTORS_AT_ONCE: u32 = 4;
-/// Seconds that the rows of a norm add to those of their residual.
-const NORM: f64 = 0.2e-6;
+/// Rows whose pending norm a warp finishes at once, and sums of squares of each that one round of loads brings.
+const FACTORS_AT_ONCE: u32 = 8;
+const SQUARES_AT_ONCE: usize = 128;
+/// Seconds between asking L2 for what has just been written and having it.
+const L2_LATENCY: f64 = 0.3e-6;
+/// Seconds that the rows of a norm add to those of their residual: sums over lanes, one more store.
+const NORM: f64 = 0.1e-6;
 /// Bytes per cycle that one multiprocessor takes from L2 at most.
 const INGEST_PER_CLK: f64 = 64.0;
 /// Threads of a multiprocessor.
@@ -167,19 +172,22 @@ pub fn cost(
     let memory_seconds = (bytes as f64 / bandwidth).max(waiting);
     let l2_seconds = (l2 as f64 / rates.l2_bandwidth * f64::from(rates.sms) / busy).max(ingest);
     let issue_seconds = per_block(instructions) / (rates.issue_per_clk * rates.hz);
-    let wall = memory_seconds
-        .max(l2_seconds)
-        .max(arithmetic_seconds)
-        .max(issue_seconds);
-    let split = if class.k_split > 1 { SPLIT } else { 0.0 };
-    // Sums of squares are added up before the first product.
+    // Sums of squares are added up before the first product, while weights already come.
     let rounds = match pending {
-        true => variant.stamp.div_ceil(FACTORS_AT_ONCE * class.warps),
+        true => {
+            let rows = variant.stamp.div_ceil(FACTORS_AT_ONCE * class.warps);
+            rows as usize * (k / 16).div_ceil(SQUARES_AT_ONCE)
+        }
         false => 0,
     };
-    let norms = f64::from(rounds) * LEAST_LATENCY + if normed > 0 { NORM } else { 0.0 };
+    let after = rounds as f64 * L2_LATENCY;
+    let computed = l2_seconds.max(arithmetic_seconds).max(issue_seconds);
+    let wall = memory_seconds.max(after + computed);
+    let split = if class.k_split > 1 { SPLIT } else { 0.0 };
+    let fixed_seconds = FILL + split + if normed > 0 { NORM } else { 0.0 };
     Cost {
-        seconds: wall + FILL + split + norms,
+        seconds: wall + fixed_seconds,
+        fixed_seconds,
         memory_seconds,
         l2_seconds,
         arithmetic_seconds,

@@ -203,6 +203,7 @@ pub fn kernel(
             ("stages", int(stages(variant, class, layout, epilogue))),
             ("epilogue", word(what)),
             ("out_form", word(form.name())),
+            ("alone", Constant::Flag(true)),
             (
                 "resident",
                 int(resident(variant, class, layout, epilogue).into()),

@@ -139,3 +139,31 @@ fn mismatches_are_all_listed() {
         "cpu:avx512"
     );
 }
+
+#[test]
+fn launches_of_a_layer_are_counted_on_a_gpu() {
+    let launch = |label: &str| crate::manifest::Launch {
+        label: label.into(),
+        kernel: String::new(),
+        reason: String::new(),
+        bytes: 0,
+        macs: 0,
+        predicted_seconds: 0.0,
+        grid: Some(crate::manifest::Grid {
+            kernel: 0,
+            grid: [1; 3],
+            shared_bytes: 0,
+            args: vec![],
+            overlaps: false,
+        }),
+    };
+    let mut program = plan().programs.remove(0);
+    let first = ["blk.0.attn_norm", "blk.0.attn_qkv", "blk.0.ffn_down"];
+    let others = ["blk.10.attn_qkv", "blk.10.ffn_down", "blk.9.attn_qkv"];
+    let all = ["token_embd"].iter().chain(&first).chain(&others);
+    program.launches = all.map(|label| launch(label)).collect();
+    // What the first layer does for all is not a layer's.
+    assert_eq!(launches(&program), "7, 2 a layer");
+    program.launches.iter_mut().for_each(|l| l.grid = None);
+    assert_eq!(launches(&program), "7");
+}

@@ -1,7 +1,7 @@
 //! Matmuls: the cheapest variant of the matrix's class for the bucket, its arguments, what it touches. Parts of different
 //! layouts run one after the other; a gated pair is one launch, as is a residual with the norm after it.
 
-use super::select::Shape;
+use super::choices::Chosen;
 use super::{Lowering, NULL, adapt, bits, number};
 use crate::error::Error;
 use crate::graph::{Op, Part, Value, WeightId};
@@ -29,39 +29,105 @@ impl Lowering<'_> {
         parts: &[Part],
         norm: Option<(WeightId, Value)>,
     ) -> Result<Vec<Launch>, Error> {
+        let launches = self
+            .gpu
+            .choices
+            .launches(self.graph, node, parts, self.rows)?;
+        let launches = launches.iter().map(|launch| {
+            // Halves of a launch have scratch memory and counters of their own.
+            let (mut scratch, mut counters) = (0, 0);
+            let mut halves = Vec::new();
+            for chosen in launch {
+                let (ends, accesses) = self.ends(node, parts, chosen)?;
+                let own: Vec<Part> = chosen.places.iter().map(|&place| parts[place]).collect();
+                let from = (scratch, counters);
+                let ends = (&ends[..], norm);
+                halves.push(self.multiply(label, node, (chosen, &own), ends, accesses, from)?);
+                let needs = self.gpu.choices.needs(chosen, self.rows);
+                (scratch, counters) = (scratch + needs.0, counters + needs.1);
+            }
+            match <[Launch; 2]>::try_from(halves) {
+                Ok(halves) => Ok(self.join(halves, [&launch[0], &launch[1]])),
+                Err(mut one) => one
+                    .pop()
+                    .ok_or_else(|| Error::Internal(format!("{label}: a launch of nothing"))),
+            }
+        });
+        launches.collect()
+    }
+
+    /// Where the parts of a shape end, and what is touched there.
+    fn ends(
+        &self,
+        node: NodeIndex,
+        parts: &[Part],
+        chosen: &Chosen,
+    ) -> Result<(Vec<Ends>, Vec<Access>), Error> {
         let inputs = self.graph.inputs(node);
         let residual = matches!(self.graph.nodes[node].op, Op::MatMul { residual: true, .. });
-        let mut launches = Vec::new();
-        for (shape, places) in self.gpu.choices.shapes(self.graph, node, parts)? {
-            let mut accesses = Vec::new();
-            let mut ends = Vec::new();
-            for &place in &places {
-                let out = Value {
-                    node,
-                    port: place as u16,
-                };
-                accesses.push(self.writes(out)?);
-                let (extra, extra_stride) = match (residual, parts[place].bias) {
-                    (true, _) => {
-                        accesses.push(self.reads(inputs[1])?);
-                        (self.arena(inputs[1])?, self.row_stride(inputs[1])?)
-                    }
-                    (false, Some(bias)) => {
-                        let offset = self.placement(bias, Form::Vector)?.offset;
-                        (GridArg::Weights(offset), number(0))
-                    }
-                    (false, None) => (NULL, number(0)),
-                };
-                ends.push(Ends {
-                    out: Some(out),
-                    extra,
-                    extra_stride,
-                });
-            }
-            let own: Vec<Part> = places.iter().map(|&place| parts[place]).collect();
-            launches.push(self.multiply(label, node, (&shape, &own), &ends, norm, accesses)?);
+        let (mut ends, mut accesses) = (Vec::new(), Vec::new());
+        for &place in &chosen.places {
+            let out = Value {
+                node,
+                port: place as u16,
+            };
+            accesses.push(self.writes(out)?);
+            let (extra, extra_stride) = match (residual, parts[place].bias) {
+                (true, _) => {
+                    accesses.push(self.reads(inputs[1])?);
+                    (self.arena(inputs[1])?, self.row_stride(inputs[1])?)
+                }
+                (false, Some(bias)) => {
+                    let offset = self.placement(bias, Form::Vector)?.offset;
+                    (GridArg::Weights(offset), number(0))
+                }
+                (false, None) => (NULL, number(0)),
+            };
+            ends.push(Ends {
+                out: Some(out),
+                extra,
+                extra_stride,
+            });
         }
-        Ok(launches)
+        Ok((ends, accesses))
+    }
+
+    /// Two launches that do not depend on each other as one.
+    fn join(&self, [first, second]: [Launch; 2], chosen: [&Chosen; 2]) -> Launch {
+        let [a, b] = chosen.map(|c| {
+            let query = self.gpu.choices.query(&c.shape, self.rows);
+            (c.pick.variant, c.pick.class, query)
+        });
+        let common = chosen.map(|c| c.pick.cost.fixed_seconds);
+        let twice = self.gpu.profile.launch_seconds + common[0].min(common[1]);
+        let mut accesses = first.accesses;
+        for access in second.accesses {
+            if !accesses.contains(&access) {
+                accesses.push(access);
+            }
+        }
+        let work = match (first.work, second.work) {
+            (Work::Grid(mut grid), Work::Grid(other)) => {
+                grid.kernel = matmul::pair_kernel([&a, &b]);
+                grid.geometry = matmul::pair_geometry([&a, &b]);
+                grid.args.extend(other.args);
+                grid.weights.extend(other.weights);
+                // One of its two loops would not speak for the other.
+                grid.main_loop = None;
+                Work::Grid(grid)
+            }
+            (work, _) => work,
+        };
+        Launch {
+            work,
+            accesses,
+            reason: format!("{}; beside it {}", first.reason, second.reason),
+            bytes: first.bytes + second.bytes,
+            macs: first.macs + second.macs,
+            seconds: first.seconds + second.seconds - twice,
+            label: first.label,
+            barrier: first.barrier,
+        }
     }
 
     /// Gate and up in one launch, which leaves activation(gate) * up as `out`.
@@ -78,29 +144,37 @@ impl Lowering<'_> {
             extra: NULL,
             extra_stride: number(0),
         });
-        let shapes = self.gpu.choices.shapes(self.graph, node, parts)?;
-        let [(shape, _)] = shapes.as_slice() else {
+        let launches = self
+            .gpu
+            .choices
+            .launches(self.graph, node, parts, self.rows)?;
+        let [[chosen]] = launches.iter().map(Vec::as_slice).collect::<Vec<_>>()[..] else {
             return Err(Error::Internal(format!("{label}: gate and up differ")));
         };
-        let launch = self.multiply(label, node, (shape, parts), &ends, None, accesses)?;
+        let launch = self.multiply(
+            label,
+            node,
+            (chosen, parts),
+            (&ends, None),
+            accesses,
+            (0, 0),
+        )?;
         Ok(vec![launch])
     }
 
+    /// One shape's launch, whose scratch memory and counters begin so many bytes into the node's.
     fn multiply(
         &self,
         label: &str,
         node: NodeIndex,
-        (shape, parts): (&Shape, &[Part]),
-        ends: &[Ends],
-        norm: Option<(WeightId, Value)>,
+        (chosen, parts): (&Chosen, &[Part]),
+        (ends, norm): (&[Ends], Option<(WeightId, Value)>),
         mut accesses: Vec<Access>,
+        (scratch_from, counters_from): (usize, usize),
     ) -> Result<Launch, Error> {
         let x = self.graph.inputs(node)[0];
         let form = self.gpu.choices.read_form(self.graph, x);
-        let pick = self
-            .gpu
-            .choices
-            .pick(self.graph, parts, shape, form, self.rows)?;
+        let (shape, pick) = (&chosen.shape, &chosen.pick);
         let query = self.gpu.choices.query(shape, self.rows);
         accesses.push(self.reads(x)?);
         let mut list = vec![NULL; args::COUNT];
@@ -121,18 +195,19 @@ impl Lowering<'_> {
             accesses.push(self.writes(rows)?);
         }
         list[args::PARTS] = number(parts.len());
-        if matmul::scratch_bytes(pick.variant, pick.class, &query) > 0 {
+        let (scratch_bytes, _) = self.gpu.choices.needs(chosen, self.rows);
+        if scratch_bytes > 0 {
             let scratch = scratch_value(self.graph, node);
-            let at = self.buffer(scratch)?;
-            list[args::SCRATCH] = GridArg::Arena(at.offset as u64);
-            list[args::COUNTERS] = GridArg::Arena(0);
+            let offset = self.buffer(scratch)?.offset + scratch_from;
+            list[args::SCRATCH] = GridArg::Arena(offset as u64);
+            list[args::COUNTERS] = GridArg::Arena(counters_from as u64);
             accesses.push(Access {
                 space: Space::Arena,
                 value: Some(scratch),
-                offset: at.offset,
-                stride: at.stride,
+                offset,
+                stride: scratch_bytes,
                 rows: 1,
-                width: at.stride,
+                width: scratch_bytes,
                 write: true,
                 split: Split::Whole,
             });

@@ -1,23 +1,19 @@
-//! What is decided about a model as a whole: the numeric class of every matmul, which all buckets share so that a row's bits
-//! do not depend on its company, and with it the form of every activation; then the cheapest variant of the class for each
-//! bucket.
+//! Kernels of one shape: its numeric class, which all buckets share so that a row's bits do not depend on its company, then
+//! the cheapest variant of the class for each bucket. What shapes a model has is not known here.
 
-use super::adapt;
 use crate::error::Error;
 use crate::explain::CandidateNote;
-use crate::graph::{Activation, DType, Op, OpGraph, Part, Value, Weight};
-use crate::plan::Options;
+use crate::graph::Weight;
 use crate::plan::select::packed_layout;
 use crate::target::cuda::CudaProfile;
 use crate::target::{Compiled, CudaTarget};
-use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
+use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::matmul::{
-    self, Class, Cost, Epilogue, Gate, Query, Reason, Resources, VARIANTS, Variant,
+    self, Class, Cost, Epilogue, Query, Reason, Resources, VARIANTS, Variant,
 };
 use coldpress_kernels::gpu::rates::GpuRates;
 use coldpress_kernels::gpu::tile;
-use coldpress_kernels::quant::{PackedLayout, Scale};
-use petgraph::stable_graph::NodeIndex;
+use coldpress_kernels::quant::PackedLayout;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 
@@ -25,9 +21,6 @@ use std::collections::{BTreeMap, HashMap};
 const DENSE: usize = 64;
 /// Row counts that get one where they are larger than that, or than any decode batch.
 const COARSE: [usize; 13] = [16, 32, 64, 80, 96, 112, 128, 192, 256, 384, 512, 768, 1024];
-/// int8 activations are taken where matmuls take this share of the time they take with f16: they cost accuracy, and gated
-/// products in int8 need wide thread blocks.
-const WORTH: f64 = 0.75;
 
 /// Row counts up to `most`: every decode batch up to `batch`, steps of many rows in larger strides.
 pub(super) fn buckets(batch: usize, most: usize) -> Vec<usize> {
@@ -92,14 +85,18 @@ pub(super) struct Pick {
 /// The best class of a shape, if there is one, and the time it takes over all decode batches, seconds.
 type Judged = Option<(Class, f64)>;
 
+/// The classes of two shapes that can be one launch, if there are any.
+type Classes = Option<[Class; 2]>;
+
 /// Chooses variants for one GPU.
 pub struct Selector {
     rates: GpuRates,
-    target: &'static str,
+    pub(super) target: &'static str,
     compiled: BTreeMap<String, Compiled>,
     /// Decode batches that a class is judged by.
     batches: Vec<usize>,
     classes: RefCell<HashMap<(Shape, ActForm), Judged>>,
+    pairs: RefCell<HashMap<(Shape, Shape, ActForm), Classes>>,
 }
 
 impl Selector {
@@ -111,10 +108,11 @@ impl Selector {
             compiled: target.compiled.clone(),
             batches: buckets(max_batch, max_batch),
             classes: RefCell::default(),
+            pairs: RefCell::default(),
         }
     }
 
-    fn query<'a>(&self, shape: &'a Shape, rows: usize) -> Query<'a> {
+    pub(super) fn query<'a>(&self, shape: &'a Shape, rows: usize) -> Query<'a> {
         Query {
             layout: shape.layout,
             outputs: &shape.outputs,
@@ -127,11 +125,19 @@ impl Selector {
     }
 
     /// The class that reads `form` and takes the least time over all decode batches, with that time.
-    fn class(&self, shape: &Shape, form: ActForm) -> Judged {
+    pub(super) fn class(&self, shape: &Shape, form: ActForm) -> Judged {
         let key = (shape.clone(), form);
         if let Some(known) = self.classes.borrow().get(&key) {
             return *known;
         }
+        let judged = self.judged(shape, form).into_iter();
+        let best = judged.min_by(|a, b| a.1.total_cmp(&b.1));
+        self.classes.borrow_mut().insert(key, best);
+        best
+    }
+
+    /// Every class that reads `form`, with the time it takes over all decode batches.
+    fn judged(&self, shape: &Shape, form: ActForm) -> Vec<(Class, f64)> {
         let classes = matmul::classes(&self.query(shape, 1));
         let of_form = classes.into_iter().filter(|c| c.family.act() == form);
         let judged = of_form.filter_map(|class| {
@@ -141,14 +147,63 @@ impl Selector {
             });
             Some((class, seconds.sum::<Option<f64>>()?))
         });
-        let best = judged.min_by(|a, b| a.1.total_cmp(&b.1));
-        self.classes.borrow_mut().insert(key, best);
+        judged.collect()
+    }
+
+    /// The classes in which two shapes that read the same rows can be one launch, and together take the least time.
+    pub(super) fn pair(&self, a: &Shape, b: &Shape, form: ActForm) -> Classes {
+        let key = (a.clone(), b.clone(), form);
+        if let Some(known) = self.pairs.borrow().get(&key) {
+            return *known;
+        }
+        let (first, second) = (self.judged(a, form), self.judged(b, form));
+        let both = first
+            .iter()
+            .flat_map(|a| second.iter().map(move |b| (a, b)));
+        let both = both.filter(|(a, b)| matmul::joinable(a.0, b.0));
+        let best = both
+            .min_by(|x, y| (x.0.1 + x.1.1).total_cmp(&(y.0.1 + y.1.1)))
+            .map(|(a, b)| [a.0, b.0]);
+        self.pairs.borrow_mut().insert(key, best);
         best
     }
 
-    fn cheapest(&self, shape: &Shape, class: Class, rows: usize) -> Option<Pick> {
+    /// The cheapest variants of two classes whose common kernel does not spill; `None` where each does.
+    pub(super) fn cheapest_pair(
+        &self,
+        [a, b]: [&Shape; 2],
+        [of_a, of_b]: [Class; 2],
+        rows: usize,
+    ) -> Option<[Pick; 2]> {
+        let (first, second) = (self.picks(a, of_a, rows), self.picks(b, of_b, rows));
+        let seconds = |p: &[&Pick; 2]| p[0].cost.seconds + p[1].cost.seconds;
+        let both = first
+            .iter()
+            .flat_map(|a| second.iter().map(move |b| [a, b]));
+        let mut both: Vec<[&Pick; 2]> = both.collect();
+        both.sort_by(|x, y| seconds(x).total_cmp(&seconds(y)));
+        let (query_a, query_b) = (self.query(a, rows), self.query(b, rows));
+        let spills = |picks: &[&Pick; 2]| {
+            let halves = [
+                &(picks[0].variant, picks[0].class, query_a),
+                &(picks[1].variant, picks[1].class, query_b),
+            ];
+            let known = self.compiled.get(&matmul::pair_kernel(halves).name);
+            known.is_some_and(|k| k.spill_bytes > 0)
+        };
+        let best = both.into_iter().find(|picks| !spills(picks))?;
+        Some(best.map(|pick| pick.clone()))
+    }
+
+    pub(super) fn cheapest(&self, shape: &Shape, class: Class, rows: usize) -> Option<Pick> {
+        let picks = self.picks(shape, class, rows).into_iter();
+        picks.min_by(|a, b| a.cost.seconds.total_cmp(&b.cost.seconds))
+    }
+
+    /// Every legal variant of a class.
+    fn picks(&self, shape: &Shape, class: Class, rows: usize) -> Vec<Pick> {
         let query = self.query(shape, rows);
-        let legal: Vec<Pick> = matmul::variants(class, &query)
+        let mut legal: Vec<Pick> = matmul::variants(class, &query)
             .filter_map(|variant| {
                 let cost = self.cost(variant, class, &query).ok()?;
                 Some(Pick {
@@ -160,14 +215,8 @@ impl Selector {
             })
             .collect();
         let count = legal.len();
-        let seconds = |p: &Pick| p.cost.seconds;
-        let best = legal
-            .into_iter()
-            .min_by(|a, b| seconds(a).total_cmp(&seconds(b)))?;
-        Some(Pick {
-            legal: count,
-            ..best
-        })
+        legal.iter_mut().for_each(|pick| pick.legal = count);
+        legal
     }
 
     /// The cost of a legal variant, by what the assembler said of its kernel if it is known; a kernel that spills is none.
@@ -228,250 +277,5 @@ impl Selector {
             }
         }
         Ok(notes)
-    }
-}
-
-/// The decisions about one graph.
-pub(super) struct Choices {
-    selector: Selector,
-    forms: BTreeMap<Value, ActForm>,
-    counters: usize,
-}
-
-impl Choices {
-    pub(super) fn new(
-        graph: &OpGraph,
-        target: &CudaTarget,
-        options: Options,
-        step: StepLayout,
-    ) -> Result<Choices, Error> {
-        let mut choices = Choices {
-            selector: Selector::new(target, options.max_batch),
-            forms: BTreeMap::new(),
-            counters: 0,
-        };
-        let mut readers: BTreeMap<Value, Vec<&[Part]>> = BTreeMap::new();
-        for node in graph.order() {
-            if let Op::MatMul { parts, .. } = &graph.nodes[node].op {
-                let x = graph.inputs(node)[0];
-                if graph.value_type(x).dtype == DType::Q8 {
-                    readers.entry(x).or_default().push(parts);
-                }
-            }
-        }
-        for (value, parts) in readers {
-            let form = choices.cheapest_form(graph, &parts)?;
-            choices.forms.insert(value, form);
-        }
-        let rows = step.max_rows as usize;
-        for node in graph.order() {
-            let Op::MatMul { parts, .. } = &graph.nodes[node].op else {
-                continue;
-            };
-            for (shape, _) in choices.shapes(graph, node, parts)? {
-                let form = choices.read_form(graph, graph.inputs(node)[0]);
-                for rows in buckets(options.max_batch, rows) {
-                    let pick = choices.pick(graph, parts, &shape, form, rows)?;
-                    let query = choices.selector.query(&shape, rows);
-                    let counters = matmul::counters(pick.variant, pick.class, &query);
-                    choices.counters = choices.counters.max(counters as usize * 4);
-                }
-            }
-        }
-        Ok(choices)
-    }
-
-    /// The form that makes all launches that read an activation fastest.
-    fn cheapest_form(&self, graph: &OpGraph, readers: &[&[Part]]) -> Result<ActForm, Error> {
-        let mut all = Vec::new();
-        for parts in readers {
-            all.extend(shapes(graph, parts, Epilogue::Store, false)?);
-        }
-        let time = |form: ActForm| {
-            let each = all
-                .iter()
-                .map(|(shape, _)| Some(self.selector.class(shape, form)?.1));
-            each.sum::<Option<f64>>()
-        };
-        // Groups of 32 on both sides leave nothing of the error that a format's own rounding allows.
-        let spare = all.iter().all(|(shape, _)| {
-            matches!(
-                shape.layout.scale,
-                Scale::U8F16 | Scale::I8F16 | Scale::U4F16
-            )
-        });
-        match (time(ActForm::F16), time(ActForm::Q8)) {
-            (Some(f16), Some(q8)) if spare && q8 < f16 * WORTH => Ok(ActForm::Q8),
-            (Some(_), _) => Ok(ActForm::F16),
-            (None, Some(_)) => Ok(ActForm::Q8),
-            (None, None) => Err(self.no_kernel(graph, readers[0], &all[0].0, ActForm::F16)),
-        }
-    }
-
-    fn no_kernel(&self, graph: &OpGraph, parts: &[Part], shape: &Shape, form: ActForm) -> Error {
-        let weight = graph.weight(parts[0].weight);
-        let query = self.selector.query(shape, 1);
-        let class = Class {
-            family: matmul::Family::MmaF16,
-            warps: 4,
-            k_split: 1,
-        };
-        let mut why: Vec<String> = Vec::new();
-        for variant in VARIANTS {
-            let class = Class {
-                family: variant.family,
-                ..class
-            };
-            if let Err(reason) = matmul::legal(variant, class, &query) {
-                let line = format!("{}: {reason}", variant.family.name());
-                if !why.contains(&line) {
-                    why.push(line);
-                }
-            }
-        }
-        Error::Unsupported {
-            what: weight.name.clone(),
-            why: format!(
-                "no legal matmul variant for {} [{}, {}] reading {} on {} ({})",
-                weight.ty.name(),
-                weight.n,
-                weight.k,
-                form.name(),
-                self.selector.target,
-                why.join("; ")
-            ),
-        }
-    }
-
-    /// The form in which a value is stored.
-    pub(super) fn form(&self, value: Value) -> ActForm {
-        // Quantised but read by no matmul: nothing reads it at all.
-        self.forms.get(&value).copied().unwrap_or(ActForm::F16)
-    }
-
-    /// The form in which a matmul reads its input.
-    pub(super) fn read_form(&self, graph: &OpGraph, value: Value) -> ActForm {
-        match graph.value_type(value).dtype {
-            DType::Q8 => self.form(value),
-            _ => ActForm::F32,
-        }
-    }
-
-    /// The cheapest variant for a launch of `shape`, of which `parts` are.
-    pub(super) fn pick(
-        &self,
-        graph: &OpGraph,
-        parts: &[Part],
-        shape: &Shape,
-        form: ActForm,
-        rows: usize,
-    ) -> Result<Pick, Error> {
-        let class = self.selector.class(shape, form);
-        let pick = class.and_then(|(class, _)| self.selector.cheapest(shape, class, rows));
-        pick.ok_or_else(|| self.no_kernel(graph, parts, shape, form))
-    }
-
-    pub(super) fn query<'a>(&self, shape: &'a Shape, rows: usize) -> Query<'a> {
-        self.selector.query(shape, rows)
-    }
-
-    /// The launches that the matmul at `node` becomes, with the places of their parts.
-    pub(super) fn shapes(
-        &self,
-        graph: &OpGraph,
-        node: NodeIndex,
-        parts: &[Part],
-    ) -> Result<Vec<(Shape, Vec<usize>)>, Error> {
-        let pending = adapt::pending_norm(graph, graph.inputs(node)[0]).is_some();
-        shapes(graph, parts, self.epilogue(graph, node), pending)
-    }
-
-    /// What the matmul at `node` does with its sums.
-    fn epilogue(&self, graph: &OpGraph, node: NodeIndex) -> Epilogue {
-        let completed = adapt::completed_by(graph, node).map(|second| {
-            let out = Value {
-                node: second,
-                port: 0,
-            };
-            (&graph.nodes[second].op, out)
-        });
-        let gated = |activation, form| match gate(activation) {
-            Some(gate) => Epilogue::Gated(gate, form),
-            // Refused when it is lowered.
-            None => Epilogue::Store,
-        };
-        match (completed, &graph.nodes[node].op) {
-            (Some((&Op::GatedAct(activation), _)), _) => gated(activation, ActForm::F32),
-            (Some((&Op::GatedActQuantise(activation), out)), _) => {
-                gated(activation, self.form(out))
-            }
-            (Some((Op::NormQuantise { .. }, out)), _) => Epilogue::ResidualNorm(self.form(out)),
-            (_, Op::MatMul { residual: true, .. }) => Epilogue::Residual,
-            _ => Epilogue::Store,
-        }
-    }
-
-    /// u32 counters of all launches, zero between them, in bytes.
-    pub(super) fn counter_bytes(&self) -> usize {
-        self.counters.next_multiple_of(64)
-    }
-
-    /// Scratch memory of the matmul at `node`.
-    pub(super) fn scratch_bytes(
-        &self,
-        graph: &OpGraph,
-        node: NodeIndex,
-        parts: &[Part],
-        rows: usize,
-    ) -> usize {
-        let form = self.read_form(graph, graph.inputs(node)[0]);
-        let shapes = self.shapes(graph, node, parts).unwrap_or_default();
-        let bytes = shapes.iter().filter_map(|(shape, _)| {
-            let pick = self.pick(graph, parts, shape, form, rows).ok()?;
-            let query = self.query(shape, rows);
-            Some(matmul::scratch_bytes(pick.variant, pick.class, &query) as usize)
-        });
-        bytes.max().unwrap_or(0).next_multiple_of(64)
-    }
-}
-
-/// The launches that `parts` become, with the places of their parts: at most three of one layout.
-fn shapes(
-    graph: &OpGraph,
-    parts: &[Part],
-    epilogue: Epilogue,
-    pending: bool,
-) -> Result<Vec<(Shape, Vec<usize>)>, Error> {
-    let mut shapes: Vec<(Shape, Vec<usize>)> = Vec::new();
-    for (i, part) in parts.iter().enumerate() {
-        let w = graph.weight(part.weight);
-        let layout = packed_layout(w)?;
-        let open = |s: &&mut (Shape, Vec<usize>)| s.0.layout == layout && s.1.len() < 3;
-        match shapes.iter_mut().find(open) {
-            Some((shape, places)) => {
-                shape.outputs.push(w.n);
-                places.push(i);
-            }
-            None => shapes.push((
-                Shape {
-                    layout,
-                    outputs: vec![w.n],
-                    k: w.k,
-                    epilogue,
-                    pending,
-                },
-                vec![i],
-            )),
-        }
-    }
-    Ok(shapes)
-}
-
-/// The gate of an activation, if matmuls have it.
-pub(super) fn gate(activation: Activation) -> Option<Gate> {
-    match activation {
-        Activation::Silu => Some(Gate::Silu),
-        Activation::GeluTanh => Some(Gate::Gelu),
-        Activation::ClampedSwish => None,
     }
 }
