@@ -375,7 +375,8 @@ fn broken_mixtures_of_experts_are_found() {
             other => panic!("{other:?} has no experts"),
         }
     }
-    let broken: &[(&str, fn(&mut Plan))] = &[
+    type Damage = fn(&mut Plan);
+    let broken: &[(&str, Damage)] = &[
         ("its tiles are not", |p| experts(p).0.experts -= 1),
         ("its tiles are not", |p| experts(p).0.parts[0].weights += 64),
         ("its biases are not", |p| {
