@@ -28,7 +28,7 @@ use crate::quant::{PackedLayout, Store};
 
 pub use cost::{Cost, Resources, cost};
 pub use kernel::{args, counters, geometry, kernel, scratch_bytes, weights_per_pass};
-pub use pair::{Half, PAIR_COUNT, joinable, pair_geometry, pair_kernel};
+pub use pair::{Half, joinable, pair_geometry, pair_kernel};
 pub use reason::Reason;
 
 /// How products are made. Families may differ in the last bits of a result.

@@ -2,7 +2,7 @@
 //! other's results. A thread block does what it would do in a launch of its own, so bits are the same.
 
 use super::kernel::{geometry, kernel};
-use super::{Class, Query, Variant, args};
+use super::{Class, Query, Variant};
 use crate::gpu::{Constant, Geometry, Kernel};
 
 /// Half of a pair: a variant with its class, and what it computes.
@@ -55,6 +55,3 @@ pub fn pair_geometry(halves: [&Half; 2]) -> Geometry {
         shared_bytes: a.shared_bytes.max(b.shared_bytes),
     }
 }
-
-/// Arguments of the kernel of a pair.
-pub const PAIR_COUNT: usize = 2 * args::COUNT;
