@@ -177,8 +177,21 @@ fn models_with_absurd_metadata() {
     let dir = tempdir().expect("temporary folder");
     let path = dir.path().join("m.gguf");
     let mut refused = 0;
-    for arch in ["llama", "qwen2", "qwen3"] {
-        let shape = Shape { arch, ..tiny() };
+    let some = Some((3, 2));
+    for (arch, experts) in [
+        ("llama", None),
+        ("qwen2", None),
+        ("qwen3", None),
+        ("qwen3moe", some),
+        ("gpt-oss", some),
+    ] {
+        let window = (format!("{arch}.attention.sliding_window"), Value::U32(8));
+        let shape = Shape {
+            arch,
+            experts,
+            extra: experts.map(|_| window).into_iter().collect(),
+            ..tiny()
+        };
         shape.write(&path, 3);
         let gguf = Gguf::open(&path).expect("opens");
         let mut keys: Vec<String> = gguf.keys().map(|(k, _)| k.to_string()).collect();

@@ -18,9 +18,10 @@ use coldpress_compiler::gguf::{Array, GgufWriter, Value};
 use recipe::{Random, Recipe};
 use shape::{MIXES, SHAPES, Shape, Tensor, Values, tensors};
 
-const USAGE: &str = "usage: synth SHAPE MIX OUT.gguf [--layers N] [--seed N]
+const USAGE: &str = "usage: synth SHAPE MIX OUT.gguf [--layers N] [--seed N] [--zeros]
 SHAPE: qwen3-0.6b, qwen3-8b, qwen3-30b-a3b, llama-3.1-8b or llama-1b; MIX: q4_k_m, q8_0, q4_0, q6_k or f16
---layers N: only the first N layers; --seed N: other weights";
+--layers N: only the first N layers; --seed N: other weights
+--zeros: no weights at all, in a file with holes that takes no room on the disk: for --dry-run";
 
 fn metadata(writer: &mut GgufWriter<'_>, shape: &Shape, mix: &str, layers: usize) {
     let text = |text: &str| Value::Str(text.into());
@@ -159,13 +160,14 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         .iter()
         .find(|(name, _)| *name == mix.to_lowercase())
         .ok_or(USAGE)?;
-    let (mut layers, mut seed) = (shape.layers, 0);
-    for pair in flags.chunks(2) {
-        match pair {
-            [flag, value] if flag == "--layers" => {
-                layers = value.parse::<usize>()?.clamp(1, shape.layers)
-            }
-            [flag, value] if flag == "--seed" => seed = value.parse()?,
+    let (mut layers, mut seed, mut zeros) = (shape.layers, 0, false);
+    let mut flags = flags.iter();
+    while let Some(flag) = flags.next() {
+        let mut value = || flags.next().ok_or(USAGE);
+        match flag.as_str() {
+            "--layers" => layers = value()?.parse::<usize>()?.clamp(1, shape.layers),
+            "--seed" => seed = value()?.parse()?,
+            "--zeros" => zeros = true,
             _ => return Err(USAGE.into()),
         }
     }
@@ -191,7 +193,10 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     // Padding is what nobody writes; llama.cpp expects it behind the last tensor too.
     file.set_len(end.next_multiple_of(32))?;
     file.write_all_at(&header, 0)?;
-    write(&file, &pieces(&tensors, places, seed), &recipes).map_err(|e| format!("{out}: {e}"))?;
+    if !zeros {
+        let pieces = pieces(&tensors, places, seed);
+        write(&file, &pieces, &recipes).map_err(|e| format!("{out}: {e}"))?;
+    }
     let seconds = started.elapsed().as_secs_f64();
     let bytes = end as f64;
     eprintln!(

@@ -360,6 +360,9 @@ fn shares_must_follow_each_other() {
     }
 }
 
+/// What the check says of a plan, and what is done to it.
+type Harm = (&'static str, fn(&mut Plan));
+
 #[test]
 fn broken_mixtures_of_experts_are_found() {
     let tiny = Tiny {
@@ -375,8 +378,7 @@ fn broken_mixtures_of_experts_are_found() {
             other => panic!("{other:?} has no experts"),
         }
     }
-    type Damage = fn(&mut Plan);
-    let broken: &[(&str, Damage)] = &[
+    let broken: &[Harm] = &[
         ("its tiles are not", |p| experts(p).0.experts -= 1),
         ("its tiles are not", |p| experts(p).0.parts[0].weights += 64),
         ("its biases are not", |p| {
