@@ -52,9 +52,7 @@ impl InspectModelArgs {
             Verdict::Supported(model) => (Some(model.info), Vec::new()),
             Verdict::Lacking(causes) => (None, causes),
         };
-        if gguf.get("tokenizer.ggml.model").is_some()
-            && let Err(error @ Error::Unsupported { .. }) = tokenizer::from_gguf(&gguf)
-        {
+        if let Err(error @ Error::Unsupported { .. }) = tokenizer::optional(&gguf) {
             lacking.push(error);
         }
         let view = View {

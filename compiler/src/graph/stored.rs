@@ -47,3 +47,45 @@ impl Weight {
         Ok((format, data))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::GgufWriter;
+    use crate::pass::tests::open;
+    use coldpress_kernels::tensor_type::TensorType;
+
+    /// Bytes of `n` rows of 32 from element `first` on, of a tensor of four rows of Q8_0.
+    fn slice(first: usize, n: usize) -> Option<Vec<u8>> {
+        let bytes: Vec<u8> = (0..4 * 34).collect();
+        let mut writer = GgufWriter::new();
+        writer.tensor("whole", TensorType::Q8_0, &[32, 4], bytes);
+        let gguf = open(&writer);
+        let weight = Weight {
+            name: "part".into(),
+            ty: TensorType::Q8_0,
+            n,
+            k: 32,
+            source: Source::Slice {
+                tensor: "whole".into(),
+                first,
+            },
+        };
+        let stored = weight.stored(&gguf).map(|(_, data)| data.to_vec());
+        if let Err(error) = &stored {
+            assert_eq!(error.exit_code(), 1);
+            assert!(error.to_string().starts_with("part: not in the file"));
+        }
+        stored.ok()
+    }
+
+    #[test]
+    fn a_slice_is_whole_rows_inside_its_tensor() {
+        assert_eq!(slice(0, 4), Some((0..136).collect()));
+        assert_eq!(slice(32, 2), Some((34..102).collect()));
+        assert_eq!(slice(96, 1), Some((102..136).collect()));
+        assert_eq!(slice(96, 2), None, "beyond the end");
+        assert_eq!(slice(16, 1), None, "amid a quant block");
+        assert_eq!(slice(1 << 60, 1), None);
+    }
+}

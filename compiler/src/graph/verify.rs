@@ -183,6 +183,26 @@ mod tests {
     }
 
     #[test]
+    fn views_are_whole_cache_lines_inside_what_they_view() {
+        let view = |start: usize, width: usize| {
+            let mut graph = tiny();
+            let embed = find(&graph, "token_embd");
+            let x = Value {
+                node: embed,
+                port: 0,
+            };
+            graph.add_one(Op::Columns { start, width }, "view", &[x])
+        };
+        for (start, width) in [(0, 32), (16, 16), (0, 16)] {
+            view(start, width).unwrap();
+        }
+        for (start, width) in [(16, 32), (8, 16), (0, 8), (32, 0), (usize::MAX - 15, 16)] {
+            let error = view(start, width).unwrap_err().to_string();
+            assert!(error.contains("view") && error.contains("of 32"), "{error}");
+        }
+    }
+
+    #[test]
     fn broken_bookkeeping_is_found() {
         let mut unwritten = tiny();
         unwritten.kv.push(unwritten.kv[0]);
