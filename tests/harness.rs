@@ -425,7 +425,7 @@ pub fn own_keys(arch: &str) -> Vec<(String, Value)> {
         "gemma2" | "gemma3" | "olmo2" => windowed(7),
         "gemma4" => windowed(7),
         "gpt-oss" => vec![("attention.sliding_window", Value::U32(7))],
-        "qwen2vl" | "qwen3vl" | "hunyuan-dense" | "glm4" => vec![(
+        "qwen2vl" | "qwen3vl" | "qwen3vlmoe" | "hunyuan-dense" | "glm4" => vec![(
             "rope.dimension_sections",
             Value::Array(Array::I32(vec![4, 6, 4, 2])),
         )],

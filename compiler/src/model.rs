@@ -35,6 +35,7 @@ mod qwen2vl;
 mod qwen3;
 mod qwen3moe;
 mod qwen3vl;
+mod qwen3vlmoe;
 mod rope;
 mod seed_oss;
 mod smollm3;
@@ -88,6 +89,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen3::ARCHITECTURE,
     qwen3moe::ARCHITECTURE,
     qwen3vl::ARCHITECTURE,
+    qwen3vlmoe::ARCHITECTURE,
     seed_oss::ARCHITECTURE,
     smollm3::ARCHITECTURE,
     xverse::ARCHITECTURE,

@@ -19,6 +19,16 @@ pub(super) enum ExpertWidth {
     OwnKey,
 }
 
+/// Whether all rows also pass a network of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shared {
+    None,
+    /// Through a gate of its own.
+    Gated,
+    /// Where the file says how wide it is.
+    Plain,
+}
+
 /// What tells one mixture of experts from another.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ExpertShape {
@@ -32,8 +42,8 @@ pub(super) struct ExpertShape {
     /// Whether products are multiplied by the factors of their experts where the file has some; llama.cpp does not do so
     /// for every architecture.
     pub scales: bool,
-    /// Whether all rows also pass a network of their own, through a gate.
-    pub shared: bool,
+    /// The network that all rows pass besides.
+    pub shared: Shared,
 }
 
 impl ExpertShape {
@@ -45,7 +55,7 @@ impl ExpertShape {
         width: ExpertWidth::Dense,
         biases: false,
         scales: true,
-        shared: false,
+        shared: Shared::None,
     };
 }
 
@@ -120,10 +130,24 @@ impl Builder<'_> {
         let sum = self
             .graph
             .add_one(Op::ExpertSum, label("ffn_moe"), &inputs)?;
-        if !shape.shared {
-            return Ok(sum);
-        }
-        let shared = self.shared_expert(layer, x, shape.activation)?;
+        let width = self
+            .metadata
+            .gguf
+            .u32(&self.metadata.key("expert_shared_feed_forward_length"))?;
+        let width = width.filter(|&width| width > 0).map(|width| width as usize);
+        let shared = match (shape.shared, width) {
+            (Shared::None, _) | (Shared::Plain, None) => return Ok(sum),
+            (Shared::Plain, Some(width)) => {
+                self.shared_expert(layer, x, width, shape.activation)?
+            }
+            (Shared::Gated, width) => {
+                let width = width.unwrap_or(dense);
+                let y = self.shared_expert(layer, x, width, shape.activation)?;
+                let gate = self.linear(&label("ffn_gate_inp_shexp"), x, 1, false)?;
+                self.graph
+                    .add_one(Op::GateRows, label("ffn_shexp"), &[y, gate])?
+            }
+        };
         self.add(&label("ffn_moe_shared"), sum, shared)
     }
 
@@ -155,18 +179,15 @@ impl Builder<'_> {
             .add_one(op, format!("{label}_scaled"), &[y, chosen.routes])
     }
 
-    /// The network that all rows pass, times the logistic function of its gate.
+    /// The network that all rows pass, without its gate.
     fn shared_expert(
         &mut self,
         layer: usize,
         x: Value,
+        width: usize,
         activation: Activation,
     ) -> Result<Value, Error> {
-        let (hidden, dense) = (self.hparams.hidden, self.hparams.ffn[layer]);
-        let width = self
-            .metadata
-            .optional_size("expert_shared_feed_forward_length")?;
-        let width = width.unwrap_or(dense);
+        let hidden = self.hparams.hidden;
         let label = |part: &str| format!("blk.{layer}.{part}");
         // As llama.cpp, which reads these factors for experts alone.
         for part in ["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"] {
@@ -175,9 +196,6 @@ impl Builder<'_> {
         let gate = self.linear(&label("ffn_gate_shexp"), x, width, false)?;
         let up = self.linear(&label("ffn_up_shexp"), x, width, false)?;
         let gated = self.gated(layer, "_shexp", activation, (gate, up))?;
-        let down = self.linear(&label("ffn_down_shexp"), gated, hidden, false)?;
-        let gate = self.linear(&label("ffn_gate_inp_shexp"), x, 1, false)?;
-        self.graph
-            .add_one(Op::GateRows, label("ffn_shexp"), &[down, gate])
+        self.linear(&label("ffn_down_shexp"), gated, hidden, false)
     }
 }

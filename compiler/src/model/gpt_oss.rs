@@ -5,7 +5,7 @@
 use super::Architecture;
 use super::attention::Attention;
 use super::decoder::{Branch, Head};
-use super::experts::{self, ExpertShape, ExpertWidth};
+use super::experts::{self, ExpertShape, ExpertWidth, Shared};
 use super::parts::Builder;
 use super::window;
 use crate::error::Error;
@@ -25,7 +25,7 @@ const EXPERTS: ExpertShape = ExpertShape {
     width: ExpertWidth::OwnKey,
     biases: true,
     scales: false,
-    shared: false,
+    shared: Shared::None,
 };
 
 /// Rotary bases of all layers, and of those with a window.

@@ -1,9 +1,10 @@
-//! granite: Granite 3 and 4 (dense). As llama, with scales of embedding, scores, branches and logits.
+//! granite: Granite 3 and 4. As llama, with scales of embedding, scores, branches and logits; with experts or without.
 //! Facts: llama.cpp src/models/granite.cpp.
 
 use super::Architecture;
 use super::attention::Attention;
 use super::decoder::{Branch, Decoder, Feed, Head};
+use super::experts::{self, ExpertShape, Shared};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -14,9 +15,18 @@ const LOGIT_SCALE: &str = "logit_scale";
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "granite",
-    reads: &[],
-    refuses: &[("deepstack_mapping", &[-1.0])],
+    reads: experts::READS,
+    refuses: &[
+        ("deepstack_mapping", &[-1.0]),
+        ("expert_group_count", &[0.0, 1.0]),
+    ],
     build,
+};
+
+const EXPERTS: ExpertShape = ExpertShape {
+    scales: false,
+    shared: Shared::Plain,
+    ..ExpertShape::MIXTRAL
 };
 
 fn build(b: &mut Builder) -> Result<(), Error> {
@@ -43,7 +53,10 @@ fn build(b: &mut Builder) -> Result<(), Error> {
             scale: number(b, "residual_scale")?.unwrap_or(1.0),
             ..Branch::PRE_NORM
         },
-        feed: Feed::Dense(ffn),
+        feed: match b.has_experts()? {
+            true => Feed::Experts(EXPERTS),
+            false => Feed::Dense(ffn),
+        },
         head: Head {
             scale: 1.0 / logits,
             ..Head::PLAIN

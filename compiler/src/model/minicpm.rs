@@ -1,9 +1,10 @@
-//! minicpm: MiniCPM 1 and 2. As granite, with scales that files need not name.
+//! minicpm: MiniCPM 1 and 2, with experts or without. As granite, with scales that files need not name.
 //! Facts: llama.cpp src/models/minicpm.cpp.
 
 use super::Architecture;
 use super::attention::Attention;
 use super::decoder::{Branch, Decoder, Feed, Head};
+use super::experts::{self, ExpertShape};
 use super::ffn::Ffn;
 use super::parts::Builder;
 use crate::error::Error;
@@ -11,9 +12,14 @@ use crate::graph::{Activation, RopeStyle};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "minicpm",
-    reads: &[],
-    refuses: &[],
+    reads: experts::READS,
+    refuses: &[("expert_group_count", &[0.0, 1.0])],
     build,
+};
+
+const EXPERTS: ExpertShape = ExpertShape {
+    scales: false,
+    ..ExpertShape::MIXTRAL
 };
 
 fn build(b: &mut Builder) -> Result<(), Error> {
@@ -34,7 +40,10 @@ fn build(b: &mut Builder) -> Result<(), Error> {
             scale: number("residual_scale", 1.4 / layers.sqrt())?,
             ..Branch::PRE_NORM
         },
-        feed: Feed::Dense(ffn),
+        feed: match b.has_experts()? {
+            true => Feed::Experts(EXPERTS),
+            false => Feed::Dense(ffn),
+        },
         head: Head {
             scale: 1.0 / number("logit_scale", 256.0 / hidden)?,
             ..Head::PLAIN

@@ -4,7 +4,7 @@
 use super::Architecture;
 use super::attention::{Attention, QkNorm};
 use super::decoder::Decoder;
-use super::experts::{self, ExpertShape, ExpertWidth};
+use super::experts::{self, ExpertShape, ExpertWidth, Shared};
 use super::parts::Builder;
 use crate::error::Error;
 use crate::graph::{Activation, Gating, RopeStyle};
@@ -23,7 +23,7 @@ const EXPERTS: ExpertShape = ExpertShape {
     width: ExpertWidth::Dense,
     biases: false,
     scales: false,
-    shared: false,
+    shared: Shared::None,
 };
 
 fn build(b: &mut Builder) -> Result<(), Error> {

@@ -67,6 +67,7 @@ fn own_keys(architecture: &str, head_dim: u64) -> Vec<(&'static str, Value)> {
             let window = ("attention.sliding_window", Value::U32(2));
             [experts, vec![window]].concat()
         }
+        "qwen3vlmoe" => [experts, own_keys("qwen3vl", head_dim)].concat(),
         name if name.contains("moe") => experts,
         "gemma2" | "gemma3" => vec![
             ("attention.sliding_window", Value::U32(2)),
