@@ -1,7 +1,7 @@
 //! Whole models against exact logits: the fixtures' own, and for shapes they do not have, the graph interpreter's.
 
 use crate::harness::*;
-use coldpress_compiler::gguf::{Array, Gguf, Value};
+use coldpress_compiler::gguf::{Array, Gguf, GgufWriter, Value};
 use coldpress_compiler::graph::interpret;
 use coldpress_compiler::{model, pass};
 use coldpress_kernels::quant::FORMATS;
@@ -526,6 +526,70 @@ fn every_architecture_is_what_the_interpreter_says() {
             assert!(error <= bar, "{shape:?}: NMSE {error:.3e} > {bar:.0e}");
         }
     }
+}
+
+/// Gemma 4's experts, beside the network of all rows; and the same file with gate and value of an expert in one tensor.
+#[test]
+fn experts_beside_a_network_and_both_halves_in_one_tensor() {
+    let shape = Shape {
+        arch: "gemma4",
+        layers: 6,
+        extra: own_keys("gemma4"),
+        experts: Some((6, 2)),
+        types: vec![TensorType::F16],
+        ..Shape::small()
+    };
+    against_interpreter(&shape, 91, 1e-9);
+    let dir = tempdir().expect("temporary folder");
+    let (apart, joined) = (dir.path().join("a.gguf"), dir.path().join("j.gguf"));
+    shape.write(&apart, 91);
+    let gguf = Gguf::open(&apart).expect("opens");
+    let mut w = GgufWriter::new();
+    for (key, value) in gguf.keys() {
+        w.add(key, value.clone());
+    }
+    let mut pairs = 0;
+    for t in gguf.tensors() {
+        if t.name.ends_with("ffn_up_exps.weight") {
+            continue;
+        }
+        let Some(label) = t.name.strip_suffix("ffn_gate_exps.weight") else {
+            w.tensor(t.name.clone(), t.ty, &t.dims, gguf.data(t).to_vec());
+            continue;
+        };
+        let up = gguf.tensor(&format!("{label}ffn_up_exps.weight"));
+        let (gate, up) = (gguf.data(t), gguf.data(up.expect("its other half")));
+        let expert = gate.len() / t.dims[2] as usize;
+        let halves = gate.chunks(expert).zip(up.chunks(expert));
+        let bytes: Vec<u8> = halves.flat_map(|(gate, up)| [gate, up].concat()).collect();
+        let dims = [t.dims[0], 2 * t.dims[1], t.dims[2]];
+        w.tensor(
+            format!("{label}ffn_gate_up_exps.weight"),
+            t.ty,
+            &dims,
+            bytes,
+        );
+        pairs += 1;
+    }
+    assert_eq!(pairs, 6);
+    w.write(&joined).expect("written");
+    let bits = |path: &Path| {
+        let (bundle, out) = (path.with_extension("press"), path.with_extension("npy"));
+        succeed(&[
+            "compile",
+            arg(path),
+            "-o",
+            arg(&bundle),
+            "-c",
+            "64",
+            "-t",
+            "2",
+        ]);
+        let list: Vec<u32> = (0..40).map(|i| i * 7 % 300).collect();
+        let found = logits(&bundle, &list, &out);
+        found.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    assert!(bits(&apart) == bits(&joined));
 }
 
 /// Layers that see a window keep a ring of pages, which a long sequence goes round several times. Where steps may be as long

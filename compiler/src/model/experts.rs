@@ -59,6 +59,8 @@ impl ExpertShape {
     };
 }
 
+const COUNT: &str = "expert_count";
+
 /// Of the keys that are read for every architecture, those of models with experts.
 pub(super) const READS: &[&str] = &["expert_count"];
 /// What a model with experts is refused for, since nothing here does it.
@@ -94,42 +96,11 @@ impl Builder<'_> {
 
     /// Router and experts of one layer, without the residual.
     pub fn experts(&mut self, layer: usize, x: Value, shape: &ExpertShape) -> Result<Value, Error> {
-        let (hidden, dense) = (self.hparams.hidden, self.hparams.ffn[layer]);
-        let (count, used) = ("expert_count", "expert_used_count");
-        let (experts, used) = (self.metadata.size(count)?, self.metadata.size(used)?);
-        legal(experts, used).map_err(|why| Error::Unsupported {
-            what: self.metadata.key("expert_used_count"),
-            why: why.to_string(),
-        })?;
-        let width = match shape.width {
-            ExpertWidth::Dense => dense,
-            ExpertWidth::OwnKey => {
-                let layers = self.hparams.layers;
-                let own = self.metadata.sizes("expert_feed_forward_length", layers)?;
-                own.map_or(dense / used, |widths| widths[layer])
-            }
-        };
+        let dense = self.hparams.ffn[layer];
         let label = |part: &str| format!("blk.{layer}.{part}");
+        let experts = self.metadata.size(COUNT)?;
         let logits = self.linear(&label("ffn_gate_inp"), x, experts, shape.biases)?;
-        let routing = Op::Route(Routing {
-            used,
-            gating: shape.gating,
-            normalise: shape.normalise,
-        });
-        let chosen = Chosen {
-            experts,
-            routes: self.graph.add_one(routing, label("ffn_route"), &[logits])?,
-            biases: shape.biases,
-            scales: shape.scales,
-        };
-        let gate = self.by_expert(&label("ffn_gate_exps"), x, width, &chosen)?;
-        let up = self.by_expert(&label("ffn_up_exps"), x, width, &chosen)?;
-        let gated = self.gated(layer, "_exps", shape.activation, (gate, up))?;
-        let down = self.by_expert(&label("ffn_down_exps"), gated, hidden, &chosen)?;
-        let inputs = [down, chosen.routes];
-        let sum = self
-            .graph
-            .add_one(Op::ExpertSum, label("ffn_moe"), &inputs)?;
+        let sum = self.routed(layer, x, logits, shape)?;
         let width = self
             .metadata
             .gguf
@@ -149,6 +120,75 @@ impl Builder<'_> {
             }
         };
         self.add(&label("ffn_moe_shared"), sum, shared)
+    }
+
+    /// Experts of one layer for rows whose router said `logits`, summed.
+    pub fn routed(
+        &mut self,
+        layer: usize,
+        x: Value,
+        logits: Value,
+        shape: &ExpertShape,
+    ) -> Result<Value, Error> {
+        let (hidden, dense) = (self.hparams.hidden, self.hparams.ffn[layer]);
+        let experts = self.metadata.size(COUNT)?;
+        let used = self.metadata.size("expert_used_count")?;
+        legal(experts, used).map_err(|why| Error::Unsupported {
+            what: self.metadata.key("expert_used_count"),
+            why: why.to_string(),
+        })?;
+        let width = match shape.width {
+            ExpertWidth::Dense => dense,
+            ExpertWidth::OwnKey => {
+                let layers = self.hparams.layers;
+                let own = self.metadata.sizes("expert_feed_forward_length", layers)?;
+                own.map_or(dense / used, |widths| widths[layer])
+            }
+        };
+        let label = |part: &str| format!("blk.{layer}.{part}");
+        let routing = Op::Route(Routing {
+            used,
+            gating: shape.gating,
+            normalise: shape.normalise,
+        });
+        let chosen = Chosen {
+            experts,
+            routes: self.graph.add_one(routing, label("ffn_route"), &[logits])?,
+            biases: shape.biases,
+            scales: shape.scales,
+        };
+        let (gate, up) = self.gate_and_up(layer, x, width, &chosen)?;
+        let gated = self.gated(layer, "_exps", shape.activation, (gate, up))?;
+        let down = self.by_expert(&label("ffn_down_exps"), gated, hidden, &chosen)?;
+        let inputs = [down, chosen.routes];
+        let sum = self
+            .graph
+            .add_one(Op::ExpertSum, label("ffn_moe"), &inputs)?;
+        Ok(sum)
+    }
+
+    /// Both halves of the gated networks, from a tensor each or from one whose first rows are the gate's.
+    fn gate_and_up(
+        &mut self,
+        layer: usize,
+        x: Value,
+        width: usize,
+        chosen: &Chosen,
+    ) -> Result<(Value, Value), Error> {
+        let label = |part: &str| format!("blk.{layer}.{part}");
+        let both = label("ffn_gate_up_exps");
+        if !self.has(&format!("{both}.weight")) {
+            let gate = self.by_expert(&label("ffn_gate_exps"), x, width, chosen)?;
+            let up = self.by_expert(&label("ffn_up_exps"), x, width, chosen)?;
+            return Ok((gate, up));
+        }
+        let y = self.by_expert(&both, x, 2 * width, chosen)?;
+        let half = |start| Op::Columns { start, width };
+        let gate = self.graph.add_one(half(0), label("ffn_gate_exps"), &[y])?;
+        let up = self
+            .graph
+            .add_one(half(width), label("ffn_up_exps"), &[y])?;
+        Ok((gate, up))
     }
 
     /// Matrices `LABEL.weight`, `[n, k]` for each expert, on the rows that use them.

@@ -1,11 +1,12 @@
 //! gemma4: Gemma 4. Layers with and without a window differ in head size, rotation and K/V heads; scores are not scaled, V is
 //! normed. E2B and E4B add per-layer embeddings, and their last layers read the cache of earlier ones; the larger ones
-//! have no V on global layers: V is K before its norm.
+//! have no V on global layers, where V is K before its norm, and 26B-A4B has experts beside its network.
 //! Facts: llama.cpp src/models/gemma4.cpp.
 
 use super::Architecture;
 use super::attention::{Attention, Cached, QkNorm};
 use super::decoder::{Branch, Head};
+use super::experts::{self, ExpertShape, ExpertWidth, Shared};
 use super::ffn::Ffn;
 use super::metadata::check_head;
 use super::parts::Builder;
@@ -13,12 +14,12 @@ use super::per_layer::PerLayer;
 use super::rope::{FACTORS, Rope, RopeSpec, Scaling};
 use super::window;
 use crate::error::Error;
-use crate::graph::{Activation, RopeShape, RopeStyle, Value};
+use crate::graph::{Activation, Gating, Op, RopeShape, RopeStyle, Value};
 
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "gemma4",
-    reads: &[],
-    refuses: &[],
+    reads: experts::READS,
+    refuses: experts::REFUSES,
     build,
 };
 
@@ -45,6 +46,7 @@ fn build(b: &mut Builder) -> Result<(), Error> {
     let mut x = b.embedding((b.hparams.hidden as f32).sqrt())?;
     let per_layer = PerLayer::new(b, x)?;
     let ffn = Ffn::new(Activation::GeluTanh);
+    let experts = b.has_experts()?;
     let mut caches: Vec<Cached> = Vec::new();
     for (layer, windowed) in windowed.into_iter().enumerate() {
         let kind = if windowed { local } else { global };
@@ -68,7 +70,10 @@ fn build(b: &mut Builder) -> Result<(), Error> {
             (names, "attn_residual"),
             |b, x| attention(b, layer, x, (&a, kind.rope), shared, &mut caches),
         )?;
-        x = b.ffn_branch(layer, x, Branch::AROUND, &ffn)?;
+        x = match experts {
+            false => b.ffn_branch(layer, x, Branch::AROUND, &ffn)?,
+            true => mixed_branch(b, layer, x, &ffn)?,
+        };
         if let Some(per_layer) = &per_layer {
             x = per_layer.add(b, layer, x, ffn.activation)?;
         }
@@ -83,6 +88,42 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         ..Head::PLAIN
     };
     b.head(x, &head)
+}
+
+const EXPERTS: ExpertShape = ExpertShape {
+    activation: Activation::GeluTanh,
+    gating: Gating::Softmax,
+    normalise: true,
+    width: ExpertWidth::OwnKey,
+    biases: false,
+    scales: true,
+    shared: Shared::None,
+};
+
+/// The network that all rows pass and the experts beside it, each with norms of its own, joined, normed and added. The router
+/// reads the residual stream through a norm without a weight, and a vector of its own.
+fn mixed_branch(b: &mut Builder, layer: usize, x: Value, ffn: &Ffn) -> Result<Value, Error> {
+    let label = |part: &str| format!("blk.{layer}.{part}");
+    let dense = b.norm(&label("ffn_norm"), x)?;
+    let dense = b.ffn(layer, dense, ffn)?;
+    let dense = b.norm(&label("post_ffw_norm_1"), dense)?;
+    let hidden = b.hparams.hidden;
+    let mut weight = b.numbers(&label("ffn_gate_inp.scale"), hidden)?;
+    let shrink = 1.0 / (hidden as f32).sqrt();
+    weight.iter_mut().for_each(|w| *w *= shrink);
+    let weight = b.computed(&format!("<{}>", label("ffn_gate_inp.scale")), weight);
+    let eps = b.hparams.rms_eps;
+    let op = Op::RmsNorm { weight, eps };
+    let seen = b.graph.add_one(op, label("ffn_gate_inp_norm"), &[x])?;
+    let count = b.metadata.size("expert_count")?;
+    let router = b.part(&label("ffn_gate_inp"), (count, hidden), false)?;
+    let logits = b.matmul(&label("ffn_gate_inp"), seen, router)?;
+    let mixed = b.norm(&label("pre_ffw_norm_2"), x)?;
+    let mixed = b.routed(layer, mixed, logits, &EXPERTS)?;
+    let mixed = b.norm(&label("post_ffw_norm_2"), mixed)?;
+    let both = b.add(&label("ffn_moe_shared"), dense, mixed)?;
+    let normed = b.norm(&label("post_ffw_norm"), both)?;
+    b.add(&label("ffn_residual"), normed, x)
 }
 
 /// Queries over K and V of this layer, which are kept, or over those of an earlier one.
