@@ -275,6 +275,7 @@ impl<'a> Interpreter<'a> {
                 .map(|s| s.join().unwrap_or_default())
                 .collect()
         });
+        self.weights.release(weight, id, rows.clone());
         let columns = columns.concat();
         (0..x.len())
             .map(|i| columns.iter().skip(i).step_by(x.len()).copied().collect())

@@ -1,5 +1,7 @@
 //! Weights as the interpreter reads them: dequantised at once, or matrices row by row from the file. No arithmetic.
 
+use std::ops::Range;
+
 use coldpress_kernels::quant;
 
 use crate::error::Error;
@@ -87,5 +89,15 @@ impl<'g> Weights<'g> {
             quant::dequantise_row(format, &data[row * bytes..(row + 1) * bytes], buffer);
         }
         buffer
+    }
+
+    /// Rows that are read from the file are not needed soon.
+    pub(super) fn release(&self, weight: &Weight, id: WeightId, rows: Range<usize>) {
+        let streamed = self.gguf.filter(|_| self.held[id.0 as usize].is_none());
+        let Some((gguf, Ok((_, data)))) = streamed.map(|gguf| (gguf, weight.stored(gguf))) else {
+            return;
+        };
+        let bytes = data.len() / weight.n;
+        gguf.release(&data[rows.start * bytes..rows.end * bytes]);
     }
 }
