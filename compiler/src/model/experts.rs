@@ -59,8 +59,6 @@ impl ExpertShape {
     };
 }
 
-const COUNT: &str = "expert_count";
-
 /// Of the keys that are read for every architecture, those of models with experts.
 pub(super) const READS: &[&str] = &["expert_count"];
 /// What a model with experts is refused for, since nothing here does it.
@@ -86,6 +84,17 @@ impl Builder<'_> {
         Ok(count.is_some_and(|count| count > 0))
     }
 
+    /// Experts of a layer, and how many of them a row uses.
+    pub fn expert_counts(&self) -> Result<(usize, usize), Error> {
+        let (count, used) = ("expert_count", "expert_used_count");
+        let (experts, used) = (self.metadata.size(count)?, self.metadata.size(used)?);
+        legal(experts, used).map_err(|why| Error::Unsupported {
+            what: self.metadata.key("expert_used_count"),
+            why: why.to_string(),
+        })?;
+        Ok((experts, used))
+    }
+
     /// Experts like Mixtral's where the file says that there are some, else this network.
     pub fn mixtral_or(&self, ffn: Ffn) -> Result<Feed, Error> {
         Ok(match self.has_experts()? {
@@ -98,7 +107,7 @@ impl Builder<'_> {
     pub fn experts(&mut self, layer: usize, x: Value, shape: &ExpertShape) -> Result<Value, Error> {
         let dense = self.hparams.ffn[layer];
         let label = |part: &str| format!("blk.{layer}.{part}");
-        let experts = self.metadata.size(COUNT)?;
+        let (experts, _) = self.expert_counts()?;
         let logits = self.linear(&label("ffn_gate_inp"), x, experts, shape.biases)?;
         let sum = self.routed(layer, x, logits, shape)?;
         let width = self
@@ -131,12 +140,7 @@ impl Builder<'_> {
         shape: &ExpertShape,
     ) -> Result<Value, Error> {
         let (hidden, dense) = (self.hparams.hidden, self.hparams.ffn[layer]);
-        let experts = self.metadata.size(COUNT)?;
-        let used = self.metadata.size("expert_used_count")?;
-        legal(experts, used).map_err(|why| Error::Unsupported {
-            what: self.metadata.key("expert_used_count"),
-            why: why.to_string(),
-        })?;
+        let (experts, used) = self.expert_counts()?;
         let width = match shape.width {
             ExpertWidth::Dense => dense,
             ExpertWidth::OwnKey => {

@@ -115,7 +115,7 @@ fn mixed_branch(b: &mut Builder, layer: usize, x: Value, ffn: &Ffn) -> Result<Va
     let eps = b.hparams.rms_eps;
     let op = Op::RmsNorm { weight, eps };
     let seen = b.graph.add_one(op, label("ffn_gate_inp_norm"), &[x])?;
-    let count = b.metadata.size("expert_count")?;
+    let (count, _) = b.expert_counts()?;
     let router = b.part(&label("ffn_gate_inp"), (count, hidden), false)?;
     let logits = b.matmul(&label("ffn_gate_inp"), seen, router)?;
     let mixed = b.norm(&label("pre_ffw_norm_2"), x)?;
