@@ -528,6 +528,22 @@ fn every_architecture_is_what_the_interpreter_says() {
     }
 }
 
+/// Experts whose rows do not fill tiles are padded one by one: a run of tiles that is packed by itself begins beyond the rows
+/// that as many full tiles would have.
+#[test]
+fn many_experts_of_odd_widths_are_packed_in_pieces() {
+    let shape = Shape {
+        arch: "qwen3moe",
+        layers: 1,
+        hidden: 1024,
+        ffn: 40,
+        experts: Some((12, 2)),
+        types: vec![TensorType::F32],
+        ..Shape::small()
+    };
+    against_interpreter(&shape, 93, 1e-9);
+}
+
 /// Gemma 4's experts, beside the network of all rows; and the same file with gate and value of an expert in one tensor.
 #[test]
 fn experts_beside_a_network_and_both_halves_in_one_tensor() {

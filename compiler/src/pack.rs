@@ -102,15 +102,16 @@ impl Packer<'_> {
         };
         let row_bytes = data.len() / w.n;
         let tile_bytes = out.len() / job.tiles.len();
+        let rows_of = |tile| rows_of_tile(w, job.form, tile);
         for (tile, packed) in job.tiles.clone().zip(out.chunks_exact_mut(tile_bytes)) {
-            let rows: Vec<&[u8]> = rows_of_tile(w, job.form, tile)
+            let rows: Vec<&[u8]> = rows_of(tile)
                 .map(|row| &data[row * row_bytes..(row + 1) * row_bytes])
                 .collect();
             pack_tile(format, w.k, &rows, packed);
         }
-        let rows = job.tiles.start * TILE_N..(job.tiles.end * TILE_N).min(w.n);
+        let read = rows_of(job.tiles.start).start..rows_of(job.tiles.end - 1).end;
         self.gguf
-            .release(&data[rows.start * row_bytes..rows.end * row_bytes]);
+            .release(&data[read.start * row_bytes..read.end * row_bytes]);
         Ok(())
     }
 }
