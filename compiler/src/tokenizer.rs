@@ -29,11 +29,19 @@ const NONE: [&str; 3] = ["none", "no_vocab", "test"];
 /// # Errors
 /// As of [`from_gguf`].
 pub fn optional(gguf: &Gguf) -> Result<Option<TokenizerSpec>, Error> {
-    match gguf.str("tokenizer.ggml.model")? {
-        None => Ok(None),
-        Some(model) if NONE.contains(&model) => Ok(None),
-        Some(_) => from_gguf(gguf).map(Some),
+    match is_there(gguf)? {
+        true => from_gguf(gguf).map(Some),
+        false => Ok(None),
     }
+}
+
+/// Whether a GGUF file says that it has a tokenizer.
+///
+/// # Errors
+/// A model name that is no text.
+pub fn is_there(gguf: &Gguf) -> Result<bool, Error> {
+    let model = gguf.str("tokenizer.ggml.model")?;
+    Ok(model.is_some_and(|model| !NONE.contains(&model)))
 }
 
 /// The tokenizer of a GGUF file; a file without tensors will do.

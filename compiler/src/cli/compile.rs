@@ -164,7 +164,7 @@ impl CompileArgs {
         for plan in &prepared.plans {
             eprintln!("{}", summary(plan));
         }
-        if tokenizer::optional(&prepared.gguf)?.is_none() {
+        if !tokenizer::is_there(&prepared.gguf)? {
             eprintln!("note     the model has no tokenizer: prompts are token ids");
         }
         let (context, trained) = (
