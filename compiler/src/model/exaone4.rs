@@ -25,10 +25,7 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         64 => window::window(b.metadata, 4096)?,
         _ => None,
     };
-    let windowed = match window {
-        Some(_) => window::layers(b.metadata, layers, Some(4))?,
-        None => vec![false; layers],
-    };
+    let windowed = window::layers_with(window, b.metadata, layers, 4)?;
     let spec = b.rope_spec(RopeStyle::Neox)?;
     let pairs = spec.shape.rot_dim / 2;
     let factors = b.frequency_factors(FACTORS, pairs)?;

@@ -21,10 +21,7 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
 
 fn build(b: &mut Builder) -> Result<(), Error> {
     let window = window::window(b.metadata, 0)?;
-    let windowed = match window {
-        Some(_) => window::layers(b.metadata, b.hparams.layers, Some(4))?,
-        None => vec![false; b.hparams.layers],
-    };
+    let windowed = window::layers_with(window, b.metadata, b.hparams.layers, 4)?;
     let spec = b.rope_spec(RopeStyle::Neox)?;
     let rope = b.rope("", &spec)?;
     let local = match window {

@@ -41,6 +41,19 @@ pub(super) fn layers(
     Ok((0..layers).map(windowed).collect())
 }
 
+/// Whether each layer has `window`: none has one that there is not.
+pub(super) fn layers_with(
+    window: Option<usize>,
+    metadata: Metadata,
+    layers: usize,
+    period: usize,
+) -> Result<Vec<bool>, Error> {
+    match window {
+        Some(_) => self::layers(metadata, layers, Some(period)),
+        None => Ok(vec![false; layers]),
+    }
+}
+
 /// An array of bools, or of integers that stand for them.
 fn each(metadata: Metadata, key: &str) -> Result<Vec<bool>, Error> {
     match metadata.gguf.get(key) {
