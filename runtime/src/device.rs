@@ -12,6 +12,7 @@ pub use gpu::GpuDevice;
 
 use crate::error::Error;
 use crate::kv_cache::KvCache;
+use coldpress_kernels::gpu::abi::StepLayout;
 
 /// The rows of one step, as every program of the step receives them. `R` live rows, `L` live logits rows.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +33,7 @@ pub struct StepInput<'a> {
 }
 
 /// Says that a row's token is in `tokens`.
-pub const GIVEN: u32 = u32::MAX;
+pub const GIVEN: u32 = StepLayout::GIVEN;
 
 /// The largest logits of a row: by logit descending, then by id ascending; none is NaN or minus infinity.
 #[derive(Clone, Copy, Debug, PartialEq)]

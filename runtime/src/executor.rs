@@ -103,7 +103,7 @@ pub struct Executor {
     gathered: Vec<f32>,
     /// Steps the device was given and whose results nobody has collected, the oldest first.
     queued: VecDeque<Queued>,
-    /// The step collected last, if its logits are gone.
+    /// The step collected last, until another begins: what `retract` undoes beside those queued.
     collected: Option<Queued>,
 }
 

@@ -203,6 +203,13 @@ pub struct KvWindow {
 }
 
 impl KvWindow {
+    /// Least pages of a ring: all `max_rows` rows of a step are stored before the first of them looks back `tokens`
+    /// positions, its own included, and the span may begin anywhere in a page.
+    pub fn least_ring(tokens: u64, max_rows: u64, page_tokens: u64) -> u64 {
+        let seen = tokens.saturating_add(max_rows).saturating_sub(2);
+        seen.div_ceil(page_tokens.max(1)).saturating_add(1)
+    }
+
     /// Physical page of a logical page of a slot.
     pub fn page(self, slot: u32, logical: u32) -> u32 {
         slot * self.ring + logical % self.ring.max(1)
@@ -237,13 +244,16 @@ impl KvPlan {
 
     /// Pages of a layer that looks them up in `table`; 0 where there is no such table.
     pub fn pages_of(&self, table: u32, slots: u32) -> u64 {
-        match table.checked_sub(1) {
-            None => self.pages.into(),
-            Some(window) => {
-                let ring = self.windows.get(window as usize).map_or(0, |w| w.ring);
-                u64::from(ring) * u64::from(slots)
-            }
+        match (table, self.window(table)) {
+            (0, _) => self.pages.into(),
+            (_, Some(window)) => u64::from(window.ring) * u64::from(slots),
+            (_, None) => 0,
         }
+    }
+
+    /// What layers that look up pages in `table` see; none if that is all, or there is no such table.
+    pub fn window(&self, table: u32) -> Option<KvWindow> {
+        self.windows.get(table.checked_sub(1)? as usize).copied()
     }
 }
 

@@ -255,14 +255,11 @@ fn kv_windows(graph: &OpGraph, options: Options) -> Vec<KvWindow> {
     let mut windows: Vec<usize> = graph.kv.iter().filter_map(|l| l.window).collect();
     windows.sort_unstable();
     windows.dedup();
-    let ring = |window: usize| {
-        // All rows of a step are stored before the first of them looks back.
-        let seen = window.saturating_add(buckets::max_rows(options.max_batch)) - 1;
-        (seen - 1).div_ceil(PAGE_TOKENS) + 1
-    };
+    let max_rows = buckets::max_rows(options.max_batch) as u64;
+    let ring = |window| KvWindow::least_ring(window as u64, max_rows, PAGE_TOKENS as u64);
     let rings = windows.into_iter().map(|window| (window, ring(window)));
     rings
-        .filter(|&(_, ring)| ring < pages_per_slot)
+        .filter(|&(_, ring)| ring < pages_per_slot as u64)
         .map(|(window, ring)| KvWindow {
             tokens: window as u32,
             ring: ring as u32,

@@ -4,7 +4,7 @@
 mod gpu;
 
 use super::header::{Header, SectionKind};
-use crate::manifest::{KvPlan, Limits, Manifest, Program, Stage, TargetPlan};
+use crate::manifest::{KvPlan, KvWindow, Limits, Manifest, Program, Stage, TargetPlan};
 use coldpress_kernels::cpu::abi::PAGE_TOKENS;
 
 const MAX_VOCAB: u32 = 1 << 26;
@@ -227,8 +227,8 @@ fn kv(kv: &KvPlan, limits: &Limits) -> Result<(), String> {
         MAX_PAGES,
     )?;
     for window in &kv.windows {
-        let seen = (u64::from(window.tokens) + u64::from(limits.max_rows)).saturating_sub(2);
-        let least = (seen.div_ceil(page_tokens) + 1).min(per_slot);
+        let (tokens, rows) = (window.tokens.into(), limits.max_rows.into());
+        let least = KvWindow::least_ring(tokens, rows, page_tokens).min(per_slot);
         bounded("window", window.tokens.into(), 1, limits.max_context.into())?;
         bounded("KV pages of a window", window.ring.into(), least, per_slot)?;
     }

@@ -378,9 +378,10 @@ fn step_bytes(plan: &TargetPlan, stats: &StepStats, batch: u32, tokens: u32) -> 
     };
     let head = stats.head_program.map_or(0, program) * u64::from(stats.head_runs);
     let cached = plan.kv.layers.iter().map(|layer| {
-        let window = layer.table.checked_sub(1);
-        let window = window.and_then(|w| plan.kv.windows.get(w as usize));
-        let seen = window.map_or(tokens, |w| tokens.min(w.tokens));
+        let seen = plan
+            .kv
+            .window(layer.table)
+            .map_or(tokens, |w| tokens.min(w.tokens));
         f64::from(seen) * layer.page_bytes as f64 / f64::from(plan.kv.page_tokens.max(1))
     });
     (program(stats.trunk_program) + head) as f64 + f64::from(batch) * cached.sum::<f64>()
