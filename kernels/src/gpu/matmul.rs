@@ -310,11 +310,11 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         Epilogue::Store | Epilogue::Residual => (1..=3).contains(&parts),
     };
     let total = outputs.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
-    // What the kernels count in 32 bits.
-    let limit = 1 << 28;
+    // What the kernels count in 32 bits, and thread blocks along y, those of a second matmul beside this one included.
+    let (limit, most_outputs) = (1 << 28, (1 << 19) - 128);
     if !parts_fit
         || outputs.contains(&0)
-        || total > limit
+        || total > most_outputs
         || rows == 0
         || rows > 1 << 16
         || k > limit

@@ -101,9 +101,8 @@ pub fn cost(
         ..
     } = *query;
     let geometry = kernel::geometry(variant, class, query);
-    let [x, y, z] = geometry.grid.map(f64::from);
-    let blocks = x * y * z;
-    let columns = rows.div_ceil(variant.stamp as usize);
+    let [columns, x, z] = geometry.grid.map(f64::from);
+    let blocks = columns * x * z;
     let streams = variant.tiles / variant.family.row_warps() * epilogue.abreast();
 
     let weights: u64 = outputs
@@ -123,12 +122,8 @@ pub fn cost(
     };
     let results = (rows * (n * 4 + normed)) as u64;
     let scratch = 2 * kernel::scratch_bytes(variant, class, query);
-    let rereads = if weights < rates.l2_bytes / 2 {
-        1
-    } else {
-        columns as u64
-    };
-    let bytes = weights * rereads + act * rows as u64 + results;
+    // Thread blocks of other rows ask for the same weights at the same time.
+    let bytes = weights + act * rows as u64 + results;
     // Every thread block reads its rows once; shares of k only their part.
     let l2 = weights * columns as u64 + (x as u64) * rows as u64 * act + results + scratch;
 
@@ -146,10 +141,10 @@ pub fn cost(
     // One of the ring's steps is being multiplied, the others are under way.
     let others = kernel::stages(variant, class, &layout, epilogue) - 1;
     let ring = (kernel::step_bytes(variant, class, &layout, epilogue) * others) as f64;
-    // Thread blocks of other rows ask for the same weights: together they bring no more of them from memory at a time.
+    // Those of other rows bring no more of them from memory at a time.
     let share = weights as f64 / (x * z);
     let at_once = f64::from(resident * rates.sms);
-    let under_way = ring.min(share) * (x * z).min(at_once);
+    let under_way = ring.min(share) * (x * z).min((at_once / columns).max(1.0));
     let bandwidth = rates.bandwidth.min(under_way / MEMORY_LATENCY);
     let takers = class.warps / variant.family.row_warps() * class.k_split;
     let rounds = steps(&layout, k)
@@ -160,10 +155,15 @@ pub fn cost(
 
     let padded_k = tile::units(&layout, k) * tile::unit_k(&layout);
     let padded_n: usize = outputs.iter().map(|n| n.next_multiple_of(TILE_N)).sum();
-    let macs = (padded_n * padded_k * columns * variant.stamp as usize) as u64;
+    let padded_rows = match variant.family {
+        // Eights of rows that do not exist are left out.
+        Family::MmaI8 | Family::MmaF16 => rows.next_multiple_of(8),
+        Family::Dp4a | Family::Fma | Family::Wgmma => columns as usize * variant.stamp as usize,
+    };
+    let macs = (padded_n * padded_k * padded_rows) as u64;
     let instructions_per_weight = instructions_per_weight(variant, &layout, streams);
     let per_block = |work: f64| work / blocks * most;
-    let instructions = instructions_per_weight * (padded_n * padded_k * columns) as f64;
+    let instructions = instructions_per_weight * (padded_n * padded_k) as f64 * columns;
     let arithmetic_seconds = match arithmetic_per_clk(variant.family, rates) {
         Some(rate) => per_block(2.0 * macs as f64) / (rate * rates.hz),
         None => 0.0,
