@@ -174,10 +174,7 @@ fn templates_take_the_arguments_that_are_documented() {
         (experts::route(8, false, true), experts::RouteArgs::NAMES),
         (experts::scale(), experts::ScaleArgs::NAMES),
         (experts::gate_rows(), experts::GateArgs::NAMES),
-        (
-            experts::sum(64, Some(ActForm::Q8)),
-            experts::SumArgs::NAMES,
-        ),
+        (experts::sum(64, Some(ActForm::Q8)), experts::SumArgs::NAMES),
     ];
     for (kernel, names) in families {
         let body = render::body(&kernel).expect("renders");

@@ -141,7 +141,8 @@ impl Case {
                         false => 0.0,
                     });
                     let sums = sums(part).into_iter().zip(bias);
-                    sums.map(|((sum, t), b)| (sum + b, t + b.abs() * 1e-6)).collect()
+                    sums.map(|((sum, t), b)| (sum + b, t + b.abs() * 1e-6))
+                        .collect()
                 };
                 let (gates, ups) = (biased(&self.parts[0]), biased(&self.parts[1]));
                 let expected: Vec<(f64, f64)> = gates
@@ -348,7 +349,9 @@ impl Rows {
 
     /// Some of them, in this order.
     pub fn select(&self, rows: &[usize]) -> Rows {
-        let x = rows.iter().flat_map(|r| &self.x[r * self.k..(r + 1) * self.k]);
+        let x = rows
+            .iter()
+            .flat_map(|r| &self.x[r * self.k..(r + 1) * self.k]);
         Rows {
             count: rows.len(),
             pending: self.pending,

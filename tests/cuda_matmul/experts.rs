@@ -55,7 +55,10 @@ fn routes(choices: &Choices, routed: Routed, rows: usize, stamp: usize) -> Vec<u
         let own: Vec<usize> = all.filter(|&(_, e)| e == expert).map(|(r, _)| r).collect();
         for rows in own.chunks(stamp) {
             put(layout.items(1) + 8 * item, place as u32);
-            put(layout.items(1) + 8 * item + 4, (expert << 16 | rows.len()) as u32);
+            put(
+                layout.items(1) + 8 * item + 4,
+                (expert << 16 | rows.len()) as u32,
+            );
             for &row in rows {
                 put(layout.order() + 4 * place, row as u32);
                 place += 1;
@@ -224,7 +227,9 @@ fn alike(rows: usize, used: usize) -> Choices {
 
 /// Rows that use different ones: of five experts two each.
 fn spread(rows: usize) -> Choices {
-    (0..rows).map(|r| vec![r * 3 % 5, (r * 3 + 2) % 5]).collect()
+    (0..rows)
+        .map(|r| vec![r * 3 % 5, (r * 3 + 2) % 5])
+        .collect()
 }
 
 const ROUTED: Routed = Routed {
@@ -266,7 +271,7 @@ fn stamps(family: Family, fmt: &'static QuantFormat) {
         let query = Query {
             layout: fmt.layout,
             outputs: &[48],
-            k: 1536,
+            k: 256 * 9,
             rows: 1,
             epilogue: Epilogue::Store,
             pending: false,
@@ -288,7 +293,7 @@ fn stamps(family: Family, fmt: &'static QuantFormat) {
     };
     let seed = Cell::new(1);
     let device = Device { simt, seed };
-    let k = 256 * 6;
+    let k = 256 * 9;
     let experts = Experts::new(fmt, ROUTED.experts, &[48], k);
     let widest = stamped.iter().map(|s| s.variant.stamp as usize).max();
     let rows = Rows::new(widest.expect("a stamp") + 3, k);
@@ -300,9 +305,16 @@ fn stamps(family: Family, fmt: &'static QuantFormat) {
             let expected = expected.get_or_insert_with(|| {
                 let alone = |(r, expert): (usize, usize)| {
                     let row = rows.select(&[r / ROUTED.used]);
-                    device.run(stamped[0], &experts.of[expert], &row, k_split).remove(0)
+                    device
+                        .run(stamped[0], &experts.of[expert], &row, k_split)
+                        .remove(0)
                 };
-                choices.concat().into_iter().enumerate().map(alone).collect()
+                choices
+                    .concat()
+                    .into_iter()
+                    .enumerate()
+                    .map(alone)
+                    .collect()
             });
             assert_eq!(found, *expected, "{}", kernel.source().name);
         }

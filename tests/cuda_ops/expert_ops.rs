@@ -90,7 +90,9 @@ fn left(
     let choices = pairs(0, live * used).into_iter();
     let items = bounds.iter().enumerate().map(|(list, &bound)| {
         let items = pairs(routes.items(list), bound).into_iter();
-        items.map(|(first, of)| (first, of >> 16, of & 0xffff)).collect()
+        items
+            .map(|(first, of)| (first, of >> 16, of & 0xffff))
+            .collect()
     });
     let left = Left {
         choices: choices.map(|(e, w)| (e, f32::from_bits(w))).collect(),
@@ -242,7 +244,11 @@ fn sums_over_experts_are_the_formula_in_every_form() {
                 for (column, out) in out.iter_mut().enumerate() {
                     let mut all = 0.0f64;
                     for (rank, &(expert, weight)) in choices[row].iter().enumerate() {
-                        let factor = if scaled { factors[expert as usize] } else { 1.0 };
+                        let factor = if scaled {
+                            factors[expert as usize]
+                        } else {
+                            1.0
+                        };
                         let at = x[(row * used + rank) * width + column];
                         all += f64::from(weight) * f64::from(factor) * f64::from(at);
                     }

@@ -84,7 +84,9 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     let first = match &graph.nodes[node].op {
         // Either operand may be the sum over experts; others, the residual stream among them, have other readers too.
         Op::Add => {
-            let own = inputs.iter().filter(|&&input| graph.has_one_consumer(input));
+            let own = inputs
+                .iter()
+                .filter(|&&input| graph.has_one_consumer(input));
             let mut own = own.map(|input| input.node);
             own.find(|&first| sums_experts(graph, first) && added(graph, first) < ADDED)?
         }

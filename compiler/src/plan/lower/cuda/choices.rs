@@ -227,11 +227,7 @@ impl Choices {
     }
 
     /// What the matmul at `node` multiplies, with the places of parts.
-    fn shapes(
-        &self,
-        graph: &OpGraph,
-        node: NodeIndex,
-    ) -> Result<Vec<(Shape, Vec<usize>)>, Error> {
+    fn shapes(&self, graph: &OpGraph, node: NodeIndex) -> Result<Vec<(Shape, Vec<usize>)>, Error> {
         let pending = adapt::pending_norm(graph, graph.inputs(node)[0]).is_some();
         shapes(graph, node, self.epilogue(graph, node), pending)
     }

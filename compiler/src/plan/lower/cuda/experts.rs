@@ -38,10 +38,7 @@ impl Lowering<'_> {
             return Err(refused(label, format!("experts in stamps of {stamps:?}")));
         }
         let list = |i: usize| match stamps.get(i) {
-            Some(&stamp) => (
-                number(stamp),
-                number(routed.most_items(self.rows, stamp)),
-            ),
+            Some(&stamp) => (number(stamp), number(routed.most_items(self.rows, stamp))),
             None => (number(0), number(0)),
         };
         let [(stamp0, bound0), (stamp1, bound1), (stamp2, bound2)] = [0, 1, 2].map(list);
@@ -73,11 +70,7 @@ impl Lowering<'_> {
     }
 
     /// What the matmul by expert at `node` is told of its rows, if its kernel's stamp is `stamp`.
-    pub(super) fn routed_args(
-        &self,
-        node: NodeIndex,
-        stamp: usize,
-    ) -> Result<[GridArg; 4], Error> {
+    pub(super) fn routed_args(&self, node: NodeIndex, stamp: usize) -> Result<[GridArg; 4], Error> {
         let inputs = self.graph.inputs(node);
         let (x, routes) = (inputs[0], inputs[1]);
         let left = self.routes(routes);
