@@ -4,7 +4,7 @@
 use crate::simt::{ARCH, Buffer, Simt, SimtArg, Source};
 use coldpress_compiler::codegen::cuda::render;
 use coldpress_kernels::gpu::abi::{ActForm, Q8_GROUP, TILE_K};
-use coldpress_kernels::gpu::{Geometry, Kernel, attention, embed, logits, rope, rows};
+use coldpress_kernels::gpu::{Geometry, Kernel, attention, embed, experts, logits, rope, rows};
 
 /// Partial attention, its division and its merging.
 mod attention_ops;
@@ -14,6 +14,8 @@ mod cache;
 mod division;
 /// Token embeddings out of packed matrices.
 mod embed_ops;
+/// Routers, sums over experts, factors and gates.
+mod expert_ops;
 /// Candidates and log-sum-exp of logits.
 mod logits_ops;
 /// RoPE, head norms and the cache.
@@ -143,7 +145,7 @@ fn assert_row(what: &str, form: ActForm, row: &[u8], expected: &[f32], errors: (
 fn templates_take_the_arguments_that_are_documented() {
     use coldpress_kernels::cpu::abi::KvType;
     use coldpress_kernels::quant::Q4_K;
-    let families: [(Kernel, &[&str]); 13] = [
+    let families: [(Kernel, &[&str]); 17] = [
         (rows::norm(ActForm::Q8, 64), rows::NormArgs::NAMES),
         (
             rows::elementwise(rows::Op::Add, ActForm::F32),
@@ -169,6 +171,10 @@ fn templates_take_the_arguments_that_are_documented() {
         (logits::pieces(), logits::PiecesArgs::NAMES),
         (logits::rows(), logits::RowsArgs::NAMES),
         (rows::norm(ActForm::F32, 4096), rows::NormArgs::NAMES),
+        (experts::route(8, false, true), experts::RouteArgs::NAMES),
+        (experts::scale(), experts::ScaleArgs::NAMES),
+        (experts::gate_rows(), experts::GateArgs::NAMES),
+        (experts::sum(64, Some(ActForm::Q8)), experts::SumArgs::NAMES),
     ];
     for (kernel, names) in families {
         let body = render::body(&kernel).expect("renders");

@@ -38,8 +38,18 @@ pub mod args {
     pub const fn part(i: usize) -> usize {
         13 + 6 * i
     }
-    /// All of them.
+    /// All of them, but for those of matmuls by expert.
     pub const COUNT: usize = part(3);
+    /// What the router left.
+    pub const ROUTES: usize = COUNT;
+    /// Bytes from there to the items.
+    pub const ITEMS: usize = COUNT + 1;
+    /// Bytes from there to the order.
+    pub const ORDER: usize = COUNT + 2;
+    /// Routed rows that read the same row of activations.
+    pub const SHARE: usize = COUNT + 3;
+    /// All of a matmul by expert.
+    pub const ROUTED_COUNT: usize = COUNT + 4;
 }
 
 /// What a warp copies at a time: about 2 KB of each tile row, whole units.
@@ -123,12 +133,13 @@ fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Ep
     (65536 / (registers * class.warps * 32)).max(1)
 }
 
-/// The kernel of a variant; its name says all that its text depends on.
+/// The kernel of a variant, of routed rows or of others; its name says all that its text depends on.
 pub fn kernel(
     variant: &Variant,
     class: Class,
     layout: &PackedLayout,
     epilogue: Epilogue,
+    routed: bool,
 ) -> Kernel {
     let word = |word: &str| Constant::Word(word.into());
     let int = |value: u64| Constant::Int(value as i64);
@@ -161,6 +172,7 @@ pub fn kernel(
         Epilogue::ResidualNorm(form) => ("residual_norm", form),
         Epilogue::Gated(Gate::Silu, form) => ("gated_silu", form),
         Epilogue::Gated(Gate::Gelu, form) => ("gated_gelu", form),
+        Epilogue::Gated(Gate::Clamped, form) => ("gated_clamped", form),
     };
     let Variant {
         family,
@@ -170,10 +182,11 @@ pub fn kernel(
     } = *variant;
     Kernel {
         name: format!(
-            "matmul_{}_{layout}_n{stamp}_m{tiles}_w{}_{}",
+            "matmul_{}_{layout}_n{stamp}_m{tiles}_w{}_{}{}",
             family.name(),
             class.warps,
-            epilogue.name()
+            epilogue.name(),
+            if routed { "_experts" } else { "" }
         ),
         template: match family {
             Family::MmaI8 | Family::MmaF16 => "matmul_mma",
@@ -205,6 +218,7 @@ pub fn kernel(
             ("epilogue", word(what)),
             ("out_form", word(form.name())),
             ("alone", Constant::Flag(true)),
+            ("routed", Constant::Flag(routed)),
             (
                 "resident",
                 int(resident(variant, class, layout, epilogue).into()),
@@ -256,9 +270,13 @@ fn blocks(variant: &Variant, query: &Query) -> u32 {
 
 /// The thread blocks of a legal query.
 pub fn geometry(variant: &Variant, class: Class, query: &Query) -> Geometry {
-    let columns = query.rows.div_ceil(variant.stamp as usize) as u32;
+    let stamp = variant.stamp as usize;
+    let columns = match query.routed {
+        Some(routed) => routed.most_items(query.rows, stamp),
+        None => query.rows.div_ceil(stamp),
+    };
     Geometry {
-        grid: [columns, blocks(variant, query), class.k_split],
+        grid: [columns as u32, blocks(variant, query), class.k_split],
         shared_bytes: shared_bytes(variant, class, &query.layout, query.epilogue) as u32,
     }
 }

@@ -16,7 +16,7 @@ pub fn joinable(a: Class, b: Class) -> bool {
 /// The kernel of two joinable halves. Its arguments are those of the first, then those of the second.
 pub fn pair_kernel(halves: [&Half; 2]) -> Kernel {
     let [first, second] = halves.map(|&(variant, class, query)| {
-        let mut half = kernel(variant, class, &query.layout, query.epilogue);
+        let mut half = kernel(variant, class, &query.layout, query.epilogue, false);
         for (name, constant) in &mut half.constants {
             if *name == "alone" {
                 *constant = Constant::Flag(false);
