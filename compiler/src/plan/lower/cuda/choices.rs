@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// products in int8 need wide thread blocks.
 const WORTH: f64 = 0.75;
 /// Rows per second that launches may lose against a smaller batch, as a share.
-const FALL: f64 = 0.03;
+const FALL: f64 = 0.06;
 
 /// A shape of a launch, the places of its parts, and its variant.
 #[derive(Clone, Debug)]
