@@ -58,6 +58,7 @@ impl Cuda {
             let why = match graph.nodes[node].op {
                 Op::Route(_) => "mixtures of experts run on CPUs only",
                 Op::Attention { sinks: Some(_), .. } => "attention with sinks runs on CPUs only",
+                Op::ShortConv { .. } | Op::DeltaRule { .. } => "recurrent layers run on CPUs only",
                 _ => continue,
             };
             return Err(refused(&graph.nodes[node].label, why));

@@ -38,7 +38,9 @@ fn launch<'p>(plan: &'p mut Plan, wanted: &str) -> &'p mut Launch {
 
 fn args<'p>(plan: &'p mut Plan, wanted: &str) -> &'p mut Vec<Arg> {
     match &mut launch(plan, wanted).work {
-        Work::Call { args, .. } | Work::Attention(Attention { args, .. }) => args,
+        Work::Call { args, .. }
+        | Work::Recurrent { args, .. }
+        | Work::Attention(Attention { args, .. }) => args,
         other => panic!("{other:?} has no arguments"),
     }
 }
@@ -77,7 +79,9 @@ fn relocate(program: &mut ProgramPlan, from: usize, to: usize) {
             .iter_mut()
             .for_each(|a| moved(&mut a.offset));
         match &mut launch.work {
-            Work::Call { args, .. } | Work::Attention(Attention { args, .. }) => {
+            Work::Call { args, .. }
+            | Work::Recurrent { args, .. }
+            | Work::Attention(Attention { args, .. }) => {
                 for arg in args {
                     if let Arg::Arena(offset) | Arg::ArenaAt { offset, .. } = arg {
                         moved(offset);

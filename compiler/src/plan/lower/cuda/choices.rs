@@ -316,6 +316,6 @@ pub(super) fn gate(activation: Activation) -> Option<Gate> {
     match activation {
         Activation::Silu => Some(Gate::Silu),
         Activation::GeluTanh => Some(Gate::Gelu),
-        Activation::ClampedSwish => None,
+        Activation::ClampedSwish | Activation::Sigmoid => None,
     }
 }
