@@ -10,6 +10,7 @@ pub mod embed;
 pub mod logits;
 pub mod matmul;
 pub mod rates;
+pub mod recurrent;
 pub mod rope;
 pub mod rows;
 pub mod tile;

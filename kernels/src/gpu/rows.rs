@@ -91,10 +91,14 @@ pub enum Op {
     Mul,
     /// x * sigmoid(x).
     Silu,
+    /// sigmoid(x).
+    Sigmoid,
     /// tanh approximation of GELU.
     GeluTanh,
     /// silu(x) * y.
     SiluMul,
+    /// sigmoid(x) * y.
+    SigmoidMul,
     /// gelu_tanh(x) * y.
     GeluTanhMul,
     /// x * factor.
@@ -105,13 +109,15 @@ pub enum Op {
 
 impl Op {
     /// Every function.
-    pub const ALL: [Op; 9] = [
+    pub const ALL: [Op; 11] = [
         Op::Copy,
         Op::Add,
         Op::Mul,
         Op::Silu,
+        Op::Sigmoid,
         Op::GeluTanh,
         Op::SiluMul,
+        Op::SigmoidMul,
         Op::GeluTanhMul,
         Op::Scale,
         Op::Softcap,
@@ -124,8 +130,10 @@ impl Op {
             Op::Add => "add",
             Op::Mul => "mul",
             Op::Silu => "silu",
+            Op::Sigmoid => "sigmoid",
             Op::GeluTanh => "gelu_tanh",
             Op::SiluMul => "silu_mul",
+            Op::SigmoidMul => "sigmoid_mul",
             Op::GeluTanhMul => "gelu_tanh_mul",
             Op::Scale => "scale",
             Op::Softcap => "softcap",
@@ -135,7 +143,7 @@ impl Op {
     /// Operands: 1 or 2.
     pub const fn arity(self) -> usize {
         match self {
-            Op::Add | Op::Mul | Op::SiluMul | Op::GeluTanhMul => 2,
+            Op::Add | Op::Mul | Op::SiluMul | Op::SigmoidMul | Op::GeluTanhMul => 2,
             _ => 1,
         }
     }
@@ -143,6 +151,7 @@ impl Op {
     /// The function in f64: the oracle.
     pub fn reference(self, x: f64, y: f64, factor: f64) -> f64 {
         let silu = |x: f64| x / (1.0 + (-x).exp());
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let gelu = |x: f64| {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
             0.5 * x * (1.0 + inner.tanh())
@@ -152,8 +161,10 @@ impl Op {
             Op::Add => x + y,
             Op::Mul => x * y,
             Op::Silu => silu(x),
+            Op::Sigmoid => sigmoid(x),
             Op::GeluTanh => gelu(x),
             Op::SiluMul => silu(x) * y,
+            Op::SigmoidMul => sigmoid(x) * y,
             Op::GeluTanhMul => gelu(x) * y,
             Op::Scale => x * factor,
             Op::Softcap => factor * (x / factor).tanh(),

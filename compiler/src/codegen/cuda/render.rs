@@ -29,6 +29,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("attention_prepare.cuh"),
     template!("attention_work.cuh"),
     template!("cache.cuh"),
+    template!("delta_rule.cu.tera"),
     template!("elementwise.cu.tera"),
     template!("embed.cu.tera"),
     template!("forms.cuh"),
@@ -50,6 +51,8 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("rope_append.cu.tera"),
     template!("rope_table.cu.tera"),
     template!("select_largest.cuh"),
+    template!("short_conv.cu.tera"),
+    template!("slot_rows.cuh"),
     template!("unpack.cuh"),
 ];
 
