@@ -5,7 +5,11 @@ use crate::harness::*;
 use crate::nvrtc::{ARCHITECTURES, nvrtc};
 use crate::simt::{ARCH, Buffer, Simt, SimtArg, Source};
 use coldpress_compiler::codegen::cuda::sass::Inspection;
+use coldpress_compiler::gguf::Gguf;
+use coldpress_compiler::graph::interpret;
+use coldpress_compiler::model;
 use coldpress_kernels::gpu::Geometry;
+use coldpress_kernels::tensor_type::TensorType;
 use coldpress_runtime::Error;
 use coldpress_runtime::bundle::Bundle;
 use coldpress_runtime::device::GpuDevice;
@@ -277,6 +281,57 @@ fn fixtures_meet_their_bars_and_rows_do_not_depend_on_company() {
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
     assert!(checked >= 16, "{checked} fixtures");
     assert!(counted >= 4, "launches of {counted} fixtures");
+}
+
+/// Recurrent layers and gated attention: against the interpreter, in chunks and in a batch, in slots that were used before.
+#[test]
+fn recurrent_layers_are_what_the_interpreter_says() {
+    let dir = tempdir().expect("temporary folder");
+    let (file, path) = (dir.path().join("m.gguf"), dir.path().join("m.press"));
+    for (seed, types, bar) in [
+        (1, vec![TensorType::F32], 1e-9),
+        (2, vec![TensorType::F16], 1e-5),
+        (3, vec![TensorType::Q8_0, TensorType::Q4_0], 5e-3),
+    ] {
+        let shape = Shape {
+            arch: "qwen35",
+            layers: 3,
+            extra: own_keys("qwen35"),
+            types,
+            ..Shape::small()
+        };
+        shape.write(&file, seed);
+        if compile(&file, &path, "h200", &["--kv-type", "f32"]).is_none() {
+            return;
+        }
+        let bundle = Bundle::open(&path).expect("a bundle");
+        let Some(mut executor) = executor(&bundle, seed) else {
+            return;
+        };
+        assert_eq!(executor.ahead(), None, "states cannot be undone");
+        let tokens: Vec<u32> = (0..9).map(|i| (i * 37 + 5) % 300).collect();
+        let gguf = Gguf::open(&file).expect("opens");
+        let graph = model::build(&gguf).expect("builds").graph;
+        let exact = interpret::prompt_logits(&graph, &gguf, &tokens).expect("interprets");
+        let found = logits(&mut executor, &tokens, tokens.len());
+        let error = nmse(&found, &exact.concat());
+        println!("{:?}: NMSE {error:.3e}", shape.types);
+        assert!(
+            error <= bar,
+            "{:?}: NMSE {error:.3e} > {bar:.0e}",
+            shape.types
+        );
+        for chunk in [1, 4] {
+            let chunked = logits(&mut executor, &tokens, chunk);
+            assert!(same_bits(&chunked, &found), "chunks of {chunk}");
+        }
+        let width = found.len() / tokens.len();
+        let sequences = [&tokens[..3], &tokens[..1], &tokens[..5], &tokens[..2]];
+        for (tokens, row) in sequences.iter().zip(together(&mut executor, &sequences)) {
+            let alone = &found[(tokens.len() - 1) * width..][..width];
+            assert!(same_bits(&row, alone), "{} tokens in a batch", tokens.len());
+        }
+    }
 }
 
 /// The device is given steps before results are seen, and requests come and go: their tokens are those of steps whose results

@@ -114,8 +114,13 @@ pub enum Reason {
     Taps(usize),
     /// Channels that are no multiple of 16, or none.
     Channels(usize),
-    /// Heads that are no multiple of 16 elements, or none, or larger than [`MAX_DIM`].
-    Dim(usize),
+    /// Heads that are no multiple of 16 elements, or none, or too large.
+    Dim {
+        /// Elements of a head.
+        dim: usize,
+        /// Most that there are kernels for.
+        most: usize,
+    },
     /// Heads that the key heads do not divide, or none.
     Heads {
         /// Heads of queries and keys.
@@ -137,9 +142,9 @@ impl fmt::Display for Reason {
             Reason::Channels(channels) => {
                 write!(f, "{channels} channels are no multiple of {TILE_N}")
             }
-            Reason::Dim(dim) => write!(
+            Reason::Dim { dim, most } => write!(
                 f,
-                "heads of {dim} elements (supported: multiples of {TILE_N} up to {MAX_DIM})"
+                "heads of {dim} elements (supported: multiples of {TILE_N} up to {most})"
             ),
             Reason::Heads { key_heads, heads } => {
                 write!(f, "{heads} heads of values over {key_heads} of keys")
@@ -184,7 +189,7 @@ impl Heads {
             ..
         } = self;
         if dim == 0 || dim > MAX_DIM || !dim.is_multiple_of(TILE_N) {
-            return Err(Reason::Dim(dim));
+            return Err(Reason::Dim { dim, most: MAX_DIM });
         }
         match key_heads > 0 && heads > 0 && heads.is_multiple_of(key_heads) {
             true => Ok(()),

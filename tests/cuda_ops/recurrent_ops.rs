@@ -1,4 +1,7 @@
 use super::{Device, SEEDS};
+use crate::nvrtc::{ARCHITECTURES, nvrtc};
+use crate::simt::{Buffer, SimtArg};
+use coldpress_compiler::codegen::cuda::render;
 use coldpress_kernels::gpu::recurrent::{
     self, DeltaRuleArgs, ShortConvArgs, delta_rule, delta_rule_geometry, short_conv,
     short_conv_geometry,
@@ -7,8 +10,6 @@ use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_kernels::recurrent::{
     DeltaRow, Heads, conv_reference, conv_state_floats, delta_reference, delta_state_floats,
 };
-
-use crate::simt::{Buffer, SimtArg};
 
 const EPS: f32 = 1e-6;
 /// Tokens of each slot; a slot between them has none.
@@ -355,6 +356,7 @@ fn delta_rules_are_the_reference_however_rows_are_cut() {
         (1, 2, 16, false),
         (2, 4, 48, false),
         (2, 4, 32, true),
+        (1, 2, 80, false),
         (1, 1, 128, false),
     ] {
         let heads = Heads {
@@ -365,5 +367,32 @@ fn delta_rules_are_the_reference_however_rows_are_cut() {
         };
         recurrent::legal(&heads).expect("legal");
         check(&Delta(heads));
+    }
+}
+
+#[test]
+fn states_stay_in_registers_on_every_architecture() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let heads = |dim, grouped| Heads {
+        key_heads: 2,
+        heads: 4,
+        dim,
+        grouped,
+    };
+    for kernel in [
+        short_conv(2),
+        short_conv(4),
+        short_conv(8),
+        delta_rule(&heads(recurrent::MAX_DIM, true)),
+        delta_rule(&heads(64, false)),
+        delta_rule(&heads(16, false)),
+    ] {
+        let source = render::source(&kernel).expect("renders");
+        for arch in ARCHITECTURES {
+            let what = format!("{} for {arch}", kernel.name);
+            let cubin = nvrtc.compile(&kernel.name, &source, arch).expect(&what);
+            assert_eq!((cubin.spill_bytes, cubin.stack_bytes), (0, 0), "{what}");
+            println!("{what}: {} registers", cubin.registers);
+        }
     }
 }

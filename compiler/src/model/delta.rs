@@ -1,7 +1,9 @@
 //! Decoders most of whose layers are gated delta nets: projections, a short convolution, the delta rule, a gated norm and
 //! the output projection. The other layers attend, with a gate. What all decoders share is in parts.rs and decoder.rs.
 
-use coldpress_kernels::recurrent::{Heads, conv_legal, conv_state_floats, delta_state_floats};
+use coldpress_kernels::recurrent::{
+    Heads, Reason, conv_legal, conv_state_floats, delta_state_floats,
+};
 
 use super::attention::{Attention, QkNorm};
 use super::decoder::{Branch, Feed, Head};
@@ -155,7 +157,7 @@ impl Builder<'_> {
             grouped: net.grouped,
         };
         heads.legal().map_err(|why| match why {
-            why @ coldpress_kernels::recurrent::Reason::Dim(_) => refused(DIM, why.to_string()),
+            why @ Reason::Dim { .. } => refused(DIM, why.to_string()),
             why => metadata.wrong(KEY_HEADS, &why.to_string()),
         })?;
         let inner = metadata.size(INNER)?;

@@ -7,8 +7,15 @@ use crate::recurrent::{Heads, Reason};
 
 /// Threads of a thread block of [`short_conv`], a channel each.
 const CHANNELS: u32 = 128;
-/// Most elements of a head: a thread has as many of its state in registers.
+/// Most elements of a head: threads of larger ones would have too few registers for its state.
 pub const MAX_DIM: usize = 128;
+/// Most elements of a state that a thread has in registers.
+const HELD: usize = 64;
+
+/// Equal parts of a column of the state, a thread each: multiples of 4 elements.
+fn parts(dim: usize) -> usize {
+    dim.div_ceil(HELD).next_power_of_two()
+}
 
 arguments! {
     /// Arguments of [`short_conv`]. Template: `short_conv`.
@@ -89,7 +96,10 @@ pub fn legal(heads: &Heads) -> Result<(), Reason> {
     heads.legal()?;
     match heads.dim <= MAX_DIM {
         true => Ok(()),
-        false => Err(Reason::Dim(heads.dim)),
+        false => Err(Reason::Dim {
+            dim: heads.dim,
+            most: MAX_DIM,
+        }),
     }
 }
 
@@ -113,7 +123,7 @@ pub fn delta_rule(heads: &Heads) -> Kernel {
             ("dim", Constant::Int(heads.dim as i64)),
             ("grouped", Constant::Flag(heads.grouped)),
         ],
-        threads: (heads.dim as u32).next_multiple_of(32),
+        threads: (parts(heads.dim) * heads.dim.next_multiple_of(32)) as u32,
     }
 }
 
@@ -124,8 +134,8 @@ pub fn short_conv_geometry(channels: usize, rows: usize, slots: usize) -> (Geome
 
 /// Thread blocks of [`delta_rule`] in a step of up to `rows` rows, and whether they go by row.
 pub fn delta_rule_geometry(heads: &Heads, rows: usize, slots: usize) -> (Geometry, bool) {
-    let threads = delta_rule(heads).threads as usize;
-    let told = (2 * heads.dim + 4 * (threads / 32)) * 4;
+    let warps = heads.dim.div_ceil(32);
+    let told = (2 * (1 + parts(heads.dim)) * heads.dim + 4 * warps) * 4;
     geometry_of_slots(heads.heads as u32, 2 * told as u32, rows, slots)
 }
 
@@ -164,8 +174,11 @@ mod tests {
             ("delta_rule_d48_grouped", 64)
         );
         assert_eq!(legal(&heads(128, true)), Ok(()));
-        assert_eq!(legal(&heads(256, true)), Err(Reason::Dim(256)));
-        assert_eq!(legal(&heads(24, true)), Err(Reason::Dim(24)));
+        assert_eq!([16, 64, 80, 128].map(parts), [1, 1, 2, 2]);
+        assert_eq!(delta_rule(&heads(128, true)).threads, 256);
+        let says = |dim| legal(&heads(dim, true)).expect_err("no kernel").to_string();
+        let supported = |most| format!("supported: multiples of 16 up to {most}");
+        assert!(says(144).contains(&supported(128)) && says(24).contains(&supported(256)));
     }
 
     #[test]
