@@ -3,6 +3,8 @@
 //! compiled once and meets the boundary shapes: part of a tile, of a unit, of a step; rows around the stamp.
 
 mod case;
+/// Matmuls by expert.
+mod experts;
 /// Norms that are left pending, and two matmuls in one launch.
 mod fused;
 
@@ -45,6 +47,7 @@ impl Stamped {
             rows: rows.count,
             epilogue: self.epilogue,
             pending: rows.pending,
+            routed: None,
             arch: ARCH / 10,
         }
     }
@@ -55,6 +58,7 @@ impl Stamped {
             self.class(1),
             &self.fmt.layout,
             self.epilogue,
+            false,
         ))
     }
 }
@@ -285,6 +289,7 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
             rows: 1,
             epilogue: Epilogue::Store,
             pending: false,
+            routed: None,
             arch: ARCH / 10,
         };
         let class = Class {

@@ -7,7 +7,7 @@ use crate::simt::{ARCH, Buffer, Simt, SimtArg, Source};
 use coldpress_compiler::codegen::cuda::sass::Inspection;
 use coldpress_compiler::gguf::Gguf;
 use coldpress_compiler::graph::interpret;
-use coldpress_compiler::model;
+use coldpress_compiler::{model, pass};
 use coldpress_kernels::gpu::Geometry;
 use coldpress_kernels::tensor_type::TensorType;
 use coldpress_runtime::Error;
@@ -22,7 +22,9 @@ use std::path::Path;
 use tempfile::tempdir;
 
 /// Architectures that GPUs run.
-const FAMILIES: &[&str] = &["gemma3", "gemma4", "llama", "phi3", "qwen2", "qwen3"];
+const FAMILIES: &[&str] = &[
+    "gemma3", "gemma4", "llama", "phi3", "qwen2", "qwen3", "qwen3moe",
+];
 
 /// Addresses of buffers are so far apart, and no other argument is so large.
 const APART: u64 = 1 << 40;
@@ -247,40 +249,107 @@ fn fixtures_meet_their_bars_and_rows_do_not_depend_on_company() {
             let most = programs.iter().filter_map(Program::launches_of_a_layer);
             let most = most.max().expect("layers");
             // Others have norms between that are launches of their own.
-            let plain = ["llama", "qwen2", "qwen3", "phi3"].contains(&f.arch.as_str());
-            if plain && most > 5 {
+            let least = match f.arch.as_str() {
+                "llama" | "qwen2" | "qwen3" | "phi3" => Some(5),
+                // Besides, a norm, the router and what it chooses, and the sum over experts.
+                "qwen3moe" => Some(9),
+                _ => None,
+            };
+            if least.is_some_and(|least| most > least) {
                 failures.push(format!("{}: a layer is {most} launches", f.name));
             }
-            counted += usize::from(plain);
+            counted += usize::from(least.is_some());
         }
         let exact = read_f32(&fixtures.join(&f.logits));
-        let found = logits(&mut executor, &f.tokens, f.tokens.len());
-        let error = nmse(&found, &exact);
         let bar = bar(&f.quant, f.native_nmse);
-        println!("{:<16} NMSE {error:.3e}, bar {bar:.3e}", f.name);
-        if error.is_nan() || error > bar {
-            failures.push(format!("{}: NMSE {error:.3e} > {bar:.3e}", f.name));
-        }
-        let width = found.len() / f.tokens.len();
-        let single = logits(&mut executor, &f.tokens[..5], 1);
-        if !same_bits(&single, &found[..5 * width]) {
-            failures.push(format!(
-                "{}: one row alone is not the row of a prompt",
-                f.name
-            ));
-        }
-        let sequences = [&f.tokens[..3], &f.tokens[..1], &f.tokens[..5]];
-        for (tokens, row) in sequences.iter().zip(together(&mut executor, &sequences)) {
-            let alone = &found[(tokens.len() - 1) * width..][..width];
-            if !same_bits(&row, alone) {
-                failures.push(format!("{}: {} tokens in a batch", f.name, tokens.len()));
-            }
-        }
+        failures.extend(meets(&f.name, &mut executor, &f.tokens, &exact, bar));
         checked += 1;
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
-    assert!(checked >= 16, "{checked} fixtures");
-    assert!(counted >= 4, "launches of {counted} fixtures");
+    assert!(checked >= 18, "{checked} fixtures");
+    assert!(counted >= 6, "launches of {counted} fixtures");
+}
+
+/// Complaints about a model whose logits for `tokens` are to be `exact`: an error above `bar`, and rows whose bits depend on
+/// their company.
+fn meets(
+    name: &str,
+    executor: &mut Executor,
+    tokens: &[u32],
+    exact: &[f32],
+    bar: f64,
+) -> Vec<String> {
+    let mut failures = Vec::new();
+    let found = logits(executor, tokens, tokens.len());
+    let error = nmse(&found, exact);
+    println!("{name:<16} NMSE {error:.3e}, bar {bar:.3e}");
+    if error.is_nan() || error > bar {
+        failures.push(format!("{name}: NMSE {error:.3e} > {bar:.3e}"));
+    }
+    let width = found.len() / tokens.len();
+    let single = logits(executor, &tokens[..5], 1);
+    if !same_bits(&single, &found[..5 * width]) {
+        failures.push(format!("{name}: one row alone is not the row of a prompt"));
+    }
+    let sequences = [&tokens[..3], &tokens[..1], &tokens[..5]];
+    for (tokens, row) in sequences.iter().zip(together(executor, &sequences)) {
+        let alone = &found[(tokens.len() - 1) * width..][..width];
+        if !same_bits(&row, alone) {
+            failures.push(format!("{name}: {} tokens in a batch", tokens.len()));
+        }
+    }
+    failures
+}
+
+/// Models with experts of every architecture that has some of its own kind: sinks, clamps and biases, shared networks with
+/// and without gates, factors of experts, norms around them.
+#[test]
+fn mixtures_of_experts_are_what_the_interpreter_says() {
+    let floats = vec![TensorType::F16];
+    let integers = vec![TensorType::Q8_0, TensorType::Q4_0];
+    let four_bits = vec![TensorType::MXFP4, TensorType::Q8_0];
+    let models = [
+        ("gpt-oss", floats.clone()),
+        ("gpt-oss", four_bits),
+        ("qwen2moe", floats.clone()),
+        ("qwen2moe", integers.clone()),
+        ("olmoe", floats.clone()),
+        ("llama", floats.clone()),
+        ("llama", integers.clone()),
+        ("gemma4", floats),
+        ("gemma4", integers),
+    ];
+    let dir = tempdir().expect("temporary folder");
+    let mut failures = Vec::new();
+    for (seed, (arch, types)) in (71..).zip(models) {
+        let shape = Shape {
+            arch,
+            layers: if arch == "gemma4" { 6 } else { 2 },
+            extra: own_keys(arch),
+            experts: Some((5, 2)),
+            types,
+            ..Shape::small()
+        };
+        let (model, path) = (dir.path().join("m.gguf"), dir.path().join("m.press"));
+        shape.write(&model, seed);
+        if compile(&model, &path, "h200", &[]).is_none() {
+            return;
+        }
+        let bundle = Bundle::open(&path).expect("a bundle");
+        let Some(mut executor) = executor(&bundle, seed) else {
+            return;
+        };
+        let gguf = Gguf::open(&model).expect("opens");
+        let mut built = model::build(&gguf).expect("builds");
+        pass::run_all(&mut built.graph, None).expect("passes");
+        let mut random = Random(seed);
+        let tokens: Vec<u32> = (0..12).map(|_| random.below(300) as u32).collect();
+        let exact = interpret::prompt_logits(&built.graph, &gguf, &tokens).expect("interprets");
+        let name = format!("{arch} {}", shape.types[0].name());
+        // Activations are halves whatever the weights are, exact ones here.
+        failures.extend(meets(&name, &mut executor, &tokens, &exact.concat(), 2e-5));
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
 /// Recurrent layers and gated attention: against the interpreter, in chunks and in a batch, in slots that were used before.
@@ -288,15 +357,19 @@ fn fixtures_meet_their_bars_and_rows_do_not_depend_on_company() {
 fn recurrent_layers_are_what_the_interpreter_says() {
     let dir = tempdir().expect("temporary folder");
     let (file, path) = (dir.path().join("m.gguf"), dir.path().join("m.press"));
-    for (seed, types, bar) in [
-        (1, vec![TensorType::F32], 1e-9),
-        (2, vec![TensorType::F16], 1e-5),
-        (3, vec![TensorType::Q8_0, TensorType::Q4_0], 5e-3),
-    ] {
+    let integers = vec![TensorType::Q8_0, TensorType::Q4_0];
+    for (seed, (arch, types, bar)) in (1..).zip([
+        ("qwen35", vec![TensorType::F32], 1e-9),
+        ("qwen35", vec![TensorType::F16], 2e-5),
+        ("qwen35", integers.clone(), 2e-5),
+        ("qwen35moe", integers, 2e-5),
+        ("qwen3next", vec![TensorType::F16], 2e-5),
+    ]) {
         let shape = Shape {
-            arch: "qwen35",
+            arch,
             layers: 3,
-            extra: own_keys("qwen35"),
+            extra: own_keys(arch),
+            experts: (arch != "qwen35").then_some((5, 2)),
             types,
             ..Shape::small()
         };
@@ -315,12 +388,8 @@ fn recurrent_layers_are_what_the_interpreter_says() {
         let exact = interpret::prompt_logits(&graph, &gguf, &tokens).expect("interprets");
         let found = logits(&mut executor, &tokens, tokens.len());
         let error = nmse(&found, &exact.concat());
-        println!("{:?}: NMSE {error:.3e}", shape.types);
-        assert!(
-            error <= bar,
-            "{:?}: NMSE {error:.3e} > {bar:.0e}",
-            shape.types
-        );
+        println!("{arch} {:?}: NMSE {error:.3e}", shape.types);
+        assert!(error <= bar, "{shape:?}: NMSE {error:.3e} > {bar:.0e}");
         for chunk in [1, 4] {
             let chunked = logits(&mut executor, &tokens, chunk);
             assert!(same_bits(&chunked, &found), "chunks of {chunk}");
@@ -405,7 +474,7 @@ fn every_architecture_gets_kernels_that_do_not_spill() {
     let dir = tempdir().expect("temporary folder");
     let path = dir.path().join("model.press");
     let models = index(&fixtures);
-    for name in ["qwen3-Q4_K_M", "llama-F16"] {
+    for name in ["qwen3-Q4_K_M", "llama-F16", "qwen3moe-Q4_K_M"] {
         let model = models.iter().find(|f| f.name == name).expect("a fixture");
         let model = fixtures.join(&model.file);
         if compile(&model, &path, &ARCHITECTURES.join(","), &[]).is_none() {

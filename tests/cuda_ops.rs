@@ -4,7 +4,9 @@
 use crate::simt::{ARCH, Buffer, Simt, SimtArg, Source};
 use coldpress_compiler::codegen::cuda::render;
 use coldpress_kernels::gpu::abi::{ActForm, Q8_GROUP, TILE_K};
-use coldpress_kernels::gpu::{Geometry, Kernel, attention, embed, logits, recurrent, rope, rows};
+use coldpress_kernels::gpu::{
+    Geometry, Kernel, attention, embed, experts, logits, recurrent, rope, rows,
+};
 
 /// Partial attention, its division and its merging.
 mod attention_ops;
@@ -14,6 +16,8 @@ mod cache;
 mod division;
 /// Token embeddings out of packed matrices.
 mod embed_ops;
+/// Routers, sums over experts, factors and gates.
+mod expert_ops;
 /// Candidates and log-sum-exp of logits.
 mod logits_ops;
 /// Short convolutions and delta rules.
@@ -151,7 +155,7 @@ fn templates_take_the_arguments_that_are_documented() {
         dim: 64,
         grouped: true,
     };
-    let families: [(Kernel, &[&str]); 15] = [
+    let families: [(Kernel, &[&str]); 19] = [
         (recurrent::short_conv(4), recurrent::ShortConvArgs::NAMES),
         (
             recurrent::delta_rule(&heads),
@@ -182,6 +186,10 @@ fn templates_take_the_arguments_that_are_documented() {
         (logits::pieces(), logits::PiecesArgs::NAMES),
         (logits::rows(), logits::RowsArgs::NAMES),
         (rows::norm(ActForm::F32, 4096), rows::NormArgs::NAMES),
+        (experts::route(8, false, true), experts::RouteArgs::NAMES),
+        (experts::scale(), experts::ScaleArgs::NAMES),
+        (experts::gate_rows(), experts::GateArgs::NAMES),
+        (experts::sum(64, Some(ActForm::Q8)), experts::SumArgs::NAMES),
     ];
     for (kernel, names) in families {
         let body = render::body(&kernel).expect("renders");

@@ -7,6 +7,7 @@ mod arguments;
 pub mod abi;
 pub mod attention;
 pub mod embed;
+pub mod experts;
 pub mod logits;
 pub mod matmul;
 pub mod rates;

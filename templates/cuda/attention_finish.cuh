@@ -13,10 +13,10 @@ struct Cells {
     u32 count;
 };
 
-// The merged sum of elements e .. e + 3.
-DEVICE F4 merged_cells(const Cells& cells, u32 e) {
-    f32 largest = negative_infinity();
-    f32 sum = 0.0f;
+// The merged sum of elements e .. e + 3. `sink` is a score that brings no value, or less than any score.
+DEVICE F4 merged_cells(const Cells& cells, u32 e, f32 sink) {
+    f32 largest = sink;
+    f32 sum = sink == negative_infinity() ? 0.0f : 1.0f;
     F4 acc = {};
     for (u32 first = 0; first < cells.count; first += AHEAD) {
         F4 comes[AHEAD];
@@ -94,13 +94,14 @@ DEVICE void leave_rows(const Params& p, const Work& work, const f32* own) {
             const u64 step = static_cast<u64>(heads) * CELL_FLOATS;
             cells = Cells{p.scratch + of_row.first * step + head * CELL_FLOATS, of_row.step * step, of_row.count};
         }
+        const f32 sink = p.sinks != nullptr ? p.sinks[head] : negative_infinity();
         u8* out = p.out + static_cast<u64>(row) * p.out_stride;
         // The row's padding comes after its last head.
         const u32 columns = head + 1 == heads ? padded_to_tile(width) - head * HEAD_DIM : HEAD_DIM;
         for (u32 first = 0; first < columns; first += 128) {
             const u32 e = first + 4 * lane();
             F4 v = {};
-            if (e < HEAD_DIM) v = merged_cells(cells, e);
+            if (e < HEAD_DIM) v = merged_cells(cells, e, sink);
             store_form<FORM>(out, width, e < columns ? head * HEAD_DIM + e : ~127u, v);
         }
     }

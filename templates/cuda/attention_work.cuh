@@ -16,6 +16,7 @@ struct Params {
     const u8* table;
     const f32* q_norm;
     const f32* k_norm;
+    const f32* sinks;  // a score of each query head, or null
     u8* kv;
     const Plan* plan;
     f32* scratch;

@@ -9,8 +9,9 @@ constexpr f32 SUM_SCALE = 1.f / (1u << SUM_SHIFT);
 
 static_assert(!(GATED || NORMED) || OUT_FORM != FORM_q8 || TILES % 2 == 0, "32 outputs share an int8 scale");
 
-// Factors of rows, behind the sums.
+// Factors of rows, behind the sums; of routed rows, which have none, where they go.
 DEVICE f32* row_factors() { return shared<f32>() + K_WARPS * STAMP * SUM_ROW; }
+DEVICE u32* row_places() { return reinterpret_cast<u32*>(row_factors()); }
 DEVICE f32* sums_of_warp() { return shared<f32>() + warp() / ROW_WARPS * (STAMP * SUM_ROW); }
 
 // Element `at` of [STAMP][OUTPUTS], summed over the warps that divide k.
@@ -47,6 +48,10 @@ DEVICE f32 sum_of_shares(const Params& p, const Job& job, u32 row, u32 output) {
 
 DEVICE f32 gated(f32 gate, f32 up) {
     if constexpr (EPILOGUE == EPILOGUE_gated_silu) return gate / (1.f + exp_(-gate)) * up;
+    if constexpr (EPILOGUE == EPILOGUE_gated_clamped) {
+        gate = min_(gate, 7.f);
+        return gate / (1.f + exp_(-1.702f * gate)) * (1.f + min_(max_(up, -7.f), 7.f));
+    }
     const f32 inner = 0.7978845608028654f * gate * (1.f + 0.044715f * gate * gate);
     return 0.5f * gate * (1.f + tanh_(inner)) * up;
 }
@@ -102,9 +107,19 @@ DEVICE void put_normed(const Params& p, const Job& job, u32 row, u32 at, bool th
     if (there) put_act(out, n, at, x * (1.f / (1 << NORM_SHIFT)) * weight);
 }
 
+// What is added to output `at`, if something is.
+DEVICE f32 bias_of(const Part& part, const Job& job, u32 at) {
+    return reinterpret_cast<const f32*>(part.extra + matrix_of(job) * part.extra_stride)[at];
+}
+
 // The warps' sums are in shared memory, written but not yet synchronised.
 DEVICE void finish(const Params& p, const Job& job, f32 own_factor) {
-    if (row_of_factor() < STAMP) row_factors()[row_of_factor()] = own_factor;
+    const u32 own_row = row_of_factor();
+    if constexpr (ROUTED) {
+        if (own_row < job.live) row_places()[own_row] = out_row(job, own_row);
+    } else {
+        if (own_row < STAMP) row_factors()[own_row] = own_factor;
+    }
     sync_block();
     const bool shared_k = grid_z() > 1;
     if (shared_k && !bring_share(p, job)) return;
@@ -114,11 +129,15 @@ DEVICE void finish(const Params& p, const Job& job, f32 own_factor) {
     for (u32 i = thread_x(); i - lane() < job.live * WIDTH; i += WARPS * 32) {
         const bool there = i < job.live * WIDTH;
         const u32 row = there ? i / WIDTH : 0, output = i % WIDTH, at = job.first + output;
-        const u64 place = job.first_row + row;
-        const f32 factor = row_factors()[row];
+        const u64 place = ROUTED ? row_places()[row] : job.first_row + row;
+        const f32 factor = ROUTED ? 1.f : row_factors()[row];
         f32 v = (shared_k ? sum_of_shares(p, job, row, output) : sum_of_block(row, output)) * factor;
         if constexpr (GATED) {
-            const f32 up = (shared_k ? sum_of_shares(p, job, row, output + WIDTH) : sum_of_block(row, output + WIDTH)) * factor;
+            f32 up = (shared_k ? sum_of_shares(p, job, row, output + WIDTH) : sum_of_block(row, output + WIDTH)) * factor;
+            if (ROUTED && part.extra && at < part.n) {
+                v += bias_of(part, job, at);
+                up += bias_of(job.part[1], job, at);
+            }
             if (there) put_act(part.out + place * part.out_stride, part.n, at, gated(v, up));
         } else {
             const bool inside = there && at < part.n;
@@ -126,7 +145,7 @@ DEVICE void finish(const Params& p, const Job& job, f32 own_factor) {
                 if constexpr (EPILOGUE == EPILOGUE_residual || NORMED) {
                     v += reinterpret_cast<const f32*>(part.extra + place * part.extra_stride)[at];
                 } else if (part.extra) {
-                    v += reinterpret_cast<const f32*>(part.extra)[at];
+                    v += bias_of(part, job, at);
                 }
                 reinterpret_cast<f32*>(part.out + place * part.out_stride)[at] = v;
             }

@@ -3,11 +3,11 @@
 // such teams divide k, step by step in turn, and each warp keeps STAGES steps of weights in a ring of its own.
 
 struct Part {
-    const u8* weights;  // [ceil(n/16)][units] units
+    const u8* weights;  // [ceil(n/16)][units] units, of all experts
     Arg<u32> n;         // outputs
     u8* out;
     Arg<u64> out_stride;
-    const u8* extra;    // bias [n], or rows to add
+    const u8* extra;    // bias [n] (of each expert), or rows to add
     Arg<u64> extra_stride;
 };
 
@@ -16,8 +16,8 @@ struct Params {
     Arg<u64> act_stride;
     Arg<u32> rows;
     Arg<u32> units;  // along k
-    f32* scratch;    // [grid_y][blocks][grid_z][STAMP][OUTPUTS], if grid_z > 1
-    u32* counters;   // [grid_y][blocks], zero before and after
+    f32* scratch;    // [grid_x][blocks][grid_z][STAMP][OUTPUTS], if grid_z > 1
+    u32* counters;   // [grid_x][blocks], zero before and after
     Arg<u32> pending;  // bytes from a row of act to its sums of squares; 0 where no norm is pending
     Arg<u32> width;    // elements whose squares they are
     Arg<f32> eps;
@@ -26,9 +26,15 @@ struct Params {
     Arg<u64> normed_stride;
     Arg<u32> parts;
     Part part[3];
+<% if routed %>
+    const u8* routes;  // what the router left
+    Arg<u64> items;    // bytes to the list of this STAMP
+    Arg<u64> order;    // bytes to the order
+    Arg<u32> share;    // routed rows that read the same row of activations
+<% endif %>
 };
 
-enum Epilogue { EPILOGUE_store, EPILOGUE_residual, EPILOGUE_residual_norm, EPILOGUE_gated_silu, EPILOGUE_gated_gelu };
+enum Epilogue { EPILOGUE_store, EPILOGUE_residual, EPILOGUE_residual_norm, EPILOGUE_gated_silu, EPILOGUE_gated_gelu, EPILOGUE_gated_clamped };
 enum Form { FORM_f32, FORM_f16, FORM_q8 };
 
 constexpr u32 EPILOGUE = EPILOGUE_<$ epilogue $>;
@@ -39,8 +45,9 @@ constexpr u32 WARPS = <$ warps $>;
 constexpr u32 ROW_WARPS = <$ row_warps $>;
 constexpr u32 K_WARPS = WARPS / ROW_WARPS;
 constexpr u32 STAGES = <$ stages $>;
+constexpr u32 UNROLL = <$ unroll $>;  // tiles of a step that are multiplied side by side
 constexpr bool NORMED = EPILOGUE == EPILOGUE_residual_norm;
-constexpr bool GATED = EPILOGUE == EPILOGUE_gated_silu || EPILOGUE == EPILOGUE_gated_gelu;
+constexpr bool GATED = EPILOGUE == EPILOGUE_gated_silu || EPILOGUE == EPILOGUE_gated_gelu || EPILOGUE == EPILOGUE_gated_clamped;
 // Tiles of 16 outputs that each warp streams: those of the gate, then those of up.
 constexpr u32 WARP_TILES = TILES / ROW_WARPS;
 constexpr u32 STREAMS = GATED ? 2 * WARP_TILES : WARP_TILES;
@@ -51,13 +58,18 @@ constexpr u32 STAGE_BYTES = STREAMS * STEP_BYTES;
 // This thread block's share.
 struct Job {
     const Part* part;
-    u32 tile;        // of [grid_y][blocks]
+    u32 tile;        // of [grid_x][blocks]
     u32 first;       // output
     u32 first_row;
     u32 live;        // rows, at most STAMP
     u32 step, steps; // of this thread block, from and to
     bool empty;      // all outputs lie beyond the matrix
+<% if routed %>
+    u32 expert;
+    const u32* order;  // its routed rows, from the first of this thread block on
+<% endif %>
 };
+<% include "matmul_rows.cuh" %>
 
 // A part's thread blocks; rows of activations are written up to their padding.
 DEVICE u32 blocks_of(u32 n) {
@@ -65,7 +77,7 @@ DEVICE u32 blocks_of(u32 n) {
     return ((n + PADDED - 1) / PADDED * PADDED + 16 * TILES - 1) / (16 * TILES);
 }
 
-// Thread blocks along x of all parts.
+// Thread blocks along y of all parts.
 DEVICE u32 blocks_of_parts(const Params& p) {
     u32 blocks = blocks_of(p.part[0].n);
     if constexpr (!GATED) {
@@ -74,10 +86,11 @@ DEVICE u32 blocks_of_parts(const Params& p) {
     return blocks;
 }
 
-// What thread block `block` along x of `blocks` computes.
+// What thread block `block` along y of `blocks` computes. Those along x have other rows and the same weights: they start one
+// after the other, so that memory is asked for weights once and L2 for the rest.
 DEVICE Job job_of(const Params& p, u32 block, u32 blocks) {
     u32 which = 0;
-    const u32 tile = block_y() * blocks + block;
+    const u32 tile = block_x() * blocks + block;
     if constexpr (!GATED) {
         for (; which + 1 < p.parts && block >= blocks_of(p.part[which].n); which++) block -= blocks_of(p.part[which].n);
     }
@@ -85,8 +98,7 @@ DEVICE Job job_of(const Params& p, u32 block, u32 blocks) {
     job.part = &p.part[which];
     job.tile = tile;
     job.first = block * 16 * TILES;
-    job.first_row = block_y() * STAMP;
-    job.live = min_(static_cast<u32>(p.rows) - job.first_row, STAMP);
+    choose_rows(p, job);
     const u32 steps = (p.units + STEP_UNITS - 1) / STEP_UNITS, share = (steps + grid_z() - 1) / grid_z();
     job.step = min_(block_z() * share, steps);
     job.steps = min_(job.step + share, steps);
@@ -107,7 +119,7 @@ DEVICE u32 row_of_factor() { return warp() + lane() * WARPS; }
 // This lane's factor. The order of sums depends on the width alone.
 DEVICE f32 factor_of_row(const Params& p, const Job& job) {
     f32 factor = 1.f;
-    if (p.pending == 0) return factor;
+    if (ROUTED || p.pending == 0) return factor;
     const u32 count = (p.width + 63) / 64 * 4;
 #pragma unroll 1
     for (u32 i = 0; warp() + i * WARPS < job.live; i += FACTORS_AT_ONCE) {
@@ -156,7 +168,8 @@ struct Stream {
             const Part& part = job.part[m / WARP_TILES];
             const u32 tile_rows = (part.n + 15) / 16;
             // Tiles beyond the matrix repeat its last one; their outputs are not written.
-            const u32 tile_row = min_(job.first / 16 + tile_of_stream(m), tile_rows - 1);
+            u64 tile_row = min_(job.first / 16 + tile_of_stream(m), tile_rows - 1);
+            if constexpr (ROUTED) tile_row += static_cast<u64>(matrix_of(job)) * tile_rows;
             from[m] = part.weights + tile_row * tile_row_bytes + static_cast<u64>(next) * STEP_BYTES + byte;
         }
         ring = keep(warp() * (STAGES * STAGE_BYTES));

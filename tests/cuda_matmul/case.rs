@@ -10,6 +10,8 @@ pub struct Case {
     pub fmt: &'static QuantFormat,
     pub k: usize,
     pub parts: Vec<Part>,
+    /// Whether gate and up have their biases.
+    pub biased_gates: bool,
 }
 
 /// One matrix.
@@ -94,6 +96,7 @@ impl Case {
             fmt,
             k,
             parts: parts.collect(),
+            biased_gates: false,
         }
     }
 
@@ -132,7 +135,16 @@ impl Case {
                     .collect()
             };
             if let Epilogue::Gated(gate, out) = epilogue {
-                let (gates, ups) = (sums(&self.parts[0]), sums(&self.parts[1]));
+                let biased = |part: &Part| -> Vec<(f64, f64)> {
+                    let bias = part.bias.iter().map(|&b| match self.biased_gates {
+                        true => f64::from(b),
+                        false => 0.0,
+                    });
+                    let sums = sums(part).into_iter().zip(bias);
+                    sums.map(|((sum, t), b)| (sum + b, t + b.abs() * 1e-6))
+                        .collect()
+                };
+                let (gates, ups) = (biased(&self.parts[0]), biased(&self.parts[1]));
                 let expected: Vec<(f64, f64)> = gates
                     .iter()
                     .zip(&ups)
@@ -189,7 +201,15 @@ fn dot(w: &[f32], x: &[f64], halves: bool) -> (f64, f64) {
 }
 
 fn gated(gate: Gate, (g, dg): (f64, f64), (u, du): (f64, f64)) -> (f64, f64) {
+    let u = match gate {
+        Gate::Clamped => 1.0 + u.clamp(-7.0, 7.0),
+        Gate::Silu | Gate::Gelu => u,
+    };
     let act = match gate {
+        Gate::Clamped => {
+            let g = g.min(7.0);
+            g / (1.0 + (-1.702 * g).exp())
+        }
         Gate::Silu => g / (1.0 + (-g).exp()),
         Gate::Gelu => {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g * g * g);
@@ -324,6 +344,19 @@ impl Rows {
         match self.pending {
             true => NORM_SCALE / (squares / self.k as f64 + f64::from(EPS)).sqrt(),
             false => 1.0,
+        }
+    }
+
+    /// Some of them, in this order.
+    pub fn select(&self, rows: &[usize]) -> Rows {
+        let x = rows
+            .iter()
+            .flat_map(|r| &self.x[r * self.k..(r + 1) * self.k]);
+        Rows {
+            count: rows.len(),
+            pending: self.pending,
+            k: self.k,
+            x: x.copied().collect(),
         }
     }
 

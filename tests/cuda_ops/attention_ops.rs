@@ -1,7 +1,7 @@
 use super::cache::Cache;
 use super::{Device, FORMS, SEEDS, assert_row, values};
 use crate::simt::SimtArg;
-use coldpress_kernels::attention::{Shape, reference};
+use coldpress_kernels::attention::{Shape, reference_with_sinks};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::gpu::Kernel;
 use coldpress_kernels::gpu::abi::ActForm;
@@ -25,6 +25,8 @@ struct Case {
     shape: Shape,
     split: usize,
     rotation: Option<Rotation>,
+    /// Whether each head has a score that brings no value.
+    sinks: bool,
 }
 
 /// What happens to heads before attention, which then stores K and V of the step's rows itself.
@@ -64,6 +66,7 @@ impl Case {
             shape,
             split: 64,
             rotation: None,
+            sinks: false,
         }
     }
 
@@ -159,6 +162,12 @@ impl Case {
         values((slot * 577 + pos) as usize, self.width(), 2.0)
     }
 
+    /// From far below what tokens score to far above.
+    fn sink_scores(&self) -> Vec<f32> {
+        let score = |head: usize| (head * 5 % 8) as f32 * 4.0 - 14.0;
+        (0..self.shape.heads).map(score).collect()
+    }
+
     fn expected(&self, cache: &Cache, (slot, pos): (u32, u32)) -> Vec<f32> {
         let query = self.query((slot, pos));
         let query = self.ready(&query, pos, &self.norm(4), Q_EPS);
@@ -167,7 +176,9 @@ impl Case {
             let tokens = tokens.flat_map(|t| cache.read(slot as usize, t, v));
             tokens.collect::<Vec<f32>>()
         };
-        reference(&query, &all(false), &all(true), &self.shape)
+        let sinks = self.sinks.then(|| self.sink_scores());
+        let (k, v) = (all(false), all(true));
+        reference_with_sinks(&query, &k, &v, &self.shape, sinks.as_deref())
     }
 
     /// What was stored for the step's rows is what should have been, and nothing else changed.
@@ -275,6 +286,10 @@ impl Case {
             table: device.f32s(&table).into(),
             q_norm: norm(4),
             k_norm: norm(5),
+            sinks: match self.sinks {
+                true => device.f32s(&self.sink_scores()).into(),
+                false => 0.into(),
+            },
             kv: pool.into(),
             plan: divided.into(),
             scratch: scratch.into(),
@@ -440,6 +455,7 @@ fn windows_softcaps_and_prompt_rows_are_the_reference() {
             let mut case = Case { split, ..base };
             (case.shape.window, case.shape.softcap) = (window, softcap);
             case.check(&device, &rows);
+            case.sinks = true;
             case.rotating(48, true, true).check(&device, &rows);
         }
     }

@@ -29,14 +29,17 @@ fn norms_are_the_reference_in_every_form() {
                 let kernel = norm(form, width);
                 // A row more than there are.
                 let out = device.simt.alloc((count + 1) * form.stride(width));
+                let plain = device.simt.alloc((count + 1) * stride(width));
                 let args = NormArgs {
                     x: from.into(),
                     weight: weight.into(),
                     out: out.into(),
+                    plain: plain.into(),
                     width: (width as u32).into(),
                     rows: (count as u32).into(),
                     x_stride: (stride(width) as u32).into(),
                     out_stride: (form.stride(width) as u32).into(),
+                    plain_stride: (stride(width) as u32).into(),
                     eps: 1e-5.into(),
                 };
                 let geometry = rows::norm_geometry(count);
@@ -48,6 +51,13 @@ fn norms_are_the_reference_in_every_form() {
                     assert_row(&kernel.name, form, row, expected, (2e-6, 1e-9));
                 }
                 assert!(rest.iter().all(|&b| b == 0xff), "a row too many");
+                let plain = device.read(&plain);
+                let (plain, rest) = plain.split_at(count * stride(width));
+                let found = plain.chunks_exact(stride(width));
+                for (row, expected) in found.zip(expected.chunks_exact(width)) {
+                    assert_row(&kernel.name, ActForm::F32, row, expected, (2e-6, 1e-9));
+                }
+                assert!(rest.iter().all(|&b| b == 0xff), "a plain row too many");
             }
         }
     }
@@ -68,10 +78,12 @@ fn a_norm_in_place_is_the_norm() {
             x: rows.into(),
             weight: device.f32s(&ones).into(),
             out: rows.into(),
+            plain: 0.into(),
             width: (width as u32).into(),
             rows: 2.into(),
             x_stride: (stride(width) as u32).into(),
             out_stride: (stride(width) as u32).into(),
+            plain_stride: 0.into(),
             eps: 1e-6.into(),
         };
         device.launch(&kernel, rows::norm_geometry(1), args.list(), seed);

@@ -72,6 +72,8 @@ arguments! {
         q_norm,
         /// Address of f32 `[head_dim]`, or 0: heads of k are not normalised.
         k_norm,
+        /// Address of f32 `[heads]`, or 0: a score of each head that takes part in the softmax and brings no value.
+        sinks,
         /// Address of the layer's pages.
         kv,
         /// What [`plan`] left.

@@ -5,12 +5,16 @@
 //! steps, taken in turn; their sums are added in order, and so are those of thread blocks that share a `k_split`. A row's
 //! bits therefore depend on its [`Class`] and never on the stamp or on other rows.
 //!
+//! Matmuls by expert ([`Query::routed`]) are the same kernels but for which rows a thread block takes: along y there are
+//! items of routed rows ([`super::experts`]) instead of neighbours.
+//!
 //! # Arguments
 //!
 //! `act`, its stride ([`super::abi::ActForm::stride`] of k), rows, units along k ([`super::tile::units`]), scratch,
 //! counters; of a pending norm ([`super::abi`]) that is read the offset of its sums (0: none), its width and eps, of one that
 //! is left its weight, its rows and their stride; number of parts; then for each of 3 parts: weights, n, out, its stride, extra, its stride. Parts share layout,
-//! k and activations; those beyond the number are ignored. Strides are in bytes.
+//! k and activations; those beyond the number are ignored. Strides are in bytes. Matmuls by expert also take what the router
+//! left, bytes to the items of their stamp, bytes to the order, and how many routed rows read one row of activations.
 
 mod cost;
 mod kernel;
@@ -22,6 +26,7 @@ mod tests;
 use std::fmt;
 
 use super::abi::ActForm;
+use super::experts::Routed;
 use super::rates::shared_limit;
 use super::tile::{self, TILE_N};
 use crate::quant::{PackedLayout, Store};
@@ -199,6 +204,8 @@ pub enum Gate {
     Silu,
     /// GELU, its tanh form.
     Gelu,
+    /// `x / (1 + exp(-1.702 x))` of a gate of at most 7; what it is multiplied with is 1 plus the value within -7..7.
+    Clamped,
 }
 
 /// What happens to sums.
@@ -210,7 +217,8 @@ pub enum Epilogue {
     Residual,
     /// As `Residual`, of one part, and the rows of the norm that comes next, pending.
     ResidualNorm(ActForm),
-    /// `gate(part 0) * part 1` into the out of part 0, padded with zeros to 64 outputs unless f32.
+    /// `gate(part 0) * part 1` into the out of part 0, padded with zeros to 64 outputs unless f32. Of routed rows, extra, if
+    /// not null, is a bias of each part.
     Gated(Gate, ActForm),
 }
 
@@ -230,6 +238,9 @@ impl Epilogue {
             Epilogue::Gated(Gelu, F32) => "gated_gelu_f32",
             Epilogue::Gated(Gelu, F16) => "gated_gelu_f16",
             Epilogue::Gated(Gelu, Q8) => "gated_gelu_q8",
+            Epilogue::Gated(Clamped, F32) => "gated_clamped_f32",
+            Epilogue::Gated(Clamped, F16) => "gated_clamped_f16",
+            Epilogue::Gated(Clamped, Q8) => "gated_clamped_q8",
         }
     }
 
@@ -247,7 +258,7 @@ impl Epilogue {
 pub struct Query<'a> {
     /// Layout of the weights of all parts.
     pub layout: PackedLayout,
-    /// Outputs of each part, 1 to 3 of them; of gate and up, two equal ones.
+    /// Outputs of each part, 1 to 3 of them; of gate and up, two equal ones. Of matmuls by expert, those of one expert.
     pub outputs: &'a [usize],
     /// Reduction length.
     pub k: usize,
@@ -257,6 +268,8 @@ pub struct Query<'a> {
     pub epilogue: Epilogue,
     /// Whether the norm of the activations is pending.
     pub pending: bool,
+    /// How rows meet experts, if each part is a matrix for each expert.
+    pub routed: Option<Routed>,
     /// Compute capability times 10.
     pub arch: u32,
 }
@@ -282,6 +295,7 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         k,
         rows,
         epilogue,
+        routed,
         arch,
         ..
     } = *query;
@@ -309,12 +323,19 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         Epilogue::ResidualNorm(form) => parts == 1 && form != ActForm::F32,
         Epilogue::Store | Epilogue::Residual => (1..=3).contains(&parts),
     };
+    // Routed rows are added up by another kernel, and read rows that are ready.
+    let routed_fits = routed.is_none_or(|routed| {
+        let act = family.act().stride(k) as u64 * (rows * routed.used) as u64;
+        let ends = matches!(epilogue, Epilogue::Store | Epilogue::Gated(..));
+        ends && !query.pending && rows * routed.used < 1 << 16 && act < 1 << 32
+    });
     let total = outputs.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
-    // What the kernels count in 32 bits.
-    let limit = 1 << 28;
+    // What the kernels count in 32 bits, and thread blocks along y, those of a second matmul beside this one included.
+    let (limit, most_outputs) = (1 << 28, (1 << 19) - 128);
     if !parts_fit
+        || !routed_fits
         || outputs.contains(&0)
-        || total > limit
+        || total > most_outputs
         || rows == 0
         || rows > 1 << 16
         || k > limit

@@ -23,6 +23,8 @@ arguments! {
         weight,
         /// Address of rows in the kernel's form; may be `x` when that is f32.
         out,
+        /// Address of the same as f32 rows, or 0: nobody wants them.
+        plain,
         /// Elements of a row.
         width,
         /// Rows.
@@ -31,6 +33,8 @@ arguments! {
         x_stride,
         /// Bytes between rows of `out`.
         out_stride,
+        /// Bytes between rows of `plain`.
+        plain_stride,
         /// Added to the mean square (f32).
         eps,
     }
@@ -105,11 +109,13 @@ pub enum Op {
     Scale,
     /// factor * tanh(x / factor).
     Softcap,
+    /// x * sigmoid(1.702 x) of an x of at most 7, times 1 plus the y within -7..7.
+    ClampedMul,
 }
 
 impl Op {
     /// Every function.
-    pub const ALL: [Op; 11] = [
+    pub const ALL: [Op; 12] = [
         Op::Copy,
         Op::Add,
         Op::Mul,
@@ -121,6 +127,7 @@ impl Op {
         Op::GeluTanhMul,
         Op::Scale,
         Op::Softcap,
+        Op::ClampedMul,
     ];
 
     /// Name inside kernel names and template constants.
@@ -137,13 +144,16 @@ impl Op {
             Op::GeluTanhMul => "gelu_tanh_mul",
             Op::Scale => "scale",
             Op::Softcap => "softcap",
+            Op::ClampedMul => "clamped_mul",
         }
     }
 
     /// Operands: 1 or 2.
     pub const fn arity(self) -> usize {
         match self {
-            Op::Add | Op::Mul | Op::SiluMul | Op::SigmoidMul | Op::GeluTanhMul => 2,
+            Op::Add | Op::Mul | Op::SiluMul | Op::SigmoidMul | Op::GeluTanhMul | Op::ClampedMul => {
+                2
+            }
             _ => 1,
         }
     }
@@ -168,6 +178,10 @@ impl Op {
             Op::GeluTanhMul => gelu(x) * y,
             Op::Scale => x * factor,
             Op::Softcap => factor * (x / factor).tanh(),
+            Op::ClampedMul => {
+                let x = x.min(7.0);
+                x / (1.0 + (-1.702 * x).exp()) * (1.0 + y.clamp(-7.0, 7.0))
+            }
         }
     }
 }

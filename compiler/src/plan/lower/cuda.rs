@@ -6,6 +6,7 @@ mod adapt;
 mod attention;
 mod choices;
 mod delta;
+mod experts;
 mod logits;
 mod matmul;
 mod rope;
@@ -21,6 +22,7 @@ use crate::target::cuda::CudaProfile;
 use attention::Attentions;
 use choices::Choices;
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
+use coldpress_kernels::gpu::experts::{ROUTE_COUNTERS, Routes};
 use coldpress_kernels::gpu::matmul::Family;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_runtime::manifest::{CandidatePlan, GridArg, Stage};
@@ -56,19 +58,14 @@ impl Cuda {
         options: Options,
         step: StepLayout,
     ) -> Result<(OpGraph, Cuda), Error> {
-        for node in graph.order() {
-            let why = match graph.nodes[node].op {
-                Op::Route(_) => "mixtures of experts run on CPUs only",
-                Op::Attention { sinks: Some(_), .. } => "attention with sinks runs on CPUs only",
-                _ => continue,
-            };
-            return Err(refused(&graph.nodes[node].label, why));
-        }
         let graph = adapt::adapt(graph, Family::MmaF16.exists_on(target.profile.sm()))?;
         let choices = Choices::new(&graph, target, options, step)?;
         let attentions = Attentions::new(&graph, &target.profile, options, step);
         // Every launch leaves the counters it used at zero, so all launches share them.
+        let is_router = |node: NodeIndex| matches!(graph.nodes[node].op, Op::Route(_));
+        let router = graph.order().into_iter().any(is_router);
         let zeroed = choices.counter_bytes().max(attentions.counter_bytes(step));
+        let zeroed = zeroed.max(if router { ROUTE_COUNTERS } else { 0 });
         let backend = Cuda {
             profile: target.profile,
             options,
@@ -92,8 +89,8 @@ impl Backend for Cuda {
         self.zeroed + self.attentions.plan_bytes() + candidates
     }
 
-    fn matrix_bytes(&self, weight: &Weight, _: usize) -> Result<Option<u64>, Error> {
-        select::matrix_bytes(weight)
+    fn matrix_bytes(&self, weight: &Weight, matrices: usize) -> Result<Option<u64>, Error> {
+        select::matrix_bytes(weight, matrices)
     }
 
     fn buckets(&self, _: &OpGraph, stage: Stage, _: &[NodeIndex]) -> Result<Vec<usize>, Error> {
@@ -111,8 +108,8 @@ impl Backend for Cuda {
     fn stride(&self, graph: &OpGraph, value: Value) -> usize {
         let ty = graph.value_type(value);
         match ty.dtype {
-            // Refused when the backend was made.
-            DType::KvWritten | DType::Routes => 0,
+            DType::KvWritten => 0,
+            DType::Routes => Routes::stride(ty.width),
             _ if adapt::passes_through(graph, value) => 0,
             DType::F32 => ActForm::F32.stride(ty.width),
             DType::Q8 => {
@@ -128,7 +125,9 @@ impl Backend for Cuda {
     fn scratch(&self, graph: &OpGraph, node: NodeIndex, rows: usize) -> Option<Scratch> {
         let bytes = match &graph.nodes[node].op {
             Op::Attention { .. } => self.attentions.scratch_bytes(graph, node, rows),
-            Op::MatMul { parts, .. } => self.choices.scratch_bytes(graph, node, parts, rows),
+            Op::MatMul { parts, .. } | Op::ExpertMatMul { parts, .. } => {
+                self.choices.scratch_bytes(graph, node, parts, rows)
+            }
             Op::Logits => self
                 .candidates
                 .map_or(0, |sorted| sorted.scratch_bytes(rows)),
@@ -139,7 +138,10 @@ impl Backend for Cuda {
 
     fn launches(&self, context: &Context<'_>, group: &[NodeIndex]) -> Result<Vec<Launch>, Error> {
         let lowering = Lowering { context, gpu: self };
+        let of_experts = |node: &NodeIndex| context.graph.nodes[*node].op == Op::ExpertSum;
         match *group {
+            // A sum over experts with all that completes it.
+            _ if group.iter().any(of_experts) => lowering.expert_sum(group),
             [node] => lowering.node(node),
             [first, second] => lowering.pair(first, second),
             [rotation, attention, conversion] => {
@@ -186,13 +188,17 @@ impl Lowering<'_> {
             port: 0,
         };
         match (&a.op, &b.op) {
-            (Op::MatMul { .. }, &Op::GatedAct(act) | &Op::GatedActQuantise(act))
-                if choices::gate(act).is_none() =>
-            {
-                Err(refused(&b.label, format!("{act:?}")))
-            }
-            (Op::MatMul { parts, .. }, Op::GatedAct(_) | Op::GatedActQuantise(_)) => {
-                self.gated_matmul(&b.label, first, parts, out)
+            (
+                Op::MatMul { parts, .. } | Op::ExpertMatMul { parts, .. },
+                Op::GatedAct(_) | Op::GatedActQuantise(_),
+            ) => self.gated_matmul(&b.label, first, parts, out),
+            (&Op::RmsNorm { weight, eps }, Op::Quantise) => {
+                let x = self.graph.inputs(first)[0];
+                let plain = Value {
+                    node: first,
+                    port: 0,
+                };
+                self.norm(&a.label, (weight, eps), x, out, Some(plain))
             }
             (Op::MatMul { parts, .. }, &Op::NormQuantise { weight, .. }) => {
                 self.matmul(&a.label, first, parts, Some((weight, out)))
@@ -218,9 +224,14 @@ impl Lowering<'_> {
             Op::Embed { weight, scale } => self.embed(label, *weight, *scale, out),
             Op::RopeTable { inv_freq, mscale } => self.rope_table(label, *inv_freq, *mscale, out),
             Op::RmsNorm { weight, eps } | Op::NormQuantise { weight, eps } => {
-                self.norm(label, (*weight, *eps), inputs[0], out)
+                self.norm(label, (*weight, *eps), inputs[0], out, None)
             }
-            Op::MatMul { parts, .. } => self.matmul(label, node, parts, None),
+            Op::MatMul { parts, .. } | Op::ExpertMatMul { parts, .. } => {
+                self.matmul(label, node, parts, None)
+            }
+            Op::Route(routing) => self.route(label, *routing, inputs[0], out),
+            Op::ExpertScale { factors } => self.expert_scale(label, *factors, &inputs, out),
+            Op::GateRows => self.gate_rows(label, &inputs, out),
             Op::HeadNorm { norm, heads } if self.buffer(inputs[0])? != self.buffer(out)? => {
                 self.norm_heads(label, (norm, *heads), inputs[0], out)
             }

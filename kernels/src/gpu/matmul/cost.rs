@@ -98,15 +98,22 @@ pub fn cost(
         rows,
         epilogue,
         pending,
+        routed,
         ..
     } = *query;
     let geometry = kernel::geometry(variant, class, query);
-    let [x, y, z] = geometry.grid.map(f64::from);
-    let blocks = x * y * z;
-    let columns = rows.div_ceil(variant.stamp as usize);
+    let [y, x, z] = geometry.grid.map(f64::from);
+    // Matrices that are read, and rows of thread blocks that have work, each of which reads one; of experts, in the mean.
+    let (matrices, columns) = match routed {
+        Some(routed) => routed.expected(rows, variant.stamp as usize),
+        None => (1.0, y),
+    };
+    let blocks = (x * columns * z).max(1.0);
+    // Rows that are multiplied.
+    let rows = rows * routed.map_or(1, |routed| routed.used);
     let streams = variant.tiles / variant.family.row_warps() * epilogue.abreast();
 
-    let weights: u64 = outputs
+    let matrix: u64 = outputs
         .iter()
         .filter_map(|&n| tile::matrix_bytes(&layout, n, k))
         .map(|bytes| bytes as u64)
@@ -122,15 +129,12 @@ pub fn cost(
         Epilogue::Store | Epilogue::Residual | Epilogue::Gated(..) => 0,
     };
     let results = (rows * (n * 4 + normed)) as u64;
-    let scratch = 2 * kernel::scratch_bytes(variant, class, query);
-    let rereads = if weights < rates.l2_bytes / 2 {
-        1
-    } else {
-        columns as u64
-    };
-    let bytes = weights * rereads + act * rows as u64 + results;
+    let scratch = 2.0 * kernel::scratch_bytes(variant, class, query) as f64 * columns / y;
+    let asked = (matrix as f64 * columns) as u64;
+    // Thread blocks of other rows ask for the same weights at the same time.
+    let bytes = (matrix as f64 * matrices) as u64 + act * rows as u64 + results;
     // Every thread block reads its rows once; shares of k only their part.
-    let l2 = weights * columns as u64 + (x as u64) * rows as u64 * act + results + scratch;
+    let l2 = asked + (x as u64) * rows as u64 * act + results + scratch as u64;
 
     let resident = resident(
         geometry.shared_bytes,
@@ -146,10 +150,11 @@ pub fn cost(
     // One of the ring's steps is being multiplied, the others are under way.
     let others = kernel::stages(variant, class, &layout, epilogue) - 1;
     let ring = (kernel::step_bytes(variant, class, &layout, epilogue) * others) as f64;
-    // Thread blocks of other rows ask for the same weights: together they bring no more of them from memory at a time.
-    let share = weights as f64 / (x * z);
+    // Those of other rows bring no more of them from memory at a time.
+    let share = matrix as f64 / (x * z);
     let at_once = f64::from(resident * rates.sms);
-    let under_way = ring.min(share) * (x * z).min(at_once);
+    let distinct = (at_once * matrices / columns).max(1.0);
+    let under_way = ring.min(share) * (x * z * matrices).min(distinct);
     let bandwidth = rates.bandwidth.min(under_way / MEMORY_LATENCY);
     let takers = class.warps / variant.family.row_warps() * class.k_split;
     let rounds = steps(&layout, k)
@@ -160,10 +165,18 @@ pub fn cost(
 
     let padded_k = tile::units(&layout, k) * tile::unit_k(&layout);
     let padded_n: usize = outputs.iter().map(|n| n.next_multiple_of(TILE_N)).sum();
-    let macs = (padded_n * padded_k * columns * variant.stamp as usize) as u64;
+    let multiplied = (padded_n * padded_k) as f64 * columns;
+    let stamped = columns * f64::from(variant.stamp);
+    let padded_rows = match (variant.family, routed) {
+        // Eights of rows that do not exist are left out.
+        (Family::MmaI8 | Family::MmaF16, None) => rows.next_multiple_of(8) as f64,
+        (Family::MmaI8 | Family::MmaF16, Some(_)) => stamped.min(rows as f64 + 7.0 * columns),
+        (Family::Dp4a | Family::Fma | Family::Wgmma, _) => stamped,
+    };
+    let macs = ((padded_n * padded_k) as f64 * padded_rows) as u64;
     let instructions_per_weight = instructions_per_weight(variant, &layout, streams);
     let per_block = |work: f64| work / blocks * most;
-    let instructions = instructions_per_weight * (padded_n * padded_k * columns) as f64;
+    let instructions = instructions_per_weight * multiplied;
     let arithmetic_seconds = match arithmetic_per_clk(variant.family, rates) {
         Some(rate) => per_block(2.0 * macs as f64) / (rate * rates.hz),
         None => 0.0,
@@ -184,7 +197,9 @@ pub fn cost(
     let computed = l2_seconds.max(arithmetic_seconds).max(issue_seconds);
     let wall = memory_seconds.max(after + computed);
     let split = if class.k_split > 1 { SPLIT } else { 0.0 };
-    let fixed_seconds = FILL + split + if normed > 0 { NORM } else { 0.0 };
+    // An item, its rows and only then weights, one after the other.
+    let found = routed.map_or(0.0, |_| 2.0 * L2_LATENCY);
+    let fixed_seconds = FILL + split + found + if normed > 0 { NORM } else { 0.0 };
     Cost {
         seconds: wall + fixed_seconds,
         fixed_seconds,
@@ -321,6 +336,7 @@ mod tests {
             rows,
             epilogue: Epilogue::Store,
             pending: false,
+            routed: None,
             arch: 90,
         }
     }

@@ -1,7 +1,7 @@
 //! From a variant to its kernel, geometry, memory and arguments.
 
 use super::{Class, Epilogue, Family, Gate, Query, Variant};
-use crate::gpu::abi::ActForm;
+use crate::gpu::abi::{ActForm, TILE_K};
 use crate::gpu::tile::{self, TILE_N};
 use crate::gpu::{Constant, Geometry, Kernel};
 use crate::quant::{PackedLayout, Scale, Store};
@@ -38,8 +38,18 @@ pub mod args {
     pub const fn part(i: usize) -> usize {
         13 + 6 * i
     }
-    /// All of them.
+    /// All of them, but for those of matmuls by expert.
     pub const COUNT: usize = part(3);
+    /// What the router left.
+    pub const ROUTES: usize = COUNT;
+    /// Bytes from there to the items.
+    pub const ITEMS: usize = COUNT + 1;
+    /// Bytes from there to the order.
+    pub const ORDER: usize = COUNT + 2;
+    /// Routed rows that read the same row of activations.
+    pub const SHARE: usize = COUNT + 3;
+    /// All of a matmul by expert.
+    pub const ROUTED_COUNT: usize = COUNT + 4;
 }
 
 /// What a warp copies at a time: about 2 KB of each tile row, whole units.
@@ -123,12 +133,13 @@ fn resident(variant: &Variant, class: Class, layout: &PackedLayout, epilogue: Ep
     (65536 / (registers * class.warps * 32)).max(1)
 }
 
-/// The kernel of a variant; its name says all that its text depends on.
+/// The kernel of a variant, of routed rows or of others; its name says all that its text depends on.
 pub fn kernel(
     variant: &Variant,
     class: Class,
     layout: &PackedLayout,
     epilogue: Epilogue,
+    routed: bool,
 ) -> Kernel {
     let word = |word: &str| Constant::Word(word.into());
     let int = |value: u64| Constant::Int(value as i64);
@@ -161,6 +172,7 @@ pub fn kernel(
         Epilogue::ResidualNorm(form) => ("residual_norm", form),
         Epilogue::Gated(Gate::Silu, form) => ("gated_silu", form),
         Epilogue::Gated(Gate::Gelu, form) => ("gated_gelu", form),
+        Epilogue::Gated(Gate::Clamped, form) => ("gated_clamped", form),
     };
     let Variant {
         family,
@@ -170,10 +182,11 @@ pub fn kernel(
     } = *variant;
     Kernel {
         name: format!(
-            "matmul_{}_{layout}_n{stamp}_m{tiles}_w{}_{}",
+            "matmul_{}_{layout}_n{stamp}_m{tiles}_w{}_{}{}",
             family.name(),
             class.warps,
-            epilogue.name()
+            epilogue.name(),
+            if routed { "_experts" } else { "" }
         ),
         template: match family {
             Family::MmaI8 | Family::MmaF16 => "matmul_mma",
@@ -201,9 +214,11 @@ pub fn kernel(
             ("warps", int(class.warps.into())),
             ("row_warps", int(family.row_warps().into())),
             ("stages", int(stages(variant, class, layout, epilogue))),
+            ("unroll", int(unroll(variant, epilogue).into())),
             ("epilogue", word(what)),
             ("out_form", word(form.name())),
             ("alone", Constant::Flag(true)),
+            ("routed", Constant::Flag(routed)),
             (
                 "resident",
                 int(resident(variant, class, layout, epilogue).into()),
@@ -213,7 +228,20 @@ pub fn kernel(
     }
 }
 
-/// Weights that a thread block multiplies in one pass of its main loop: a step of every warp.
+/// Tiles of a step that a warp multiplies side by side: all where it has few sums; with many, one after the other, or
+/// registers run out.
+fn unroll(variant: &Variant, epilogue: Epilogue) -> u32 {
+    let streams = variant.tiles / variant.family.row_warps() * epilogue.abreast();
+    let few = match variant.family {
+        Family::MmaI8 | Family::MmaF16 => variant.stamp == 8 && streams <= 2,
+        Family::Dp4a => variant.stamp * streams <= 2,
+        // Steps of a tile, and products that go on while the next tile is made halves.
+        Family::Fma | Family::Wgmma => true,
+    };
+    if few { 4 } else { 1 }
+}
+
+/// Weights that a thread block multiplies in one pass of its innermost loop, with its warps together.
 pub fn weights_per_pass(
     variant: &Variant,
     class: Class,
@@ -221,7 +249,9 @@ pub fn weights_per_pass(
     epilogue: Epilogue,
 ) -> u32 {
     let units = step_bytes(variant, class, layout, epilogue) / tile::unit_bytes(layout) as u64;
-    units as u32 * (tile::unit_k(layout) * TILE_N) as u32
+    let step_tiles = step_units(layout) * (tile::unit_k(layout) / TILE_K) as u32;
+    let step = units as u32 * (tile::unit_k(layout) * TILE_N) as u32;
+    step / step_tiles * unroll(variant, epilogue).min(step_tiles)
 }
 
 /// Thread blocks along the outputs of all parts.
@@ -232,7 +262,7 @@ fn blocks(variant: &Variant, query: &Query) -> u32 {
         Epilogue::Gated(_, ActForm::F32) => blocks(query.outputs[0]),
         // Rows of activations are written up to their padding.
         Epilogue::Gated(_, ActForm::F16 | ActForm::Q8) | Epilogue::ResidualNorm(_) => {
-            blocks(query.outputs[0].next_multiple_of(super::super::abi::TILE_K))
+            blocks(query.outputs[0].next_multiple_of(TILE_K))
         }
         Epilogue::Store | Epilogue::Residual => query.outputs.iter().map(|&n| blocks(n)).sum(),
     }
@@ -240,9 +270,13 @@ fn blocks(variant: &Variant, query: &Query) -> u32 {
 
 /// The thread blocks of a legal query.
 pub fn geometry(variant: &Variant, class: Class, query: &Query) -> Geometry {
-    let columns = query.rows.div_ceil(variant.stamp as usize) as u32;
+    let stamp = variant.stamp as usize;
+    let columns = match query.routed {
+        Some(routed) => routed.most_items(query.rows, stamp),
+        None => query.rows.div_ceil(stamp),
+    };
     Geometry {
-        grid: [blocks(variant, query), columns, class.k_split],
+        grid: [columns as u32, blocks(variant, query), class.k_split],
         shared_bytes: shared_bytes(variant, class, &query.layout, query.epilogue) as u32,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::*;
 use crate::quant::{F16, F32, FORMATS, Q4_0, Q4_K, Q6_K};
 
-const EPILOGUES: [Epilogue; 7] = [
+const EPILOGUES: [Epilogue; 8] = [
     Epilogue::Store,
     Epilogue::Residual,
     Epilogue::ResidualNorm(ActForm::F16),
@@ -13,6 +13,7 @@ const EPILOGUES: [Epilogue; 7] = [
     Epilogue::Gated(Gate::Silu, ActForm::Q8),
     Epilogue::Gated(Gate::Silu, ActForm::F16),
     Epilogue::Gated(Gate::Gelu, ActForm::F32),
+    Epilogue::Gated(Gate::Clamped, ActForm::Q8),
 ];
 
 fn query(layout: PackedLayout, outputs: &[usize], k: usize, rows: usize) -> Query<'_> {
@@ -23,6 +24,7 @@ fn query(layout: PackedLayout, outputs: &[usize], k: usize, rows: usize) -> Quer
         rows,
         epilogue: Epilogue::Store,
         pending: false,
+        routed: None,
         arch: 90,
     }
 }
@@ -46,17 +48,14 @@ fn equal_names_mean_equal_kernels() {
                         warps,
                         ..class(variant.family)
                     };
-                    let kernel = kernel(variant, class, &fmt.layout, epilogue);
-                    assert!(
-                        kernel
-                            .name
-                            .bytes()
-                            .all(|b| b.is_ascii_alphanumeric() || b == b'_'),
-                        "{}",
-                        kernel.name
-                    );
-                    if let Some(other) = seen.insert(kernel.name.clone(), kernel.clone()) {
-                        assert_eq!(other, kernel);
+                    for routed in [false, true] {
+                        let kernel = kernel(variant, class, &fmt.layout, epilogue, routed);
+                        let mut name = kernel.name.bytes();
+                        let plain = name.all(|b| b.is_ascii_alphanumeric() || b == b'_');
+                        assert!(plain, "{}", kernel.name);
+                        if let Some(other) = seen.insert(kernel.name.clone(), kernel.clone()) {
+                            assert_eq!(other, kernel);
+                        }
                     }
                 }
             }
@@ -77,10 +76,18 @@ fn every_format_has_a_class_with_variants_for_every_row_count() {
                     };
                     let mut query = query(fmt.layout, outputs, 512, rows);
                     (query.epilogue, query.arch) = (epilogue, arch);
-                    let classes = classes(&query);
-                    assert!(!classes.is_empty(), "{} on sm_{arch}, {rows} rows", fmt.ty);
-                    let names: HashSet<String> = classes.iter().map(Class::to_string).collect();
-                    assert_eq!(names.len(), classes.len());
+                    let experts = Routed {
+                        experts: 8,
+                        used: 2,
+                    };
+                    let ends = matches!(epilogue, Epilogue::Store | Epilogue::Gated(..));
+                    for routed in [None, ends.then_some(experts)] {
+                        query.routed = routed;
+                        let classes = classes(&query);
+                        assert!(!classes.is_empty(), "{} on sm_{arch}, {rows} rows", fmt.ty);
+                        let names: HashSet<String> = classes.iter().map(Class::to_string).collect();
+                        assert_eq!(names.len(), classes.len());
+                    }
                 }
             }
         }
@@ -142,6 +149,18 @@ fn reasons_name_numbers() {
         said(&wide, class(Family::MmaI8), &gated),
         "216 values in a thread, at most 144 fit"
     );
+    let added = Query {
+        epilogue: Epilogue::Residual,
+        routed: Some(Routed {
+            experts: 4,
+            used: 2,
+        }),
+        ..base
+    };
+    assert_eq!(
+        said(&mma, class(Family::MmaI8), &added),
+        "1 parts, 40 outputs, 3 rows"
+    );
     let empty = Query {
         outputs: &[],
         ..base
@@ -163,7 +182,7 @@ fn geometry_covers_outputs_rows_and_splits() {
         ..class(Family::MmaI8)
     };
     let mut query = query(Q6_K.layout, &[33, 16, 40], 4096, 17);
-    assert_eq!(geometry(variant, class, &query).grid, [2 + 1 + 2, 2, 2]);
+    assert_eq!(geometry(variant, class, &query).grid, [2, 2 + 1 + 2, 2]);
     assert_eq!(counters(variant, class, &query), 10);
     assert_eq!(scratch_bytes(variant, class, &query), 20 * 16 * 32 * 4);
     query.outputs = &[40, 40];
@@ -171,7 +190,30 @@ fn geometry_covers_outputs_rows_and_splits() {
     assert_eq!(geometry(variant, class, &query).grid, [2, 2, 2]);
     query.epilogue = Epilogue::Gated(Gate::Silu, ActForm::F32);
     query.outputs = &[16, 16];
-    assert_eq!(geometry(variant, class, &query).grid, [1, 2, 2]);
+    assert_eq!(geometry(variant, class, &query).grid, [2, 1, 2]);
+    // 68 routed rows: 8 experts have one, the other 60 make three stamps more.
+    query.routed = Some(Routed {
+        experts: 8,
+        used: 4,
+    });
+    assert_eq!(geometry(variant, class, &query).grid, [11, 1, 2]);
+}
+
+#[test]
+fn a_pass_has_a_step_of_every_warp_or_a_tile() {
+    let weights = |family, stamp, tiles, layout, epilogue| {
+        let row = |v: &&Variant| (v.family, v.stamp, v.tiles) == (family, stamp, tiles);
+        let variant = VARIANTS.iter().find(row).expect("in the table");
+        weights_per_pass(variant, class(family), layout, epilogue)
+    };
+    let gated = Epilogue::Gated(Gate::Silu, ActForm::F16);
+    let (mma, store) = (Family::MmaF16, Epilogue::Store);
+    let tile = 16 * 64 * 4;
+    assert_eq!(weights(mma, 8, 1, &Q4_K.layout, store), 4 * tile);
+    assert_eq!(weights(mma, 8, 1, &Q4_K.layout, gated), 8 * tile);
+    assert_eq!(weights(mma, 8, 2, &Q4_K.layout, gated), 4 * tile);
+    assert_eq!(weights(mma, 24, 4, &Q4_K.layout, store), 4 * tile);
+    assert_eq!(weights(Family::Fma, 1, 1, &F16.layout, store), tile);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The graph as a GPU runs it: half-precision weights meet half-precision activations, so their inputs are converted once,
 //! by their producer where it can. Then which nodes run as one piece of work.
 
+use super::choices::gate;
 use crate::error::Error;
 use crate::graph::{DType, Op, OpGraph, Value, WeightId};
 use crate::pass::quantise_activations::before_matmuls;
@@ -8,7 +9,7 @@ use coldpress_kernels::gpu::abi::Q8_GROUP;
 use coldpress_kernels::gpu::attention;
 use coldpress_kernels::tensor_type::TensorType;
 use petgraph::stable_graph::NodeIndex;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// A copy of `graph` in which, if the GPU multiplies `halves`, matmuls of F16 and BF16 weights read activations in a form of
 /// their own; other float weights read f32 rows. Weights and KV layers keep their numbers.
@@ -25,30 +26,77 @@ pub(super) fn adapt(graph: &OpGraph, halves: bool) -> Result<OpGraph, Error> {
 }
 
 /// The nodes of a stage in pieces of work: chains of nodes of which each completes the work of the one before. A piece runs
-/// where its first node stood: the others need nothing else.
+/// where the last of its nodes stood that needs something from outside.
 pub(super) fn groups(graph: &OpGraph, nodes: &[NodeIndex]) -> Vec<Vec<NodeIndex>> {
-    let here: BTreeSet<NodeIndex> = nodes.iter().copied().collect();
-    let completes = |node| joins(graph, node).filter(|first| here.contains(first));
+    let place: BTreeMap<NodeIndex, usize> = (0..).zip(nodes).map(|(at, &n)| (n, at)).collect();
+    let completes = |node| joins(graph, node).filter(|first| place.contains_key(first));
     let completed: BTreeMap<NodeIndex, NodeIndex> = nodes
         .iter()
         .filter_map(|&node| Some((completes(node)?, node)))
         .collect();
     let firsts = nodes.iter().filter(|&&node| completes(node).is_none());
-    let chain = |&first: &NodeIndex| {
-        std::iter::successors(Some(first), |node| completed.get(node).copied()).collect()
-    };
-    firsts.map(chain).collect()
+    let chains = firsts.map(|&first| {
+        let chain = std::iter::successors(Some(first), |node| completed.get(node).copied());
+        let chain: Vec<NodeIndex> = chain.collect();
+        let needs = |node: &&NodeIndex| {
+            let mut inputs = graph.inputs(**node).into_iter();
+            **node == first || inputs.any(|input| !chain.contains(&input.node))
+        };
+        let last = chain.iter().rfind(needs).map_or(0, |node| place[node]);
+        (last, chain)
+    });
+    let by_place: BTreeMap<usize, Vec<NodeIndex>> = chains.collect();
+    by_place.into_values().collect()
+}
+
+/// Whether the work of `node` ends with the sum of what experts made of a row, rows added to it included.
+fn sums_experts(graph: &OpGraph, node: NodeIndex) -> bool {
+    match graph.nodes[node].op {
+        Op::ExpertSum => true,
+        Op::Add => joins(graph, node).is_some(),
+        _ => false,
+    }
+}
+
+/// Rows that a sum of experts' rows may be added to.
+const ADDED: usize = 2;
+
+/// How many rows have been added to the sum of experts' rows that ends at `node`.
+fn added(graph: &OpGraph, node: NodeIndex) -> usize {
+    match joins(graph, node) {
+        Some(before) if graph.nodes[node].op == Op::Add => 1 + added(graph, before),
+        _ => 0,
+    }
+}
+
+/// Whether of the nodes that read `value` as `alike` do, `node` is the first: one alone can complete its producer.
+fn is_first(graph: &OpGraph, value: Value, node: NodeIndex, alike: fn(&Op) -> bool) -> bool {
+    let readers = graph.consumers(value).into_iter().map(|c| c.0);
+    let mut readers = readers.filter(|&n| alike(&graph.nodes[n].op));
+    readers.next() == Some(node)
 }
 
 /// The node whose work `node` completes: a gate/up matmul with the gating that alone reads it, rotation with the attention
 /// that alone reads its queries, attention with the conversion that alone reads it, a residual matmul with the norm of its
-/// rows that matmuls read.
+/// rows that matmuls read; a norm with the conversion of its rows that others read as they are; factors of experts with the
+/// sum over experts, and that with up to two additions and a norm.
 fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     let inputs = graph.inputs(node);
-    let first = inputs.first()?.node;
+    let first = match &graph.nodes[node].op {
+        // Either operand may be the sum over experts; others, the residual stream among them, have other readers too.
+        Op::Add => {
+            let own = inputs
+                .iter()
+                .filter(|&&input| graph.has_one_consumer(input));
+            let mut own = own.map(|input| input.node);
+            own.find(|&first| sums_experts(graph, first) && added(graph, first) < ADDED)?
+        }
+        _ => inputs.first()?.node,
+    };
     let alone = |value: &Value| value.node == first && graph.has_one_consumer(*value);
     let outputs = graph.outputs(first);
     match (&graph.nodes[first].op, &graph.nodes[node].op) {
+        (_, &Op::GatedAct(act) | &Op::GatedActQuantise(act)) if gate(act).is_none() => None,
         (Op::MatMul { parts, residual }, Op::GatedAct(_) | Op::GatedActQuantise(_)) => {
             let [gate, up] = parts.as_slice() else {
                 return None;
@@ -58,14 +106,38 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
             let plain = !residual && gate.bias.is_none() && up.bias.is_none();
             (alike && plain && inputs == outputs && inputs.iter().all(alone)).then_some(first)
         }
+        (Op::ExpertMatMul { parts, .. }, Op::GatedAct(_) | Op::GatedActQuantise(_)) => {
+            let [gate, up] = parts.as_slice() else {
+                return None;
+            };
+            let (gate_w, up_w) = (graph.weight(gate.weight), graph.weight(up.weight));
+            let alike = gate_w.ty == up_w.ty && gate_w.n == up_w.n;
+            let biased = gate.bias.is_some() == up.bias.is_some();
+            let whole = inputs == outputs && inputs.iter().all(alone);
+            (alike && biased && whole).then_some(first)
+        }
         (Op::MatMul { residual: true, .. }, Op::NormQuantise { .. }) => {
-            let is_norm = |n: NodeIndex| matches!(graph.nodes[n].op, Op::NormQuantise { .. });
             let is_matmul = |n: NodeIndex| matches!(graph.nodes[n].op, Op::MatMul { .. });
-            let norms = graph.consumers(inputs[0]).into_iter().map(|c| c.0);
             let readers = graph.consumers(Value { node, port: 0 });
             // A second norm of the same rows runs by itself.
-            let is_first = norms.into_iter().find(|&n| is_norm(n)) == Some(node);
+            let is_norm = |op: &Op| matches!(op, Op::NormQuantise { .. });
+            let is_first = is_first(graph, inputs[0], node, is_norm);
             (is_first && readers.iter().all(|&(reader, _)| is_matmul(reader))).then_some(first)
+        }
+        (Op::RmsNorm { .. }, Op::Quantise) => {
+            let others = !graph.has_one_consumer(inputs[0]);
+            let is_first = is_first(graph, inputs[0], node, |op| *op == Op::Quantise);
+            (others && is_first).then_some(first)
+        }
+        (Op::ExpertScale { .. }, Op::ExpertSum) => alone(&inputs[0]).then_some(first),
+        (Op::ExpertSum | Op::Add, Op::Add) => Some(first),
+        (Op::ExpertSum | Op::Add, Op::RmsNorm { .. } | Op::NormQuantise { .. })
+            if sums_experts(graph, first) =>
+        {
+            let is_norm = |op: &Op| matches!(op, Op::NormQuantise { .. } | Op::RmsNorm { .. });
+            // One whose conversion it would leave behind stays with that.
+            let converted = completed_by(graph, node).is_some();
+            (!converted && is_first(graph, inputs[0], node, is_norm)).then_some(first)
         }
         (Op::RopeAppend { layer, .. }, Op::Attention { layer: own, .. }) => {
             (layer == own && inputs == outputs && alone(&inputs[0])).then_some(first)
@@ -88,7 +160,9 @@ pub(super) fn completed_by(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex
 /// What is added to the mean square of a value's rows by the matmuls that read them, if their norm is left to those.
 pub(super) fn pending_norm(graph: &OpGraph, value: Value) -> Option<f32> {
     match graph.nodes[value.node].op {
-        Op::NormQuantise { eps, .. } => joins(graph, value.node).map(|_| eps),
+        Op::NormQuantise { eps, .. } => joins(graph, value.node)
+            .filter(|&first| matches!(graph.nodes[first].op, Op::MatMul { .. }))
+            .map(|_| eps),
         _ => None,
     }
 }

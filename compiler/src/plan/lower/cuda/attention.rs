@@ -1,10 +1,10 @@
 //! Attention: how a step is divided, and one launch for all between the q, k, v projections and the output projection.
 
-use super::{LIVE, Lowering, bits, number, refused};
+use super::{LIVE, Lowering, NULL, bits, number, refused};
 use crate::error::Error;
 use crate::graph::{Op, OpGraph, RopeStyle, Value};
 use crate::plan::memory::scratch_value;
-use crate::plan::{Access, Launch, Options, Space, Split};
+use crate::plan::{Access, Form, Launch, Options, Space, Split};
 use crate::target::cuda::CudaProfile;
 use coldpress_kernels::attention::Shape;
 use coldpress_kernels::gpu::abi::StepLayout;
@@ -139,7 +139,8 @@ impl Lowering<'_> {
     ) -> Result<Vec<Launch>, Error> {
         let n = &self.graph.nodes[node];
         let label = n.label.as_str();
-        let (Some(shape), &Op::Attention { layer, .. }) = (shape(self.graph, node), &n.op) else {
+        let (Some(shape), &Op::Attention { layer, sinks, .. }) = (shape(self.graph, node), &n.op)
+        else {
             return Err(Error::Internal(format!("{label}: no attention")));
         };
         attention::legal(&shape).map_err(|why| refused(label, why))?;
@@ -202,6 +203,10 @@ impl Lowering<'_> {
         let (table, table_stride) = self.rows_of(inputs.get(3))?;
         let (q_norm, q_eps) = self.head_norm_args(norms.0)?;
         let (k_norm, k_eps) = self.head_norm_args(norms.1)?;
+        let sinks = match sinks {
+            Some(sinks) => GridArg::Weights(self.placement(sinks, Form::Vector)?.offset),
+            None => NULL,
+        };
         let args = AttentionArgs {
             q,
             k,
@@ -209,6 +214,7 @@ impl Lowering<'_> {
             table,
             q_norm,
             k_norm,
+            sinks,
             kv: GridArg::Kv(self.kv[layer].offset),
             plan,
             scratch: self.arena(scratch)?,

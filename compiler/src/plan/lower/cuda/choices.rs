@@ -6,17 +6,20 @@ use super::select::{Pick, Selector, Shape, buckets};
 use crate::error::Error;
 use crate::graph::{Activation, DType, Op, OpGraph, Part, Value};
 use crate::plan::Options;
-use crate::plan::select::packed_layout;
+use crate::plan::select::{matrix_of, packed_layout};
 use crate::target::CudaTarget;
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
+use coldpress_kernels::gpu::experts::Routed;
 use coldpress_kernels::gpu::matmul::{self, Class, Epilogue, Gate, Query, VARIANTS};
 use coldpress_kernels::quant::Scale;
 use petgraph::stable_graph::NodeIndex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// int8 activations are taken where matmuls take this share of the time they take with f16: they cost accuracy, and gated
 /// products in int8 need wide thread blocks.
 const WORTH: f64 = 0.75;
+/// Rows per second that launches may lose against a smaller batch, as a share.
+const FALL: f64 = 0.03;
 
 /// A shape of a launch, the places of its parts, and its variant.
 #[derive(Clone, Debug)]
@@ -45,22 +48,22 @@ impl Choices {
             forms: BTreeMap::new(),
             counters: 0,
         };
-        let mut readers: BTreeMap<Value, Vec<&[Part]>> = BTreeMap::new();
+        let mut readers: BTreeMap<Value, Vec<NodeIndex>> = BTreeMap::new();
         for node in graph.order() {
-            if let Op::MatMul { parts, .. } = &graph.nodes[node].op {
+            if parts(graph, node).is_some() {
                 let x = graph.inputs(node)[0];
                 if graph.value_type(x).dtype == DType::Q8 {
-                    readers.entry(x).or_default().push(parts);
+                    readers.entry(x).or_default().push(node);
                 }
             }
         }
-        for (value, parts) in readers {
-            let form = choices.cheapest_form(graph, &parts)?;
+        for (value, nodes) in readers {
+            let form = choices.cheapest_form(graph, &nodes)?;
             choices.forms.insert(value, form);
         }
         let rows = step.max_rows as usize;
         for node in graph.order() {
-            let Op::MatMul { parts, .. } = &graph.nodes[node].op else {
+            let Some(parts) = parts(graph, node) else {
                 continue;
             };
             for rows in buckets(options.max_batch, rows) {
@@ -74,30 +77,37 @@ impl Choices {
     }
 
     /// The form that makes all launches that read an activation fastest.
-    fn cheapest_form(&self, graph: &OpGraph, readers: &[&[Part]]) -> Result<ActForm, Error> {
+    fn cheapest_form(&self, graph: &OpGraph, readers: &[NodeIndex]) -> Result<ActForm, Error> {
         let mut all = Vec::new();
-        for parts in readers {
-            all.extend(shapes(graph, parts, Epilogue::Store, false)?);
+        for &node in readers {
+            let shapes = shapes(graph, node, Epilogue::Store, false)?;
+            all.extend(shapes.into_iter().map(|(shape, _)| shape));
         }
-        let time = |form: ActForm| {
-            let each = all
-                .iter()
-                .map(|(shape, _)| Some(self.selector.class(shape, form)?.1));
-            each.sum::<Option<f64>>()
-        };
         // Groups of 32 on both sides leave nothing of the error that a format's own rounding allows.
-        let spare = all.iter().all(|(shape, _)| {
+        let spare = all.iter().all(|shape| {
             matches!(
                 shape.layout.scale,
                 Scale::U8F16 | Scale::I8F16 | Scale::U4F16
             )
         });
-        match (time(ActForm::F16), time(ActForm::Q8)) {
-            (Some(f16), Some(q8)) if spare && q8 < f16 * WORTH => Ok(ActForm::Q8),
+        let curve = |form| self.selector.curve(&all, form);
+        match (curve(ActForm::F16), curve(ActForm::Q8)) {
+            (Some(f16), Some(q8)) if spare && self.worth(&f16, &q8) => Ok(ActForm::Q8),
             (Some(_), _) => Ok(ActForm::F16),
             (None, Some(_)) => Ok(ActForm::Q8),
-            (None, None) => Err(self.no_kernel(graph, readers[0], &all[0].0, ActForm::F16)),
+            (None, None) => {
+                let parts = parts(graph, readers[0]).unwrap_or_default();
+                Err(self.no_kernel(graph, parts, &all[0], ActForm::F16))
+            }
         }
+    }
+
+    /// Whether int8 is worth its error, by what launches take at every decode batch: where it is much faster, or where
+    /// halves meet the wall of tensor cores and fall behind a smaller batch, and int8 does not.
+    fn worth(&self, f16: &[f64], q8: &[f64]) -> bool {
+        let [f16_all, q8_all] = [f16, q8].map(|curve| curve.iter().sum::<f64>());
+        let [f16_fall, q8_fall] = [f16, q8].map(|curve| self.selector.deepest_fall(curve));
+        q8_all < f16_all * WORTH || q8_all < f16_all && f16_fall > FALL && q8_fall < FALL
     }
 
     fn no_kernel(&self, graph: &OpGraph, parts: &[Part], shape: &Shape, form: ActForm) -> Error {
@@ -159,8 +169,9 @@ impl Choices {
         rows: usize,
     ) -> Result<Vec<Vec<Chosen>>, Error> {
         let form = self.read_form(graph, graph.inputs(node)[0]);
-        let shapes = self.shapes(graph, node, parts)?;
+        let shapes = self.shapes(graph, node)?;
         if let [(a, of_a), (b, of_b)] = shapes.as_slice()
+            && a.routed.is_none()
             && let Some(classes) = self.selector.pair(a, b, form)
         {
             // The classes are the pair's in every step, joined or not: bits must not depend on that.
@@ -222,14 +233,28 @@ impl Choices {
     }
 
     /// What the matmul at `node` multiplies, with the places of parts.
-    fn shapes(
+    fn shapes(&self, graph: &OpGraph, node: NodeIndex) -> Result<Vec<(Shape, Vec<usize>)>, Error> {
+        let pending = adapt::pending_norm(graph, graph.inputs(node)[0]).is_some();
+        shapes(graph, node, self.epilogue(graph, node), pending)
+    }
+
+    /// The stamps of the matmuls by expert that follow `routes` in a step of `rows` rows, ascending: one list of items each.
+    pub(super) fn stamps(
         &self,
         graph: &OpGraph,
-        node: NodeIndex,
-        parts: &[Part],
-    ) -> Result<Vec<(Shape, Vec<usize>)>, Error> {
-        let pending = adapt::pending_norm(graph, graph.inputs(node)[0]).is_some();
-        shapes(graph, parts, self.epilogue(graph, node), pending)
+        routes: Value,
+        rows: usize,
+    ) -> Result<Vec<usize>, Error> {
+        let mut stamps = BTreeSet::new();
+        for (node, _) in graph.consumers(routes) {
+            let Op::ExpertMatMul { parts, .. } = &graph.nodes[node].op else {
+                continue;
+            };
+            let launches = self.launches(graph, node, parts, rows)?;
+            let own = launches.concat().into_iter();
+            stamps.extend(own.map(|chosen| chosen.pick.variant.stamp as usize));
+        }
+        Ok(stamps.into_iter().collect())
     }
 
     /// What the matmul at `node` does with its sums.
@@ -241,10 +266,9 @@ impl Choices {
             };
             (&graph.nodes[second].op, out)
         });
-        let gated = |activation, form| match gate(activation) {
-            Some(gate) => Epilogue::Gated(gate, form),
-            // Refused when it is lowered.
-            None => Epilogue::Store,
+        let gated = |activation, form| {
+            let gated = gate(activation).map(|gate| Epilogue::Gated(gate, form));
+            gated.unwrap_or(Epilogue::Store)
         };
         match (completed, &graph.nodes[node].op) {
             (Some((&Op::GatedAct(activation), _)), _) => gated(activation, ActForm::F32),
@@ -279,16 +303,38 @@ impl Choices {
     }
 }
 
-/// The launches that `parts` become, with the places of their parts: at most three of one layout.
+/// The parts of a matmul, if `node` is one.
+fn parts(graph: &OpGraph, node: NodeIndex) -> Option<&[Part]> {
+    match &graph.nodes[node].op {
+        Op::MatMul { parts, .. } | Op::ExpertMatMul { parts, .. } => Some(parts),
+        _ => None,
+    }
+}
+
+/// How the rows of the matmul at `node` meet experts, if they do.
+pub(super) fn routed(graph: &OpGraph, node: NodeIndex) -> Option<Routed> {
+    let Op::ExpertMatMul { experts, .. } = graph.nodes[node].op else {
+        return None;
+    };
+    let used = graph.value_type(graph.inputs(node)[1]).width;
+    Some(Routed { experts, used })
+}
+
+/// The launches that the matmul at `node` becomes, with the places of their parts: at most three of one layout.
 fn shapes(
     graph: &OpGraph,
-    parts: &[Part],
+    node: NodeIndex,
     epilogue: Epilogue,
     pending: bool,
 ) -> Result<Vec<(Shape, Vec<usize>)>, Error> {
+    let routed = routed(graph, node);
+    let parts = parts(graph, node).unwrap_or_default();
     let mut shapes: Vec<(Shape, Vec<usize>)> = Vec::new();
     for (i, part) in parts.iter().enumerate() {
-        let w = graph.weight(part.weight);
+        let w = &matrix_of(
+            graph.weight(part.weight),
+            routed.map_or(1, |routed| routed.experts),
+        );
         let layout = packed_layout(w)?;
         let open = |s: &&mut (Shape, Vec<usize>)| s.0.layout == layout && s.1.len() < 3;
         match shapes.iter_mut().find(open) {
@@ -303,6 +349,7 @@ fn shapes(
                     k: w.k,
                     epilogue,
                     pending,
+                    routed,
                 },
                 vec![i],
             )),
@@ -311,11 +358,12 @@ fn shapes(
     Ok(shapes)
 }
 
-/// The gate of an activation.
+/// The gate of an activation, if matmuls have one.
 pub(super) fn gate(activation: Activation) -> Option<Gate> {
     match activation {
         Activation::Silu => Some(Gate::Silu),
         Activation::GeluTanh => Some(Gate::Gelu),
-        Activation::ClampedSwish | Activation::Sigmoid => None,
+        Activation::ClampedSwish => Some(Gate::Clamped),
+        Activation::Sigmoid => None,
     }
 }

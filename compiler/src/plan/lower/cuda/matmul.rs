@@ -77,11 +77,7 @@ impl Lowering<'_> {
                     accesses.push(self.reads(inputs[1])?);
                     (self.arena(inputs[1])?, self.row_stride(inputs[1])?)
                 }
-                (false, Some(bias)) => {
-                    let offset = self.placement(bias, Form::Vector)?.offset;
-                    (GridArg::Weights(offset), number(0))
-                }
-                (false, None) => (NULL, number(0)),
+                (false, bias) => self.bias(bias)?,
             };
             ends.push(Ends {
                 out: Some(out),
@@ -90,6 +86,20 @@ impl Lowering<'_> {
             });
         }
         Ok((ends, accesses))
+    }
+
+    /// A bias, and the bytes from that of one expert to that of the next.
+    fn bias(&self, bias: Option<WeightId>) -> Result<(GridArg, GridArg), Error> {
+        let Some(bias) = bias else {
+            return Ok((NULL, number(0)));
+        };
+        let placed = self.placement(bias, Form::Vector)?;
+        let rows = self.graph.weight(bias).n;
+        let stride = placed.bytes as usize / rows;
+        Ok((
+            GridArg::Weights(placed.offset),
+            number(if rows > 1 { stride } else { 0 }),
+        ))
     }
 
     /// Two launches that do not depend on each other as one.
@@ -139,11 +149,15 @@ impl Lowering<'_> {
         out: Value,
     ) -> Result<Vec<Launch>, Error> {
         let accesses = vec![self.writes(out)?];
-        let ends = [Some(out), None].map(|out| Ends {
-            out,
-            extra: NULL,
-            extra_stride: number(0),
-        });
+        let mut ends = Vec::with_capacity(parts.len());
+        for (part, out) in parts.iter().zip([Some(out), None]) {
+            let (extra, extra_stride) = self.bias(part.bias)?;
+            ends.push(Ends {
+                out,
+                extra,
+                extra_stride,
+            });
+        }
         let launches = self
             .gpu
             .choices
@@ -195,6 +209,14 @@ impl Lowering<'_> {
             accesses.push(self.writes(rows)?);
         }
         list[args::PARTS] = number(parts.len());
+        let matrices = shape.routed.map_or(1, |routed| routed.experts);
+        let mut streamed = 1.0;
+        if let Some(routed) = shape.routed {
+            let routes = self.graph.inputs(node)[1];
+            accesses.push(self.reads(routes)?);
+            list.extend(self.routed_args(node, pick.variant.stamp as usize)?);
+            streamed = routed.expected(self.rows, pick.variant.stamp as usize).0 / matrices as f64;
+        }
         let (scratch_bytes, _) = self.gpu.choices.needs(chosen, self.rows);
         if scratch_bytes > 0 {
             let scratch = scratch_value(self.graph, node);
@@ -215,20 +237,27 @@ impl Lowering<'_> {
         let (mut bytes, mut macs) = (0, 0);
         for (i, (part, end)) in parts.iter().zip(ends).enumerate() {
             let w = self.graph.weight(part.weight);
-            let placed = self.placement(part.weight, Form::Tiles)?;
+            let form = match shape.routed {
+                Some(routed) => Form::Experts(routed.experts),
+                None => Form::Tiles,
+            };
+            let placed = self.placement(part.weight, form)?;
             let at = args::part(i);
             list[at] = GridArg::Weights(placed.offset);
-            list[at + 1] = number(w.n);
+            list[at + 1] = number(w.n / matrices);
             if let Some(out) = end.out {
                 list[at + 2] = self.arena(out)?;
                 list[at + 3] = self.row_stride(out)?;
             }
             list[at + 4] = end.extra;
             list[at + 5] = end.extra_stride;
-            bytes += placed.bytes;
-            macs += (w.n * w.k * self.rows) as u64;
+            bytes += (placed.bytes as f64 * streamed) as u64;
+            let rows = self.rows * shape.routed.map_or(1, |routed| routed.used);
+            macs += (w.n / matrices * w.k * rows) as u64;
         }
-        let kernel = matmul::kernel(pick.variant, pick.class, &shape.layout, shape.epilogue);
+        let (variant, class) = (pick.variant, pick.class);
+        let routed = shape.routed.is_some();
+        let kernel = matmul::kernel(variant, class, &shape.layout, shape.epilogue, routed);
         let geometry = matmul::geometry(pick.variant, pick.class, &query);
         let mut launch = self.grid(label, (kernel, geometry), list, accesses, 0);
         if let Work::Grid(grid) = &mut launch.work {
@@ -249,11 +278,19 @@ impl Lowering<'_> {
         let seconds = launch.seconds + pick.cost.seconds;
         let wall = bytes as f64 / self.gpu.profile.bandwidth / seconds;
         let reason = format!(
-            "{}; {:.0} % of the memory wall; {}, cheapest of {}",
+            "{}; {:.0} % of the memory wall; {}, cheapest of {}{}",
             pick.cost,
             wall * 100.0,
             pick.class,
-            pick.legal
+            pick.legal,
+            match shape.routed {
+                Some(routed) => format!(
+                    "; about {:.1} of {} experts",
+                    streamed * matrices as f64,
+                    routed.experts
+                ),
+                None => String::new(),
+            }
         );
         Ok(Launch {
             reason,

@@ -4,6 +4,7 @@
 use super::{LIVE, Lowering, NULL, bits, number, refused};
 use crate::error::Error;
 use crate::graph::{Activation, HeadNorm, Op, Value, WeightId};
+use crate::plan::memory::rows_of;
 use crate::plan::select::packed_layout;
 use crate::plan::{Access, Form, Launch};
 use coldpress_kernels::gpu::abi::ActForm;
@@ -43,13 +44,14 @@ impl Lowering<'_> {
         Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
     }
 
-    /// An RMS norm, left in the form of `out`.
+    /// An RMS norm, left in the form of `out`, and as f32 rows if those are a value too.
     pub(super) fn norm(
         &self,
         label: &str,
         (weight, eps): (WeightId, f32),
         input: Value,
         out: Value,
+        plain: Option<Value>,
     ) -> Result<Vec<Launch>, Error> {
         let width = self.graph.value_type(input).width;
         rows::legal(width).map_err(|why| refused(label, why))?;
@@ -57,16 +59,21 @@ impl Lowering<'_> {
             x: self.arena(input)?,
             weight: GridArg::Weights(self.placement(weight, Form::Vector)?.offset),
             out: self.arena(out)?,
+            plain: plain.map_or(Ok(NULL), |plain| self.arena(plain))?,
             width: number(width),
             rows: number(self.rows),
             x_stride: self.row_stride(input)?,
             out_stride: self.row_stride(out)?,
+            plain_stride: plain.map_or(Ok(number(0)), |plain| self.row_stride(plain))?,
             eps: bits(eps),
         };
         let form = self.form(out);
         let what = (rows::norm(form, width), rows::norm_geometry(self.rows));
         let bytes = rows::norm_bytes(form, width, self.rows);
-        let accesses = vec![self.reads(input)?, self.writes(out)?];
+        let mut accesses = vec![self.reads(input)?, self.writes(out)?];
+        if let Some(plain) = plain {
+            accesses.push(self.writes(plain)?);
+        }
         Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
     }
 
@@ -94,10 +101,12 @@ impl Lowering<'_> {
                 x: GridArg::Arena(from.offset as u64),
                 weight: GridArg::Weights(weight),
                 out: GridArg::Arena(to.offset as u64),
+                plain: NULL,
                 width: number(width),
                 rows: number(self.rows),
                 x_stride: number(from.stride),
                 out_stride: number(to.stride),
+                plain_stride: number(0),
                 eps: bits(norm.eps),
             };
             let kernel = rows::norm(ActForm::F32, width);
@@ -131,6 +140,8 @@ impl Lowering<'_> {
             Op::GatedAct(Activation::GeluTanh) | Op::GatedActQuantise(Activation::GeluTanh) => {
                 (rows::Op::GeluTanhMul, 0.0)
             }
+            Op::GatedAct(Activation::ClampedSwish)
+            | Op::GatedActQuantise(Activation::ClampedSwish) => (rows::Op::ClampedMul, 0.0),
             Op::Scale(factor) => (rows::Op::Scale, factor),
             Op::Softcap(cap) => (rows::Op::Softcap, cap),
             ref op => return Err(refused(label, format!("{op:?}"))),
@@ -142,12 +153,13 @@ impl Lowering<'_> {
             Some(&y) => (self.arena(y)?, self.row_stride(y)?),
             None => (NULL, number(0)),
         };
+        let rows_here = rows_of(self.graph.value_type(out), self.rows);
         let args = ElementwiseArgs {
             x: self.arena(inputs[0])?,
             y,
             out: self.arena(out)?,
             width: number(width),
-            rows: number(self.rows),
+            rows: number(rows_here),
             x_stride: self.row_stride(inputs[0])?,
             y_stride,
             out_stride: self.row_stride(out)?,
@@ -159,9 +171,9 @@ impl Lowering<'_> {
             accesses.push(self.reads(input)?);
         }
         accesses.push(self.writes(out)?);
-        let geometry = rows::elementwise_geometry(width, self.rows);
+        let geometry = rows::elementwise_geometry(width, rows_here);
         let what = (rows::elementwise(function, form), geometry);
-        let bytes = rows::elementwise_bytes(function, form, width, self.rows);
+        let bytes = rows::elementwise_bytes(function, form, width, rows_here);
         Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
     }
 

@@ -4,10 +4,11 @@
 use crate::error::Error;
 use crate::explain::CandidateNote;
 use crate::graph::Weight;
-use crate::plan::select::packed_layout;
+use crate::plan::select::{matrix_of, packed_layout};
 use crate::target::cuda::CudaProfile;
 use crate::target::{Compiled, CudaTarget};
 use coldpress_kernels::gpu::abi::ActForm;
+use coldpress_kernels::gpu::experts::Routed;
 use coldpress_kernels::gpu::matmul::{
     self, Class, Cost, Epilogue, Query, Reason, Resources, VARIANTS, Variant,
 };
@@ -55,10 +56,11 @@ fn rates(profile: &CudaProfile) -> GpuRates {
     }
 }
 
-/// Packed bytes of a weight matrix.
-pub(super) fn matrix_bytes(weight: &Weight) -> Result<Option<u64>, Error> {
-    let layout = packed_layout(weight)?;
-    Ok(tile::matrix_bytes(&layout, weight.n, weight.k).map(|bytes| bytes as u64))
+/// Packed bytes of a weight, which is so many equally large matrices.
+pub(super) fn matrix_bytes(weight: &Weight, matrices: usize) -> Result<Option<u64>, Error> {
+    let one = matrix_of(weight, matrices);
+    let bytes = tile::matrix_bytes(&packed_layout(&one)?, one.n, one.k);
+    Ok(bytes.and_then(|bytes| (bytes as u64).checked_mul(matrices as u64)))
 }
 
 /// Matrices that one launch multiplies with the same rows.
@@ -70,6 +72,8 @@ pub(super) struct Shape {
     pub(super) epilogue: Epilogue,
     /// Whether the norm of the rows is pending.
     pub(super) pending: bool,
+    /// How rows meet experts, if each matrix is one for each expert; outputs are those of one.
+    pub(super) routed: Option<Routed>,
 }
 
 /// The variant of a launch.
@@ -120,6 +124,7 @@ impl Selector {
             rows,
             epilogue: shape.epilogue,
             pending: shape.pending,
+            routed: shape.routed,
             arch: self.rates.arch,
         }
     }
@@ -148,6 +153,32 @@ impl Selector {
             Some((class, seconds.sum::<Option<f64>>()?))
         });
         judged.collect()
+    }
+
+    /// Seconds of the launches of `shapes`, in the classes that read `form`, at every decode batch.
+    pub(super) fn curve(&self, shapes: &[Shape], form: ActForm) -> Option<Vec<f64>> {
+        let classes: Option<Vec<Class>> = shapes
+            .iter()
+            .map(|s| Some(self.class(s, form)?.0))
+            .collect();
+        let classes = classes?;
+        let at = |rows: usize| {
+            let each = shapes.iter().zip(&classes);
+            each.map(|(shape, &class)| Some(self.cheapest(shape, class, rows)?.cost.seconds))
+                .sum()
+        };
+        self.batches.iter().map(|&rows| at(rows)).collect()
+    }
+
+    /// How much fewer rows per second a curve gives at some decode batch than at a smaller one, as a share.
+    pub(super) fn deepest_fall(&self, curve: &[f64]) -> f64 {
+        let (mut best, mut deepest) = (0.0f64, 0.0f64);
+        for (&rows, &seconds) in self.batches.iter().zip(curve) {
+            let rate = rows as f64 / seconds;
+            best = best.max(rate);
+            deepest = deepest.max(1.0 - rate / best);
+        }
+        deepest
     }
 
     /// The classes in which two shapes that read the same rows can be one launch, and together take the least time.
@@ -221,7 +252,8 @@ impl Selector {
 
     /// The cost of a legal variant, by what the assembler said of its kernel if it is known; a kernel that spills is none.
     fn cost(&self, variant: &Variant, class: Class, query: &Query<'_>) -> Result<Cost, String> {
-        let kernel = matmul::kernel(variant, class, &query.layout, query.epilogue);
+        let routed = query.routed.is_some();
+        let kernel = matmul::kernel(variant, class, &query.layout, query.epilogue, routed);
         let known = self.compiled.get(&kernel.name);
         if let Some(spilled) = known.filter(|k| k.spill_bytes > 0) {
             return Err(format!("spills {} bytes of registers", spilled.spill_bytes));
@@ -246,6 +278,7 @@ impl Selector {
             k: weight.k,
             epilogue: Epilogue::Store,
             pending: false,
+            routed: None,
         };
         let query = self.query(&shape, rows);
         let mut notes = Vec::new();
