@@ -266,7 +266,10 @@ impl Choices {
             };
             (&graph.nodes[second].op, out)
         });
-        let gated = |activation, form| Epilogue::Gated(gate(activation), form);
+        let gated = |activation, form| {
+            let gated = gate(activation).map(|gate| Epilogue::Gated(gate, form));
+            gated.unwrap_or(Epilogue::Store)
+        };
         match (completed, &graph.nodes[node].op) {
             (Some((&Op::GatedAct(activation), _)), _) => gated(activation, ActForm::F32),
             (Some((&Op::GatedActQuantise(activation), out)), _) => {
@@ -355,11 +358,12 @@ fn shapes(
     Ok(shapes)
 }
 
-/// The gate of an activation.
-fn gate(activation: Activation) -> Gate {
+/// The gate of an activation, if matmuls have one.
+pub(super) fn gate(activation: Activation) -> Option<Gate> {
     match activation {
-        Activation::Silu => Gate::Silu,
-        Activation::GeluTanh => Gate::Gelu,
-        Activation::ClampedSwish => Gate::Clamped,
+        Activation::Silu => Some(Gate::Silu),
+        Activation::GeluTanh => Some(Gate::Gelu),
+        Activation::ClampedSwish => Some(Gate::Clamped),
+        Activation::Sigmoid => None,
     }
 }
