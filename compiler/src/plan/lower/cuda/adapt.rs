@@ -68,6 +68,27 @@ fn added(graph: &OpGraph, node: NodeIndex) -> usize {
     }
 }
 
+/// The matmul by expert whose one part makes gate and value both, side by side, if `node` gates them and nobody else reads
+/// them.
+pub(super) fn halves(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
+    let (Op::GatedAct(_) | Op::GatedActQuantise(_)) = graph.nodes[node].op else {
+        return None;
+    };
+    let inputs = graph.inputs(node);
+    let (&gate, &up) = (inputs.first()?, inputs.get(1)?);
+    let ((whole, first), (other, second)) = (graph.viewed(gate), graph.viewed(up));
+    let Op::ExpertMatMul { parts, .. } = &graph.nodes[whole.node].op else {
+        return None;
+    };
+    let width = graph.value_type(gate).width;
+    let both = whole == other && (first, second) == (0, width);
+    let all = both && graph.value_type(whole).width == 2 * width;
+    let alone = graph.has_one_consumer(gate) && graph.has_one_consumer(up);
+    let plain = parts.len() == 1 && parts[0].bias.is_none();
+    let views = graph.consumers(whole).len();
+    (plain && all && alone && views == 2).then_some(whole.node)
+}
+
 /// Whether of the nodes that read `value` as `alike` do, `node` is the first: one alone can complete its producer.
 fn is_first(graph: &OpGraph, value: Value, node: NodeIndex, alike: fn(&Op) -> bool) -> bool {
     let readers = graph.consumers(value).into_iter().map(|c| c.0);
@@ -80,6 +101,9 @@ fn is_first(graph: &OpGraph, value: Value, node: NodeIndex, alike: fn(&Op) -> bo
 /// rows that matmuls read; a norm with the conversion of its rows that others read as they are; factors of experts with the
 /// sum over experts, and that with up to two additions and a norm.
 fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
+    if let Some(first) = halves(graph, node) {
+        return Some(first);
+    }
     let inputs = graph.inputs(node);
     let first = match &graph.nodes[node].op {
         // Either operand may be the sum over experts; others, the residual stream among them, have other readers too.
@@ -138,7 +162,9 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
             (!converted && is_first(graph, inputs[0], node, is_norm)).then_some(first)
         }
         (Op::RopeAppend { layer, .. }, Op::Attention { layer: own, .. }) => {
-            (layer == own && inputs == outputs && alone(&inputs[0])).then_some(first)
+            let prepares = attention::prepares(graph.kv[*layer].head_dim);
+            let whole = layer == own && inputs == outputs && alone(&inputs[0]);
+            (prepares && whole).then_some(first)
         }
         (&Op::Attention { layer, .. }, Op::Quantise) => {
             let any_form = attention::leaves_any_form(graph.kv[layer].head_dim);
@@ -151,8 +177,17 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
 /// The node that completes the work of `node`, if one does.
 pub(super) fn completed_by(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     let consumers = graph.consumers(*graph.outputs(node).first()?);
-    let mut consumers = consumers.into_iter().map(|(consumer, _)| consumer);
-    consumers.find(|&second| joins(graph, second) == Some(node))
+    let mut readers = consumers.into_iter().flat_map(|(consumer, _)| {
+        let view = Value {
+            node: consumer,
+            port: 0,
+        };
+        match graph.nodes[consumer].op {
+            Op::Columns { .. } => graph.consumers(view).into_iter().map(|c| c.0).collect(),
+            _ => vec![consumer],
+        }
+    });
+    readers.find(|&second| joins(graph, second) == Some(node))
 }
 
 /// What is added to the mean square of a value's rows by the matmuls that read them, if their norm is left to those.
@@ -167,6 +202,12 @@ pub(super) fn pending_norm(graph: &OpGraph, value: Value) -> Option<f32> {
 
 /// Whether a value never reaches memory: its piece of work computes it on the way.
 pub(super) fn passes_through(graph: &OpGraph, value: Value) -> bool {
+    if let Op::ExpertMatMul { .. } = graph.nodes[value.node].op
+        && let Some(second) = completed_by(graph, value.node)
+        && halves(graph, second) == Some(value.node)
+    {
+        return true;
+    }
     let consumers = graph.consumers(value);
     let [(consumer, _)] = consumers.as_slice() else {
         return false;
