@@ -1,4 +1,4 @@
 
 <% if alone %>
-KERNEL_RESIDENT(<$ name $>, <$ threads $>, <$ resident $>, Params) { multiply_rows(p, block_x(), grid_x()); }
+KERNEL_RESIDENT(<$ name $>, <$ threads $>, <$ resident $>, Params) { multiply_rows(p, block_y(), grid_y()); }
 <% endif %>

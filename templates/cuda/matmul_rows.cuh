@@ -1,10 +1,10 @@
 // Which rows a thread block multiplies, and where their results go.
 <% if routed %>
-// Routed rows of one expert: an item of the router's (gpu/experts.rs), by the place along y. There may be none.
+// Routed rows of one expert: an item of the router's (gpu/experts.rs), by the place along x. There may be none.
 constexpr bool ROUTED = true;
 
 DEVICE void choose_rows(const Params& p, Job& job) {
-    const U2 item = reinterpret_cast<const U2*>(p.routes + p.items)[block_y()];
+    const U2 item = reinterpret_cast<const U2*>(p.routes + p.items)[block_x()];
     job.order = reinterpret_cast<const u32*>(p.routes + p.order) + item.x;
     job.expert = item.y >> 16;
     job.live = item.y & 0xffff;
@@ -22,7 +22,7 @@ DEVICE u64 matrices_before(const Params& p, const Job& job, u32 which) { return 
 constexpr bool ROUTED = false;
 
 DEVICE void choose_rows(const Params& p, Job& job) {
-    job.first_row = block_y() * STAMP;
+    job.first_row = block_x() * STAMP;
     job.live = min_(static_cast<u32>(p.rows) - job.first_row, STAMP);
 }
 // The row of activations that row i reads; those beyond the last repeat it.

@@ -16,8 +16,8 @@ struct Params {
     Arg<u64> act_stride;
     Arg<u32> rows;
     Arg<u32> units;  // along k
-    f32* scratch;    // [grid_y][blocks][grid_z][STAMP][OUTPUTS], if grid_z > 1
-    u32* counters;   // [grid_y][blocks], zero before and after
+    f32* scratch;    // [grid_x][blocks][grid_z][STAMP][OUTPUTS], if grid_z > 1
+    u32* counters;   // [grid_x][blocks], zero before and after
     Arg<u32> pending;  // bytes from a row of act to its sums of squares; 0 where no norm is pending
     Arg<u32> width;    // elements whose squares they are
     Arg<f32> eps;
@@ -46,6 +46,7 @@ constexpr u32 WARPS = <$ warps $>;
 constexpr u32 ROW_WARPS = <$ row_warps $>;
 constexpr u32 K_WARPS = WARPS / ROW_WARPS;
 constexpr u32 STAGES = <$ stages $>;
+constexpr u32 UNROLL = <$ unroll $>;  // tiles of a step that are multiplied side by side
 constexpr bool NORMED = EPILOGUE == EPILOGUE_residual_norm;
 constexpr bool GATED = EPILOGUE == EPILOGUE_gated_silu || EPILOGUE == EPILOGUE_gated_gelu || EPILOGUE == EPILOGUE_gated_clamped;
 // Tiles of 16 outputs that each warp streams: those of the gate, then those of up.
@@ -58,7 +59,7 @@ constexpr u32 STAGE_BYTES = STREAMS * STEP_BYTES;
 // This thread block's share.
 struct Job {
     const Part* part;
-    u32 tile;        // of [grid_y][blocks]
+    u32 tile;        // of [grid_x][blocks]
     u32 first;       // output
     u32 first_row;
     u32 live;        // rows, at most STAMP
@@ -77,7 +78,7 @@ DEVICE u32 blocks_of(u32 n) {
     return ((n + PADDED - 1) / PADDED * PADDED + 16 * TILES - 1) / (16 * TILES);
 }
 
-// Thread blocks along x of all parts.
+// Thread blocks along y of all parts.
 DEVICE u32 blocks_of_parts(const Params& p) {
     u32 blocks = blocks_of(p.part[0].n);
     if constexpr (!GATED) {
@@ -86,10 +87,11 @@ DEVICE u32 blocks_of_parts(const Params& p) {
     return blocks;
 }
 
-// What thread block `block` along x of `blocks` computes.
+// What thread block `block` along y of `blocks` computes. Those along x have other rows and the same weights: they start one
+// after the other, so that memory is asked for weights once and L2 for the rest.
 DEVICE Job job_of(const Params& p, u32 block, u32 blocks) {
     u32 which = 0;
-    const u32 tile = block_y() * blocks + block;
+    const u32 tile = block_x() * blocks + block;
     if constexpr (!GATED) {
         for (; which + 1 < p.parts && block >= blocks_of(p.part[which].n); which++) block -= blocks_of(p.part[which].n);
     }

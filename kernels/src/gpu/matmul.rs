@@ -331,12 +331,12 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         ends && !query.pending && rows * routed.used < 1 << 16 && act < 1 << 32
     });
     let total = outputs.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
-    // What the kernels count in 32 bits.
-    let limit = 1 << 28;
+    // What the kernels count in 32 bits, and thread blocks along y, those of a second matmul beside this one included.
+    let (limit, most_outputs) = (1 << 28, (1 << 19) - 128);
     if !parts_fit
         || !routed_fits
         || outputs.contains(&0)
-        || total > limit
+        || total > most_outputs
         || rows == 0
         || rows > 1 << 16
         || k > limit

@@ -255,13 +255,13 @@ fn no_batch_size_is_a_cliff_for_experts() {
     }
 }
 
-/// On a GPU a fall of a few percent is left where one row more needs tensor cores for eight: where these bind (GeForce from
-/// 40 rows on, and large models on data centre GPUs beyond 32), no cut of the rows avoids it.
+/// On a GPU a fall of 3 % is left where one row more needs tensor cores for eight and these bind: no cut of the rows avoids it.
 #[test]
 fn no_batch_size_is_a_cliff_on_a_gpu() {
     for (dims, ty) in [
         (&QWEN3, TensorType::Q8_0),
         (&QWEN3, TensorType::Q4_K),
+        (&QWEN3_8B, TensorType::Q8_0),
         (&QWEN3_8B, TensorType::Q4_K),
     ] {
         let graph = qwen3(dims, ty);
@@ -272,7 +272,7 @@ fn no_batch_size_is_a_cliff_on_a_gpu() {
                 let (least, batch) = lowest(&plan);
                 let tolerated = match max_batch {
                     ..=32 => 1.0 - 1e-9,
-                    _ => 0.93,
+                    _ => 0.97,
                 };
                 assert!(
                     least >= tolerated,

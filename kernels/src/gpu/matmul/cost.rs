@@ -102,7 +102,7 @@ pub fn cost(
         ..
     } = *query;
     let geometry = kernel::geometry(variant, class, query);
-    let [x, y, z] = geometry.grid.map(f64::from);
+    let [y, x, z] = geometry.grid.map(f64::from);
     // Matrices that are read, and rows of thread blocks that have work, each of which reads one; of experts, in the mean.
     let (matrices, columns) = match routed {
         Some(routed) => routed.expected(rows, variant.stamp as usize),
@@ -130,14 +130,9 @@ pub fn cost(
     };
     let results = (rows * (n * 4 + normed)) as u64;
     let scratch = 2.0 * kernel::scratch_bytes(variant, class, query) as f64 * columns / y;
-    let weights = (matrix as f64 * matrices) as u64;
     let asked = (matrix as f64 * columns) as u64;
-    let streamed = if matrix < rates.l2_bytes / 2 {
-        weights
-    } else {
-        asked
-    };
-    let bytes = streamed + act * rows as u64 + results;
+    // Thread blocks of other rows ask for the same weights at the same time.
+    let bytes = (matrix as f64 * matrices) as u64 + act * rows as u64 + results;
     // Every thread block reads its rows once; shares of k only their part.
     let l2 = asked + (x as u64) * rows as u64 * act + results + scratch as u64;
 
@@ -155,10 +150,11 @@ pub fn cost(
     // One of the ring's steps is being multiplied, the others are under way.
     let others = kernel::stages(variant, class, &layout, epilogue) - 1;
     let ring = (kernel::step_bytes(variant, class, &layout, epilogue) * others) as f64;
-    // Thread blocks of other rows ask for the same weights: together they bring no more of them from memory at a time.
+    // Those of other rows bring no more of them from memory at a time.
     let share = matrix as f64 / (x * z);
     let at_once = f64::from(resident * rates.sms);
-    let under_way = ring.min(share) * (x * z * matrices).min(at_once);
+    let distinct = (at_once * matrices / columns).max(1.0);
+    let under_way = ring.min(share) * (x * z * matrices).min(distinct);
     let bandwidth = rates.bandwidth.min(under_way / MEMORY_LATENCY);
     let takers = class.warps / variant.family.row_warps() * class.k_split;
     let rounds = steps(&layout, k)
@@ -170,7 +166,14 @@ pub fn cost(
     let padded_k = tile::units(&layout, k) * tile::unit_k(&layout);
     let padded_n: usize = outputs.iter().map(|n| n.next_multiple_of(TILE_N)).sum();
     let multiplied = (padded_n * padded_k) as f64 * columns;
-    let macs = (multiplied * f64::from(variant.stamp)) as u64;
+    let stamped = columns * f64::from(variant.stamp);
+    let padded_rows = match (variant.family, routed) {
+        // Eights of rows that do not exist are left out.
+        (Family::MmaI8 | Family::MmaF16, None) => rows.next_multiple_of(8) as f64,
+        (Family::MmaI8 | Family::MmaF16, Some(_)) => stamped.min(rows as f64 + 7.0 * columns),
+        (Family::Dp4a | Family::Fma | Family::Wgmma, _) => stamped,
+    };
+    let macs = ((padded_n * padded_k) as f64 * padded_rows) as u64;
     let instructions_per_weight = instructions_per_weight(variant, &layout, streams);
     let per_block = |work: f64| work / blocks * most;
     let instructions = instructions_per_weight * multiplied;

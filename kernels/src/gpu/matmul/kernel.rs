@@ -1,7 +1,7 @@
 //! From a variant to its kernel, geometry, memory and arguments.
 
 use super::{Class, Epilogue, Family, Gate, Query, Variant};
-use crate::gpu::abi::ActForm;
+use crate::gpu::abi::{ActForm, TILE_K};
 use crate::gpu::tile::{self, TILE_N};
 use crate::gpu::{Constant, Geometry, Kernel};
 use crate::quant::{PackedLayout, Scale, Store};
@@ -216,6 +216,7 @@ pub fn kernel(
             ("warps", int(class.warps.into())),
             ("row_warps", int(family.row_warps().into())),
             ("stages", int(stages(variant, class, layout, epilogue))),
+            ("unroll", int(unroll(variant, epilogue).into())),
             ("epilogue", word(what)),
             ("out_form", word(form.name())),
             ("alone", Constant::Flag(true)),
@@ -229,7 +230,20 @@ pub fn kernel(
     }
 }
 
-/// Weights that a thread block multiplies in one pass of its main loop: a step of every warp.
+/// Tiles of a step that a warp multiplies side by side: all where it has few sums; with many, one after the other, or
+/// registers run out.
+fn unroll(variant: &Variant, epilogue: Epilogue) -> u32 {
+    let streams = variant.tiles / variant.family.row_warps() * epilogue.abreast();
+    let few = match variant.family {
+        Family::MmaI8 | Family::MmaF16 => variant.stamp == 8 && streams <= 2,
+        Family::Dp4a => variant.stamp * streams <= 2,
+        // Steps of a tile, and products that go on while the next tile is made halves.
+        Family::Fma | Family::Wgmma => true,
+    };
+    if few { 4 } else { 1 }
+}
+
+/// Weights that a thread block multiplies in one pass of its innermost loop, with its warps together.
 pub fn weights_per_pass(
     variant: &Variant,
     class: Class,
@@ -237,7 +251,9 @@ pub fn weights_per_pass(
     epilogue: Epilogue,
 ) -> u32 {
     let units = step_bytes(variant, class, layout, epilogue) / tile::unit_bytes(layout) as u64;
-    units as u32 * (tile::unit_k(layout) * TILE_N) as u32
+    let step_tiles = step_units(layout) * (tile::unit_k(layout) / TILE_K) as u32;
+    let step = units as u32 * (tile::unit_k(layout) * TILE_N) as u32;
+    step / step_tiles * unroll(variant, epilogue).min(step_tiles)
 }
 
 /// Thread blocks along the outputs of all parts.
@@ -248,7 +264,7 @@ fn blocks(variant: &Variant, query: &Query) -> u32 {
         Epilogue::Gated(_, ActForm::F32) => blocks(query.outputs[0]),
         // Rows of activations are written up to their padding.
         Epilogue::Gated(_, ActForm::F16 | ActForm::Q8) | Epilogue::ResidualNorm(_) => {
-            blocks(query.outputs[0].next_multiple_of(super::super::abi::TILE_K))
+            blocks(query.outputs[0].next_multiple_of(TILE_K))
         }
         Epilogue::Store | Epilogue::Residual => query.outputs.iter().map(|&n| blocks(n)).sum(),
     }
@@ -262,7 +278,7 @@ pub fn geometry(variant: &Variant, class: Class, query: &Query) -> Geometry {
         None => query.rows.div_ceil(stamp),
     };
     Geometry {
-        grid: [blocks(variant, query), columns as u32, class.k_split],
+        grid: [columns as u32, blocks(variant, query), class.k_split],
         shared_bytes: shared_bytes(variant, class, &query.layout, query.epilogue) as u32,
     }
 }

@@ -51,7 +51,7 @@ pub fn pair_kernel(halves: [&Half; 2]) -> Kernel {
 pub fn pair_geometry(halves: [&Half; 2]) -> Geometry {
     let [a, b] = halves.map(|&(variant, class, query)| geometry(variant, class, &query));
     Geometry {
-        grid: [a.grid[0] + b.grid[0], a.grid[1].max(b.grid[1]), a.grid[2]],
+        grid: [a.grid[0].max(b.grid[0]), a.grid[1] + b.grid[1], a.grid[2]],
         shared_bytes: a.shared_bytes.max(b.shared_bytes),
     }
 }

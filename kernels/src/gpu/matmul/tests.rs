@@ -182,7 +182,7 @@ fn geometry_covers_outputs_rows_and_splits() {
         ..class(Family::MmaI8)
     };
     let mut query = query(Q6_K.layout, &[33, 16, 40], 4096, 17);
-    assert_eq!(geometry(variant, class, &query).grid, [2 + 1 + 2, 2, 2]);
+    assert_eq!(geometry(variant, class, &query).grid, [2, 2 + 1 + 2, 2]);
     assert_eq!(counters(variant, class, &query), 10);
     assert_eq!(scratch_bytes(variant, class, &query), 20 * 16 * 32 * 4);
     query.outputs = &[40, 40];
@@ -190,13 +190,30 @@ fn geometry_covers_outputs_rows_and_splits() {
     assert_eq!(geometry(variant, class, &query).grid, [2, 2, 2]);
     query.epilogue = Epilogue::Gated(Gate::Silu, ActForm::F32);
     query.outputs = &[16, 16];
-    assert_eq!(geometry(variant, class, &query).grid, [1, 2, 2]);
+    assert_eq!(geometry(variant, class, &query).grid, [2, 1, 2]);
     // 68 routed rows: 8 experts have one, the other 60 make three stamps more.
     query.routed = Some(Routed {
         experts: 8,
         used: 4,
     });
-    assert_eq!(geometry(variant, class, &query).grid, [1, 11, 2]);
+    assert_eq!(geometry(variant, class, &query).grid, [11, 1, 2]);
+}
+
+#[test]
+fn a_pass_has_a_step_of_every_warp_or_a_tile() {
+    let weights = |family, stamp, tiles, layout, epilogue| {
+        let row = |v: &&Variant| (v.family, v.stamp, v.tiles) == (family, stamp, tiles);
+        let variant = VARIANTS.iter().find(row).expect("in the table");
+        weights_per_pass(variant, class(family), layout, epilogue)
+    };
+    let gated = Epilogue::Gated(Gate::Silu, ActForm::F16);
+    let (mma, store) = (Family::MmaF16, Epilogue::Store);
+    let tile = 16 * 64 * 4;
+    assert_eq!(weights(mma, 8, 1, &Q4_K.layout, store), 4 * tile);
+    assert_eq!(weights(mma, 8, 1, &Q4_K.layout, gated), 8 * tile);
+    assert_eq!(weights(mma, 8, 2, &Q4_K.layout, gated), 4 * tile);
+    assert_eq!(weights(mma, 24, 4, &Q4_K.layout, store), 4 * tile);
+    assert_eq!(weights(Family::Fma, 1, 1, &F16.layout, store), tile);
 }
 
 #[test]

@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// int8 activations are taken where matmuls take this share of the time they take with f16: they cost accuracy, and gated
 /// products in int8 need wide thread blocks.
 const WORTH: f64 = 0.75;
+/// Rows per second that launches may lose against a smaller batch, as a share.
+const FALL: f64 = 0.03;
 
 /// A shape of a launch, the places of its parts, and its variant.
 #[derive(Clone, Debug)]
@@ -78,30 +80,34 @@ impl Choices {
     fn cheapest_form(&self, graph: &OpGraph, readers: &[NodeIndex]) -> Result<ActForm, Error> {
         let mut all = Vec::new();
         for &node in readers {
-            all.extend(shapes(graph, node, Epilogue::Store, false)?);
+            let shapes = shapes(graph, node, Epilogue::Store, false)?;
+            all.extend(shapes.into_iter().map(|(shape, _)| shape));
         }
-        let time = |form: ActForm| {
-            let each = all
-                .iter()
-                .map(|(shape, _)| Some(self.selector.class(shape, form)?.1));
-            each.sum::<Option<f64>>()
-        };
         // Groups of 32 on both sides leave nothing of the error that a format's own rounding allows.
-        let spare = all.iter().all(|(shape, _)| {
+        let spare = all.iter().all(|shape| {
             matches!(
                 shape.layout.scale,
                 Scale::U8F16 | Scale::I8F16 | Scale::U4F16
             )
         });
-        match (time(ActForm::F16), time(ActForm::Q8)) {
-            (Some(f16), Some(q8)) if spare && q8 < f16 * WORTH => Ok(ActForm::Q8),
+        let curve = |form| self.selector.curve(&all, form);
+        match (curve(ActForm::F16), curve(ActForm::Q8)) {
+            (Some(f16), Some(q8)) if spare && self.worth(&f16, &q8) => Ok(ActForm::Q8),
             (Some(_), _) => Ok(ActForm::F16),
             (None, Some(_)) => Ok(ActForm::Q8),
             (None, None) => {
                 let parts = parts(graph, readers[0]).unwrap_or_default();
-                Err(self.no_kernel(graph, parts, &all[0].0, ActForm::F16))
+                Err(self.no_kernel(graph, parts, &all[0], ActForm::F16))
             }
         }
+    }
+
+    /// Whether int8 is worth its error, by what launches take at every decode batch: where it is much faster, or where
+    /// halves meet the wall of tensor cores and fall behind a smaller batch, and int8 does not.
+    fn worth(&self, f16: &[f64], q8: &[f64]) -> bool {
+        let [f16_all, q8_all] = [f16, q8].map(|curve| curve.iter().sum::<f64>());
+        let [f16_fall, q8_fall] = [f16, q8].map(|curve| self.selector.deepest_fall(curve));
+        q8_all < f16_all * WORTH || q8_all < f16_all && f16_fall > FALL && q8_fall < FALL
     }
 
     fn no_kernel(&self, graph: &OpGraph, parts: &[Part], shape: &Shape, form: ActForm) -> Error {

@@ -155,6 +155,32 @@ impl Selector {
         judged.collect()
     }
 
+    /// Seconds of the launches of `shapes`, in the classes that read `form`, at every decode batch.
+    pub(super) fn curve(&self, shapes: &[Shape], form: ActForm) -> Option<Vec<f64>> {
+        let classes: Option<Vec<Class>> = shapes
+            .iter()
+            .map(|s| Some(self.class(s, form)?.0))
+            .collect();
+        let classes = classes?;
+        let at = |rows: usize| {
+            let each = shapes.iter().zip(&classes);
+            each.map(|(shape, &class)| Some(self.cheapest(shape, class, rows)?.cost.seconds))
+                .sum()
+        };
+        self.batches.iter().map(|&rows| at(rows)).collect()
+    }
+
+    /// How much fewer rows per second a curve gives at some decode batch than at a smaller one, as a share.
+    pub(super) fn deepest_fall(&self, curve: &[f64]) -> f64 {
+        let (mut best, mut deepest) = (0.0f64, 0.0f64);
+        for (&rows, &seconds) in self.batches.iter().zip(curve) {
+            let rate = rows as f64 / seconds;
+            best = best.max(rate);
+            deepest = deepest.max(1.0 - rate / best);
+        }
+        deepest
+    }
+
     /// The classes in which two shapes that read the same rows can be one launch, and together take the least time.
     pub(super) fn pair(&self, a: &Shape, b: &Shape, form: ActForm) -> Classes {
         let key = (a.clone(), b.clone(), form);
