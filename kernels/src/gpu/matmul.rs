@@ -5,7 +5,7 @@
 //! steps, taken in turn; their sums are added in order, and so are those of thread blocks that share a `k_split`. A row's
 //! bits therefore depend on its [`Class`] and never on the stamp or on other rows.
 //!
-//! Matmuls by expert ([`Query::routed`]) are the same kernels but for which rows a thread block takes: along y there are
+//! Matmuls by expert ([`Query::routed`]) are the same kernels but for which rows a thread block takes: along x there are
 //! items of routed rows ([`super::experts`]) instead of neighbours.
 //!
 //! # Arguments

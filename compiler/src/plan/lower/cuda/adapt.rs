@@ -261,6 +261,62 @@ mod tests {
         }
     }
 
+    /// Labels and ops of pieces of more than one node.
+    fn pieces(architecture: &'static str, layers: u64) -> Vec<Vec<String>> {
+        let tiny = Tiny {
+            architecture,
+            layers,
+            float: "ffn_gate_inp.weight",
+            ..Tiny::PLAIN
+        };
+        let mut graph = tiny.graph();
+        run_all(&mut graph, None).expect("passes");
+        let graph = adapt(&graph, true).expect("adapts");
+        let order = graph.order();
+        let groups = groups(&graph, &order);
+        let place = |node| {
+            groups
+                .iter()
+                .position(|g: &Vec<NodeIndex>| g.contains(&node))
+        };
+        for (at, group) in groups.iter().enumerate() {
+            for &node in group {
+                for input in graph.inputs(node) {
+                    let from = place(input.node).expect("runs once");
+                    assert!(from < at || group.contains(&input.node), "{architecture}");
+                }
+            }
+        }
+        let name = |node: &NodeIndex| {
+            let op = format!("{:?}", graph.nodes[*node].op);
+            op.split([' ', '(']).next().unwrap_or_default().to_string()
+        };
+        let several = groups.iter().filter(|g| g.len() > 1);
+        several.map(|g| g.iter().map(name).collect()).collect()
+    }
+
+    #[test]
+    fn sums_over_experts_take_additions_and_the_norm_along() {
+        let olmoe = pieces("olmoe", 2);
+        assert!(olmoe.contains(&vec!["RmsNorm".into(), "Quantise".into()]));
+        let gated: Vec<String> = vec!["ExpertMatMul".into(), "GatedActQuantise".into()];
+        assert!(olmoe.contains(&gated), "{olmoe:?}");
+        let summed: Vec<String> = ["ExpertSum", "Add", "NormQuantise"]
+            .map(String::from)
+            .into();
+        assert!(olmoe.contains(&summed), "{olmoe:?}");
+        // The last sum is for the head, whose norm is in another stage.
+        assert!(olmoe.contains(&summed[..2].to_vec()), "{olmoe:?}");
+        let gpt_oss = pieces("gpt-oss", 1);
+        let clamped: Vec<String> = vec!["ExpertMatMul".into(), "GatedActQuantise".into()];
+        assert!(gpt_oss.contains(&clamped), "{gpt_oss:?}");
+        let shared = pieces("qwen2moe", 2);
+        let both: Vec<String> = ["ExpertSum", "Add", "Add", "NormQuantise"]
+            .map(String::from)
+            .into();
+        assert!(shared.contains(&both), "{shared:?}");
+    }
+
     #[test]
     fn only_f32_weights_read_floats() {
         for (ty, floats) in [(TensorType::F32, true), (TensorType::F16, false)] {
