@@ -31,6 +31,7 @@ struct Params {
     Arg<u64> items;    // bytes to the list of this STAMP
     Arg<u64> order;    // bytes to the order
     Arg<u32> share;    // routed rows that read the same row of activations
+    Arg<u32> joined;   // 2 where gate and up of an expert follow each other in one matrix, else 1
 <% endif %>
 };
 
@@ -157,7 +158,7 @@ DEVICE const u8* start_of_stream(const Params& p, const Job& job, u32 m) {
     const u32 tile_rows = (part.n + 15) / 16;
     // Tiles beyond the matrix repeat its last one; their outputs are not written.
     u64 tile_row = min_(job.first / 16 + tile_of_stream(m), tile_rows - 1);
-    if constexpr (ROUTED) tile_row += static_cast<u64>(matrix_of(job)) * tile_rows;
+    if constexpr (ROUTED) tile_row += matrices_before(p, job, m / WARP_TILES) * tile_rows;
     return part.weights + tile_row * (static_cast<u64>(p.units) * UNIT_BYTES);
 }
 

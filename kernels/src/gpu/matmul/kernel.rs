@@ -48,8 +48,10 @@ pub mod args {
     pub const ORDER: usize = COUNT + 2;
     /// Routed rows that read the same row of activations.
     pub const SHARE: usize = COUNT + 3;
+    /// 2 where gate and up of an expert follow each other in one matrix, which both parts name; else 1.
+    pub const JOINED: usize = COUNT + 4;
     /// All of a matmul by expert.
-    pub const ROUTED_COUNT: usize = COUNT + 4;
+    pub const ROUTED_COUNT: usize = COUNT + 5;
 }
 
 /// What a warp copies at a time: about 2 KB of each tile row, whole units.

@@ -336,6 +336,18 @@ fn shapes(
             routed.map_or(1, |routed| routed.experts),
         );
         let layout = packed_layout(w)?;
+        if let (Epilogue::Gated(..), [_]) = (epilogue, parts) {
+            // Gate and value are halves of the part.
+            let shape = Shape {
+                layout,
+                outputs: vec![w.n / 2; 2],
+                k: w.k,
+                epilogue,
+                pending,
+                routed,
+            };
+            return Ok(vec![(shape, vec![i])]);
+        }
         let open = |s: &&mut (Shape, Vec<usize>)| s.0.layout == layout && s.1.len() < 3;
         match shapes.iter_mut().find(open) {
             Some((shape, places)) => {
