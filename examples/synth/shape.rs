@@ -22,6 +22,40 @@ pub struct Shape {
     pub experts: Option<Experts>,
     /// Frequency factors of Llama 3: the factor of slow frequencies.
     pub rope_factor: Option<f32>,
+    /// What Gemma 4's E models have besides; `head` is that of layers with a window.
+    pub gemma: Option<Gemma>,
+}
+
+/// Dimensions of Gemma 4's E models.
+pub struct Gemma {
+    /// Every how many layers one sees all of a sequence, and its head size.
+    pub every: usize,
+    pub global_head: u64,
+    pub window: u32,
+    pub window_rope_base: f32,
+    /// Layers with K and V of their own, the first ones.
+    pub own_kv: usize,
+    /// Width of a layer's own embedding of a token.
+    pub per_layer: u64,
+    pub softcap: f32,
+}
+
+impl Shape {
+    /// Whether a layer sees a window of a sequence.
+    pub fn windowed(&self, layer: usize) -> bool {
+        matches!(&self.gemma, Some(gemma) if (layer + 1) % gemma.every != 0)
+    }
+
+    fn head_of(&self, layer: usize) -> u64 {
+        match &self.gemma {
+            Some(gemma) if !self.windowed(layer) => gemma.global_head,
+            _ => self.head,
+        }
+    }
+
+    fn owns_kv(&self, layer: usize) -> bool {
+        self.gemma.as_ref().is_none_or(|gemma| layer < gemma.own_kv)
+    }
 }
 
 /// Dimensions of a mixture of experts.
@@ -48,6 +82,7 @@ pub const SHAPES: &[Shape] = &[
         tied: true,
         experts: None,
         rope_factor: None,
+        gemma: None,
     },
     Shape {
         name: "qwen3-8b",
@@ -65,6 +100,7 @@ pub const SHAPES: &[Shape] = &[
         tied: false,
         experts: None,
         rope_factor: None,
+        gemma: None,
     },
     Shape {
         name: "qwen3-30b-a3b",
@@ -86,6 +122,7 @@ pub const SHAPES: &[Shape] = &[
             ffn: 768,
         }),
         rope_factor: None,
+        gemma: None,
     },
     Shape {
         name: "llama-3.1-8b",
@@ -103,6 +140,7 @@ pub const SHAPES: &[Shape] = &[
         tied: false,
         experts: None,
         rope_factor: Some(8.0),
+        gemma: None,
     },
     Shape {
         name: "llama-1b",
@@ -120,6 +158,33 @@ pub const SHAPES: &[Shape] = &[
         tied: true,
         experts: None,
         rope_factor: Some(32.0),
+        gemma: None,
+    },
+    Shape {
+        name: "gemma4-e4b",
+        architecture: "gemma4",
+        layers: 42,
+        hidden: 2560,
+        ffn: 10_240,
+        heads: 8,
+        kv_heads: 2,
+        head: 256,
+        vocab: 262_144,
+        context: 131_072,
+        rope_base: 1e6,
+        eps: 1e-6,
+        tied: true,
+        experts: None,
+        rope_factor: None,
+        gemma: Some(Gemma {
+            every: 6,
+            global_head: 512,
+            window: 512,
+            window_rope_base: 1e4,
+            own_kv: 24,
+            per_layer: 256,
+            softcap: 30.0,
+        }),
     },
 ];
 
@@ -147,7 +212,10 @@ enum Role {
     Embedding,
     AttentionV,
     FfnDown,
+    /// Those that quantisers leave as they are.
     Router,
+    PerLayer,
+    PerLayerProjection,
     Other,
 }
 
@@ -192,8 +260,8 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
         all.push(Tensor {
             name,
             ty: match role {
-                // Quantisers leave it as it is.
-                Role::Router => TensorType::F32,
+                Role::Router | Role::PerLayer => TensorType::F32,
+                Role::PerLayerProjection => TensorType::F16,
                 role => mix.ty(role, layer, shape.layers),
             },
             dims: [k, n].into_iter().chain(experts.map(|e| e.count)).collect(),
@@ -201,7 +269,6 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
         });
     };
     let (hidden, ffn, vocab) = (shape.hidden, shape.ffn, shape.vocab as u64);
-    let (q, kv) = (shape.heads * shape.head, shape.kv_heads * shape.head);
     // llama.cpp takes a shared embedding for the output that it is.
     let embedding = match shape.tied {
         true => Role::Output,
@@ -211,13 +278,30 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
     if !shape.tied {
         matrix("output.weight".into(), Role::Output, 0, vocab, hidden);
     }
+    if let Some(Gemma { per_layer, .. }) = shape.gemma {
+        let all = per_layer * layers as u64;
+        let (table, projection) = ("per_layer_token_embd.weight", "per_layer_model_proj.weight");
+        matrix(table.into(), Role::Embedding, 0, vocab, all);
+        matrix(projection.into(), Role::PerLayerProjection, 0, all, hidden);
+        for i in 0..layers {
+            for (name, n, k) in [("inp_gate", per_layer, hidden), ("proj", hidden, per_layer)] {
+                matrix(format!("blk.{i}.{name}.weight"), Role::PerLayer, i, n, k);
+            }
+        }
+    }
     for i in 0..layers {
-        for (name, role, n, k) in [
-            ("attn_q", Role::Other, q, hidden),
+        let head = shape.head_of(i);
+        let (q, kv) = (shape.heads * head, shape.kv_heads * head);
+        let own = [
             ("attn_k", Role::Other, kv, hidden),
             ("attn_v", Role::AttentionV, kv, hidden),
+        ];
+        let own = own.into_iter().filter(|_| shape.owns_kv(i));
+        let others = [
+            ("attn_q", Role::Other, q, hidden),
             ("attn_output", Role::Other, hidden, q),
-        ] {
+        ];
+        for (name, role, n, k) in others.into_iter().chain(own) {
             matrix(format!("blk.{i}.{name}.weight"), role, i, n, k);
         }
         let (suffix, ffn) = match &shape.experts {
@@ -249,10 +333,24 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
     for i in 0..layers {
         vector(format!("blk.{i}.attn_norm.weight"), ones(hidden));
         vector(format!("blk.{i}.ffn_norm.weight"), ones(hidden));
-        if shape.architecture.starts_with("qwen3") {
-            vector(format!("blk.{i}.attn_q_norm.weight"), ones(shape.head));
-            vector(format!("blk.{i}.attn_k_norm.weight"), ones(shape.head));
+        if shape.architecture.starts_with("qwen3") || shape.gemma.is_some() {
+            let head = shape.head_of(i);
+            vector(format!("blk.{i}.attn_q_norm.weight"), ones(head));
+            if shape.owns_kv(i) {
+                vector(format!("blk.{i}.attn_k_norm.weight"), ones(head));
+            }
         }
+        if shape.gemma.is_some() {
+            for name in ["post_attention_norm", "post_ffw_norm", "post_norm"] {
+                vector(format!("blk.{i}.{name}.weight"), ones(hidden));
+            }
+            vector(format!("blk.{i}.layer_output_scale.weight"), ones(1));
+        }
+    }
+    if let Some(gemma) = &shape.gemma {
+        vector("per_layer_proj_norm.weight".into(), ones(gemma.per_layer));
+        // Of global layers; the published files leave fast frequencies alone.
+        vector("rope_freqs.weight".into(), ones(gemma.global_head / 2));
     }
     if let Some(factor) = shape.rope_factor {
         vector("rope_freqs.weight".into(), rope_factors(shape, factor));
