@@ -435,6 +435,57 @@ fn heads_of_gemma_4_are_what_the_interpreter_says() {
     fail(&refused, 3, &["blk.", "head_dim 512", "--kv-type f16"]);
 }
 
+/// Recurrent layers and gated attention: against the interpreter, in chunks and in a batch, in slots that were used before.
+#[test]
+fn recurrent_layers_are_what_the_interpreter_says() {
+    let dir = tempdir().expect("temporary folder");
+    let (file, path) = (dir.path().join("m.gguf"), dir.path().join("m.press"));
+    let integers = vec![TensorType::Q8_0, TensorType::Q4_0];
+    for (seed, (arch, types, bar)) in (1..).zip([
+        ("qwen35", vec![TensorType::F32], 1e-9),
+        ("qwen35", vec![TensorType::F16], 2e-5),
+        ("qwen35", integers.clone(), 2e-5),
+        ("qwen35moe", integers, 2e-5),
+        ("qwen3next", vec![TensorType::F16], 2e-5),
+    ]) {
+        let shape = Shape {
+            arch,
+            layers: 3,
+            extra: own_keys(arch),
+            experts: (arch != "qwen35").then_some((5, 2)),
+            types,
+            ..Shape::small()
+        };
+        shape.write(&file, seed);
+        if compile(&file, &path, "h200", &["--kv-type", "f32"]).is_none() {
+            return;
+        }
+        let bundle = Bundle::open(&path).expect("a bundle");
+        let Some(mut executor) = executor(&bundle, seed) else {
+            return;
+        };
+        assert_eq!(executor.ahead(), None, "states cannot be undone");
+        let tokens: Vec<u32> = (0..9).map(|i| (i * 37 + 5) % 300).collect();
+        let gguf = Gguf::open(&file).expect("opens");
+        let graph = model::build(&gguf).expect("builds").graph;
+        let exact = interpret::prompt_logits(&graph, &gguf, &tokens).expect("interprets");
+        let found = logits(&mut executor, &tokens, tokens.len());
+        let error = nmse(&found, &exact.concat());
+        println!("{arch} {:?}: NMSE {error:.3e}", shape.types);
+        assert!(error <= bar, "{shape:?}: NMSE {error:.3e} > {bar:.0e}");
+        for chunk in [1, 4] {
+            let chunked = logits(&mut executor, &tokens, chunk);
+            assert!(same_bits(&chunked, &found), "chunks of {chunk}");
+        }
+        let width = found.len() / tokens.len();
+        let sequences = [&tokens[..3], &tokens[..1], &tokens[..5], &tokens[..2]];
+        for (tokens, row) in sequences.iter().zip(together(&mut executor, &sequences)) {
+            let alone = &found[(tokens.len() - 1) * width..][..width];
+            assert!(same_bits(&row, alone), "{} tokens in a batch", tokens.len());
+        }
+    }
+}
+
 /// The device is given steps before results are seen, and requests come and go: their tokens are those of steps whose results
 /// were looked at one by one.
 #[test]

@@ -4,7 +4,9 @@
 use crate::simt::{ARCH, Buffer, Simt, SimtArg, Source};
 use coldpress_compiler::codegen::cuda::render;
 use coldpress_kernels::gpu::abi::{ActForm, Q8_GROUP, TILE_K};
-use coldpress_kernels::gpu::{Geometry, Kernel, attention, embed, experts, logits, rope, rows};
+use coldpress_kernels::gpu::{
+    Geometry, Kernel, attention, embed, experts, logits, recurrent, rope, rows,
+};
 
 /// Partial attention, its division and its merging.
 mod attention_ops;
@@ -18,6 +20,8 @@ mod embed_ops;
 mod expert_ops;
 /// Candidates and log-sum-exp of logits.
 mod logits_ops;
+/// Short convolutions and delta rules.
+mod recurrent_ops;
 /// RoPE, head norms and the cache.
 mod rope_ops;
 /// Norms, element-wise functions, gathered rows.
@@ -145,7 +149,18 @@ fn assert_row(what: &str, form: ActForm, row: &[u8], expected: &[f32], errors: (
 fn templates_take_the_arguments_that_are_documented() {
     use coldpress_kernels::cpu::abi::KvType;
     use coldpress_kernels::quant::Q4_K;
-    let families: [(Kernel, &[&str]); 17] = [
+    let heads = coldpress_kernels::recurrent::Heads {
+        key_heads: 1,
+        heads: 2,
+        dim: 64,
+        grouped: true,
+    };
+    let families: [(Kernel, &[&str]); 19] = [
+        (recurrent::short_conv(4), recurrent::ShortConvArgs::NAMES),
+        (
+            recurrent::delta_rule(&heads),
+            recurrent::DeltaRuleArgs::NAMES,
+        ),
         (rows::norm(ActForm::Q8, 64), rows::NormArgs::NAMES),
         (
             rows::elementwise(rows::Op::Add, ActForm::F32),

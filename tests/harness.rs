@@ -375,6 +375,8 @@ impl Shape {
                 // So large that clamps bind.
                 (true, "gpt-oss") => (0.0, 2.0),
                 (true, _) => (0.0, 0.2),
+                // Some states fade slowly and some fast.
+                (false, _) if name.ends_with("ssm_a") => (-0.5, 0.45),
                 (false, _) => (1.0, 0.2),
             };
             let bytes: Vec<u8> = (0..dims.iter().product::<usize>())
@@ -382,7 +384,7 @@ impl Shape {
                 .collect();
             let dims: Vec<u64> = dims.iter().map(|&d| d as u64).collect();
             w.tensor(name, TensorType::F32, &dims, bytes);
-        } else if name.ends_with("ffn_gate_inp.weight") {
+        } else if name.ends_with("ffn_gate_inp.weight") || name.ends_with("ssm_conv1d.weight") {
             let bytes = random_weights(random, TensorType::F32, dims[1], dims[0]);
             w.tensor(
                 name,
@@ -459,7 +461,8 @@ pub fn own_keys(arch: &str) -> Vec<(String, Value)> {
         "gemma2" | "gemma3" | "olmo2" => windowed(7),
         "gemma4" => windowed(7),
         "gpt-oss" => vec![("attention.sliding_window", Value::U32(7))],
-        "qwen2vl" | "qwen3vl" | "qwen3vlmoe" | "hunyuan-dense" | "glm4" => vec![(
+        "qwen2vl" | "qwen3vl" | "qwen3vlmoe" | "qwen35" | "qwen35moe" | "hunyuan-dense"
+        | "glm4" => vec![(
             "rope.dimension_sections",
             Value::Array(Array::I32(vec![4, 6, 4, 2])),
         )],
@@ -478,6 +481,17 @@ pub fn own_keys(arch: &str) -> Vec<(String, Value)> {
         ],
         _ => vec![],
     };
+    if ["qwen35", "qwen35moe", "qwen3next"].contains(&arch) {
+        keys.extend([
+            ("full_attention_interval", Value::U32(3)),
+            ("ssm.conv_kernel", Value::U32(4)),
+            ("ssm.inner_size", Value::U32(4 * 32)),
+            ("ssm.state_size", Value::U32(32)),
+            ("ssm.time_step_rank", Value::U32(4)),
+            ("ssm.group_count", Value::U32(2)),
+            ("rope.dimension_count", Value::U32(16)),
+        ]);
+    }
     if arch == "gemma4" {
         keys.extend([
             ("attention.key_length_swa", Value::U32(16)),

@@ -52,6 +52,17 @@ fn gpt_oss() -> Shape {
     }
 }
 
+/// Recurrent layers between those that attend; experts in all.
+fn recurrent() -> Shape {
+    Shape {
+        arch: "qwen35moe",
+        layers: 3,
+        experts: Some((5, 2)),
+        extra: own_keys("qwen35moe"),
+        ..quantised()
+    }
+}
+
 fn compiled(dir: &TempDir, shape: &Shape, threads: &str, kv: &str) -> PathBuf {
     let (model, bundle) = (
         dir.path().join("m.gguf"),
@@ -101,7 +112,7 @@ fn batches_chunks_threads_and_buckets_give_the_same_bits() {
     let dense = ["f16", "f32", "q8_0"].map(|kv| (quantised(), kv));
     for (shape, kv) in dense
         .into_iter()
-        .chain([(mixture_of_experts(), "f16"), (gpt_oss(), "f16")])
+        .chain([mixture_of_experts(), gpt_oss(), recurrent()].map(|shape| (shape, "f16")))
     {
         let bundle = compiled(&dir, &shape, "2", kv);
         let mut random = Random(3);
@@ -235,8 +246,14 @@ fn tokens(bundle: &Path, joins: &[usize], cancelled: Option<usize>) -> BTreeMap<
 
 #[test]
 fn joining_and_leaving_changes_nobody() {
+    for shape in [quantised(), recurrent()] {
+        joining_and_leaving(&shape);
+    }
+}
+
+fn joining_and_leaving(shape: &Shape) {
     let dir = tempdir().expect("temporary folder");
-    let bundle = compiled(&dir, &quantised(), "2", "f16");
+    let bundle = compiled(&dir, shape, "2", "f16");
     let together = tokens(&bundle, &[0, 0, 0, 0, 0], None);
     assert_eq!(together.len(), 5);
     assert!(together.values().all(|t| t.len() == 20));

@@ -11,6 +11,7 @@ pub mod interpret;
 mod stored;
 pub mod verify;
 
+use coldpress_kernels::recurrent::Heads;
 use coldpress_kernels::tensor_type::TensorType;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 
@@ -84,7 +85,18 @@ pub enum Source {
         /// Elements before the first.
         first: usize,
     },
-    /// Computed from metadata when the graph was built (RoPE frequencies).
+    /// Runs of elements of a GGUF tensor: whole rows of a matrix, or parts of a vector.
+    Runs {
+        /// Its name.
+        tensor: String,
+        /// Elements before the first run.
+        first: usize,
+        /// Elements of a run.
+        run: usize,
+        /// Elements from one run to the next.
+        stride: usize,
+    },
+    /// Computed when the graph was built, from metadata (RoPE frequencies) or from a small tensor.
     Computed(Vec<f32>),
 }
 
@@ -93,6 +105,8 @@ pub enum Source {
 pub enum Activation {
     /// x * sigmoid(x).
     Silu,
+    /// 1 / (1 + exp(-x)).
+    Sigmoid,
     /// tanh approximation of GELU.
     GeluTanh,
     /// Only as a gate: x * sigmoid(1.702 x) of a gate of at most 7, times 1 plus the value within -7..7.
@@ -250,6 +264,27 @@ pub enum Op {
         /// Vector `[heads]`: a score in each head's softmax that brings no value.
         sinks: Option<WeightId>,
     },
+    /// x -> SiLU of a causal convolution of every column with its own taps, over the rows of a slot.
+    ShortConv {
+        /// Index into `OpGraph::states`: the last inputs, one fewer than there are taps.
+        state: usize,
+        /// Matrix `[taps, width]`, kept as f32, the oldest input's tap first.
+        weight: WeightId,
+    },
+    /// queries, keys and values side by side, alpha, beta -> what each head's state says of the query, after it has decayed
+    /// and moved towards the value (`coldpress_kernels::recurrent::delta_reference`).
+    DeltaRule {
+        /// Index into `OpGraph::states`: a matrix for each head.
+        state: usize,
+        /// Heads of keys and of values.
+        heads: Heads,
+        /// Vector `[heads]`: the decay is the exponential of this times softplus(alpha + dt).
+        a: WeightId,
+        /// Vector `[heads]`.
+        dt: WeightId,
+        /// Added to the sums of squares that queries and keys are divided by.
+        eps: f32,
+    },
     /// x -> activation(x).
     Act(Activation),
     /// a, b -> a * b.
@@ -331,6 +366,13 @@ pub struct KvLayer {
     pub window: Option<usize>,
 }
 
+/// What a layer remembers of a sequence, whatever its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateLayer {
+    /// f32 elements of a slot.
+    pub floats: usize,
+}
+
 /// The graph of one step and the weights it names.
 #[derive(Clone, Debug, Default)]
 pub struct OpGraph {
@@ -340,4 +382,6 @@ pub struct OpGraph {
     pub weights: Vec<Weight>,
     /// KV shape per layer.
     pub kv: Vec<KvLayer>,
+    /// Recurrent states.
+    pub states: Vec<StateLayer>,
 }

@@ -4,6 +4,7 @@
 mod attention;
 mod check;
 mod decoder;
+mod delta;
 mod exaone;
 mod exaone4;
 mod experts;
@@ -33,7 +34,10 @@ mod qwen2;
 mod qwen2moe;
 mod qwen2vl;
 mod qwen3;
+mod qwen35;
+mod qwen35moe;
 mod qwen3moe;
+mod qwen3next;
 mod qwen3vl;
 mod qwen3vlmoe;
 mod rope;
@@ -87,7 +91,10 @@ pub const ARCHITECTURES: &[Architecture] = &[
     qwen2moe::ARCHITECTURE,
     qwen2vl::ARCHITECTURE,
     qwen3::ARCHITECTURE,
+    qwen35::ARCHITECTURE,
+    qwen35moe::ARCHITECTURE,
     qwen3moe::ARCHITECTURE,
+    qwen3next::ARCHITECTURE,
     qwen3vl::ARCHITECTURE,
     qwen3vlmoe::ARCHITECTURE,
     seed_oss::ARCHITECTURE,
@@ -178,6 +185,7 @@ pub fn build_for(gguf: &Gguf, context: Option<usize>) -> Result<Model, Error> {
         hparams,
         graph,
         switches_above,
+        folded,
         ..
     } = builder;
     verify::verify(&graph)?;
@@ -192,7 +200,7 @@ pub fn build_for(gguf: &Gguf, context: Option<usize>) -> Result<Model, Error> {
         kv_heads: hparams.kv_heads[0],
         head_dim: hparams.head_dim,
         max_context: hparams.context,
-        parameters: from_file.map(|w| w.n as u64 * w.k as u64).sum(),
+        parameters: folded + from_file.map(|w| w.n as u64 * w.k as u64).sum::<u64>(),
     };
     Ok(Model {
         info,

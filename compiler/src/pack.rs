@@ -7,7 +7,7 @@ use crate::graph::{OpGraph, Source, Weight};
 use crate::plan::{Form, Placement};
 use crate::target::TileOrder;
 use coldpress_kernels::cpu::abi::TILE_N;
-use coldpress_kernels::{cpu, gpu, quant};
+use coldpress_kernels::{cpu, gpu};
 use coldpress_runtime::bundle::BundleWriter;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -77,11 +77,9 @@ impl Packer<'_> {
         let mut out = vec![0u8; job.bytes];
         match (job.form, &job.weight.source) {
             (Form::Vector, Source::Computed(values)) => store(values, job.weight.k, &mut out),
-            (Form::Vector, Source::Gguf | Source::Slice { .. }) => {
-                store(&vector(self.gguf, job.weight)?, job.weight.k, &mut out)
-            }
-            (Form::Tiles | Form::Experts(_), Source::Gguf | Source::Slice { .. }) => {
-                self.tiles(job, &mut out)?
+            (Form::Vector, _) => {
+                let values = job.weight.stored(self.gguf)?.values();
+                store(&values, job.weight.k, &mut out)
             }
             (Form::Tiles | Form::Experts(_), Source::Computed(_)) => {
                 return Err(Error::Internal(format!(
@@ -89,29 +87,26 @@ impl Packer<'_> {
                     job.weight.name
                 )));
             }
+            (Form::Tiles | Form::Experts(_), _) => self.tiles(job, &mut out)?,
         }
         Ok(out)
     }
 
     fn tiles(&self, job: &Job<'_>, out: &mut [u8]) -> Result<(), Error> {
         let w = job.weight;
-        let (format, data) = w.stored(self.gguf)?;
+        let stored = w.stored(self.gguf)?;
         let pack_tile = match self.order {
             TileOrder::Cpu => cpu::tile::pack_tile,
             TileOrder::Gpu => gpu::tile::pack_tile_row,
         };
-        let row_bytes = data.len() / w.n;
         let tile_bytes = out.len() / job.tiles.len();
         let rows_of = |tile| rows_of_tile(w, job.form, tile);
         for (tile, packed) in job.tiles.clone().zip(out.chunks_exact_mut(tile_bytes)) {
-            let rows: Vec<&[u8]> = rows_of(tile)
-                .map(|row| &data[row * row_bytes..(row + 1) * row_bytes])
-                .collect();
-            pack_tile(format, w.k, &rows, packed);
+            let rows: Vec<&[u8]> = rows_of(tile).map(|row| stored.row(row)).collect();
+            pack_tile(stored.format, w.k, &rows, packed);
         }
         let read = rows_of(job.tiles.start).start..rows_of(job.tiles.end - 1).end;
-        self.gguf
-            .release(&data[read.start * row_bytes..read.end * row_bytes]);
+        self.gguf.release(stored.span(read));
         Ok(())
     }
 }
@@ -163,13 +158,6 @@ fn jobs<'a>(graph: &'a OpGraph, placements: &[Placement]) -> Result<Vec<Job<'a>>
         }
     }
     Ok(jobs)
-}
-
-fn vector(gguf: &Gguf, w: &Weight) -> Result<Vec<f32>, Error> {
-    let (format, data) = w.stored(gguf)?;
-    let mut values = vec![0.0; w.n * w.k];
-    quant::dequantise_row(format, data, &mut values);
-    Ok(values)
 }
 
 /// Rows of `k` values, each padded as [`Form::Vector`] says.

@@ -137,6 +137,14 @@ pub enum Work {
     Experts(Experts),
     /// A part of attention, called by every worker; they divide the step's live work among themselves.
     Attention(Attention),
+    /// A micro-kernel that every worker calls; they divide the channels or heads of the step's slots among themselves, so
+    /// that the rows of a slot are computed one after the other.
+    Recurrent {
+        /// Micro-kernel symbol.
+        symbol: String,
+        /// Arguments in order.
+        args: Vec<Arg>,
+    },
     /// Thread blocks of a GPU kernel.
     Grid(Grid),
     /// A loop emitted inline over `rows` rows of `width` elements (rows are divided among workers).
@@ -415,6 +423,8 @@ pub enum Space {
     Arena,
     /// KV pages of a layer: rows are positions unknown at compile time, so any two accesses may meet.
     Kv(usize),
+    /// A recurrent state of all slots: which a step changes is unknown at compile time.
+    State(usize),
 }
 
 /// How a launch's workers share an access.

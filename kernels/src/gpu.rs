@@ -11,6 +11,7 @@ pub mod experts;
 pub mod logits;
 pub mod matmul;
 pub mod rates;
+pub mod recurrent;
 pub mod rope;
 pub mod rows;
 pub mod tile;

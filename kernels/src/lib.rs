@@ -11,7 +11,8 @@
 //!
 //! # What a family consists of
 //!
-//! [`matmul`], [`attention`], [`experts`], [`norm`] and [`rope`] are one file each that says, without running anything:
+//! [`matmul`], [`attention`], [`experts`], [`norm`], [`recurrent`] and [`rope`] are one file each that says, without
+//! running anything:
 //!
 //! - the type of its micro-kernels (an `extern "C" fn` that takes pointers, strides and row ranges) and their symbol names;
 //! - its legality: shapes the micro-kernels take, and a `Reason` for the others that names the number;
@@ -29,5 +30,6 @@ pub mod gpu;
 pub mod matmul;
 pub mod norm;
 pub mod quant;
+pub mod recurrent;
 pub mod rope;
 pub mod tensor_type;

@@ -212,7 +212,8 @@ impl Executor {
     /// Forgets all but the first `tokens` tokens of `slot`.
     ///
     /// # Errors
-    /// [`Error::Step`] if a layer that sees a window no longer holds what would follow them; nothing has changed then.
+    /// [`Error::Step`] if a layer that sees a window no longer holds what would follow them, or one keeps a recurrent state,
+    /// which goes back to nothing but the beginning; nothing has changed then.
     pub fn truncate(&mut self, slot: u32, tokens: u32) -> Result<(), Error> {
         if tokens < self.kv.tokens(slot) {
             self.kv.remembers(slot, tokens)?;
@@ -236,7 +237,8 @@ impl Executor {
     ///
     /// # Errors
     /// [`Error::Step`] if a row cannot run, [`Error::Device`] if the device fails; the slots then hold what they held
-    /// before, and there are no logits.
+    /// before, and there are no logits. Only recurrent states cannot be undone: a slot that has some and was in a step that
+    /// failed in the device takes no more rows until it is truncated to 0 or released.
     pub fn step(&mut self, rows: &[Row]) -> Result<(), Error> {
         if !self.queued.is_empty() {
             return Err(Error::Step("steps are queued and not collected".into()));
@@ -391,6 +393,13 @@ impl Executor {
             ));
         }
         let length = &mut self.lengths[row.slot as usize];
+        if *length == self.kv.tokens(row.slot) {
+            let remembered = self.kv.remembers(row.slot, *length);
+            remembered.map_err(|error| match error {
+                Error::Step(why) => why,
+                other => other.to_string(),
+            })?;
+        }
         if row.position != *length {
             return Err(format!(
                 "position {} of slot {}, which holds {length} tokens",
@@ -419,6 +428,9 @@ impl Executor {
         self.tokens.clear();
         self.positions.clear();
         self.slots.clear();
+        for row in rows {
+            self.kv.mark_written(row.slot);
+        }
         for (index, row) in rows.iter().enumerate() {
             self.tokens.push(row.token);
             self.positions.push(row.position);

@@ -2,7 +2,8 @@
 //! plan's, what is in them the device's business.
 //!
 //! Layers that see a window of a sequence have a ring of pages per slot, whose table never changes: what lies before the
-//! window is overwritten. That is all they know of positions; a slot can go back only as far as its rings remember.
+//! window is overwritten. That is all they know of positions; a slot can go back only as far as its rings remember. Where
+//! layers keep a recurrent state, it is of the last token alone, and a slot can go back to nothing but its beginning.
 
 use crate::error::Error;
 use crate::manifest::{KvPlan, KvWindow};
@@ -16,6 +17,8 @@ pub struct KvCache {
     pages_per_slot: u32,
     pages: u32,
     windows: Vec<KvWindow>,
+    /// Whether layers keep recurrent states.
+    recurrent: bool,
     /// `[1 + windows][slots][pages_per_slot]`.
     table: Vec<u32>,
     /// Last in, first out: recently used pages are likely in cache.
@@ -47,6 +50,7 @@ impl KvCache {
             pages_per_slot: plan.pages_per_slot,
             pages: plan.pages,
             windows: plan.windows.clone(),
+            recurrent: !plan.states.is_empty(),
             table,
             free_pages: (0..plan.pages).rev().collect(),
             slots: vec![SlotState::default(); slots as usize],
@@ -88,6 +92,11 @@ impl KvCache {
     /// The windows whose tables follow the first.
     pub fn windows(&self) -> &[KvWindow] {
         &self.windows
+    }
+
+    /// Whether a slot has recurrent states, which cannot go back.
+    pub fn is_recurrent(&self) -> bool {
+        self.recurrent
     }
 
     /// Row length of the page table.
@@ -143,16 +152,27 @@ impl KvCache {
         }
         state.pages = state.pages.max(wanted);
         state.tokens = state.tokens.max(tokens);
-        state.written = state.written.max(tokens);
         Ok(())
+    }
+
+    /// Says that the tokens `slot` holds are being computed: what they overwrite is gone even if they are forgotten.
+    pub fn mark_written(&mut self, slot: u32) {
+        if let Some(state) = self.slots.get_mut(slot as usize) {
+            state.written = state.written.max(state.tokens);
+        }
     }
 
     /// Whether every layer still has what a row at position `tokens` of `slot` looks at.
     ///
     /// # Errors
-    /// [`Error::Step`] naming the window that has moved on.
+    /// [`Error::Step`] naming the window that has moved on, or the recurrent state that has.
     pub fn remembers(&self, slot: u32, tokens: u32) -> Result<(), Error> {
         let written = self.slots.get(slot as usize).map_or(0, |s| s.written);
+        if self.recurrent && tokens > 0 && tokens < written {
+            return Err(Error::Step(format!(
+                "slot {slot}: layers keep a recurrent state after {written} tokens, which cannot go back to {tokens} (start the sequence again)"
+            )));
+        }
         for window in &self.windows {
             let last = written.div_ceil(self.page_tokens);
             let oldest = last.saturating_sub(window.ring) * self.page_tokens;
@@ -201,10 +221,11 @@ impl KvCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::StatePlan;
     use coldpress_kernels::cpu::abi::KvType;
 
-    fn cache(slots: u32, pages: u32, pages_per_slot: u32) -> KvCache {
-        let plan = KvPlan {
+    fn plan(pages: u32, pages_per_slot: u32) -> KvPlan {
+        KvPlan {
             kv_type: KvType::F16,
             page_tokens: 32,
             pages,
@@ -212,8 +233,12 @@ mod tests {
             windows: Vec::new(),
             bytes: 0,
             layers: Vec::new(),
-        };
-        KvCache::new(&plan, slots)
+            states: Vec::new(),
+        }
+    }
+
+    fn cache(slots: u32, pages: u32, pages_per_slot: u32) -> KvCache {
+        KvCache::new(&plan(pages, pages_per_slot), slots)
     }
 
     #[test]
@@ -235,6 +260,7 @@ mod tests {
             ],
             bytes: 0,
             layers: Vec::new(),
+            states: Vec::new(),
         };
         assert_eq!([0, 1, 2, 3].map(|t| plan.pages_of(t, 2)), [16, 6, 10, 0]);
         let mut cache = KvCache::new(&plan, 2);
@@ -245,10 +271,15 @@ mod tests {
         assert_eq!(table[40..48], [5, 6, 7, 8, 9, 5, 6, 7]);
         let slot = cache.acquire_slot().expect("a slot");
         cache.ensure(slot, 96).expect("pages");
+        cache.mark_written(slot);
         for tokens in [0, 1, 40, 96] {
             cache.remembers(slot, tokens).expect("all of it is there");
         }
         cache.ensure(slot, 130).expect("pages");
+        cache
+            .remembers(slot, 40)
+            .expect("nothing is overwritten yet");
+        cache.mark_written(slot);
         // The ring of three holds positions 64 to 159, and position 102 sees 63.
         cache.remembers(slot, 103).expect("64 is there");
         let gone = cache
@@ -267,12 +298,43 @@ mod tests {
         cache.release(slot);
         assert_eq!(cache.acquire_slot(), Some(slot));
         cache.ensure(slot, 10).expect("pages");
+        cache.mark_written(slot);
         cache.remembers(slot, 5).expect("a new sequence");
         assert_eq!(
             cache.page_table()[16..],
             table[16..],
             "rings stay where they are"
         );
+    }
+
+    #[test]
+    fn recurrent_states_go_back_to_nothing_but_the_beginning() {
+        let plan = KvPlan {
+            states: vec![StatePlan {
+                offset: 0,
+                slot_bytes: 64,
+            }],
+            ..plan(8, 4)
+        };
+        let mut cache = KvCache::new(&plan, 2);
+        let slot = cache.acquire_slot().expect("a slot");
+        cache.ensure(slot, 5).expect("pages");
+        cache.remembers(slot, 3).expect("nothing was computed");
+        cache.mark_written(slot);
+        cache.remembers(slot, 5).expect("the last token");
+        cache.remembers(slot, 0).expect("the beginning");
+        let gone = cache.remembers(slot, 4).expect_err("gone").to_string();
+        assert!(
+            gone.contains("after 5 tokens") && gone.contains("back to 4"),
+            "{gone}"
+        );
+        cache.truncate(slot, 4);
+        assert!(cache.remembers(slot, 4).is_err(), "the state is ahead");
+        cache.release(slot);
+        assert_eq!(cache.acquire_slot(), Some(slot));
+        cache.ensure(slot, 2).expect("pages");
+        cache.mark_written(slot);
+        cache.remembers(slot, 2).expect("a new sequence");
     }
 
     fn row(cache: &KvCache, slot: u32, pages: usize) -> Vec<u32> {

@@ -174,7 +174,8 @@ pub struct Requirements {
 
 /// Paged KV pool: page p of layer l starts at `layers[l].offset + p * layers[l].page_bytes`. A page table maps logical pages
 /// of a slot (position / page_tokens) to pages; layers that see all of a sequence share one, layers that see a window of it
-/// share one per window.
+/// share one per window. Behind the pages, the pool has the recurrent states of every slot: that of slot s begins at
+/// `states[i].offset + s * states[i].slot_bytes`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KvPlan {
     /// Element type.
@@ -191,6 +192,17 @@ pub struct KvPlan {
     pub bytes: u64,
     /// Per layer.
     pub layers: Vec<KvLayerPlan>,
+    /// What layers remember of a sequence in a fixed number of floats. Kernels begin with zeros at position 0.
+    pub states: Vec<StatePlan>,
+}
+
+/// Where one recurrent state of every slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatePlan {
+    /// Byte offset in the pool.
+    pub offset: u64,
+    /// Bytes of one slot.
+    pub slot_bytes: u64,
 }
 
 /// Pages of layers that see a window: each slot has a ring of them, and logical page i is in place i modulo the ring.
@@ -232,12 +244,20 @@ impl KvPlan {
             .sum()
     }
 
+    /// Bytes of the recurrent states of a sequence, however long.
+    pub fn state_bytes(&self) -> u64 {
+        self.states.iter().map(|state| state.slot_bytes).sum()
+    }
+
     /// What the layers keep, in words: `2 layers keep all tokens, 10 the last 512`.
     pub fn kept(&self) -> String {
         let count = |table| self.layers.iter().filter(|l| l.table == table).count();
         let mut parts = vec![format!("{} layers keep all tokens", count(0))];
         for (table, window) in (1..).zip(&self.windows) {
             parts.push(format!("{} the last {}", count(table), window.tokens));
+        }
+        if !self.states.is_empty() {
+            parts.push(format!("{} recurrent states", self.states.len()));
         }
         parts.join(", ")
     }

@@ -93,6 +93,8 @@ DEVICE T shuffle_xor(T v, u32 mask) { return __shfl_xor_sync(~0u, v, static_cast
 template <typename T>
 DEVICE T shuffle_down(T v, u32 d) { return __shfl_down_sync(~0u, v, d); }
 DEVICE u32 ballot(bool p) { return __ballot_sync(~0u, p); }
+// The number of the lowest bit that is set; one is.
+DEVICE u32 lowest_bit(u32 v) { return static_cast<u32>(__ffs(static_cast<int>(v))) - 1; }
 // The same value, which the compiler does not know and so keeps in a register instead of computing it again. All lanes.
 DEVICE u32 keep(u32 v) {
     u32 r;

@@ -336,16 +336,17 @@ fn lanes_exchange_values() {
     let body = "KERNEL(probe, 64, Params) {
         const u32 i = thread_x();
         const u32 v = p.in[i];
-        u32* out = p.out + i * 6;
+        u32* out = p.out + i * 7;
         out[0] = shuffle(v, lane() * 5 + 3);
         out[1] = shuffle_xor(v, 5);
         out[2] = shuffle_down(v, 7);
         out[3] = ballot(v % 3 == 0);
         out[4] = u32(shuffle_xor(-1 - i32(v), 16));
         out[5] = f32_bits(shuffle_xor(f32(v) * 0.5f, 1));
+        out[6] = lowest_bit(v);
     }";
     let input: Vec<u32> = (0..64).map(|i| i * i + 5).collect();
-    let Some(out) = run(body, 0, &input, 64 * 6) else {
+    let Some(out) = run(body, 0, &input, 64 * 7) else {
         return;
     };
     for thread in 0..64 {
@@ -359,8 +360,9 @@ fn lanes_exchange_values() {
             ballot,
             !of(lane ^ 16),
             (of(lane ^ 1) as f32 * 0.5).to_bits(),
+            of(lane).trailing_zeros(),
         ];
-        assert_eq!(out[thread * 6..][..6], expected, "thread {thread}");
+        assert_eq!(out[thread * 7..][..7], expected, "thread {thread}");
     }
 }
 

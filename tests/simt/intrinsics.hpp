@@ -172,6 +172,7 @@ DEVICE T shuffle_down(T v, u32 d, SIMT_LINE) {
     return simt::shuffle(simt::Op::ShuffleDown, v, lane() + d < 32 ? lane() + d : lane(), line);
 }
 DEVICE u32 ballot(bool p, SIMT_LINE) { return simt::warp_ballot(p, line); }
+DEVICE u32 lowest_bit(u32 v) { return static_cast<u32>(__builtin_ctz(v)); }
 DEVICE u32 keep(u32 v) { return v; }
 
 DEVICE U4 load_stream(const U4* p) {

@@ -205,8 +205,12 @@ fn summary(plan: &Plan) -> String {
         0 => String::new(),
         windows => format!(", {} per sequence in windows", size(windows)),
     };
+    let states = match m.states {
+        0 => String::new(),
+        states => format!(", {} per sequence in recurrent states", size(states)),
+    };
     let mut text = format!(
-        "target   {}, {by}, batch {}, context {}\nmemory   weights {} + kv {} ({} per token{windows}) + activations {} = {}",
+        "target   {}, {by}, batch {}, context {}\nmemory   weights {} + kv {} ({} per token{windows}{states}) + activations {} = {}",
         plan.target.name(),
         plan.limits.max_batch,
         plan.limits.max_context,

@@ -48,9 +48,9 @@ impl<'p> SymbolTable<'p> {
                 add(BARRIER);
             }
             match &launch.work {
-                Work::Call { symbol, .. } | Work::Attention(Attention { symbol, .. }) => {
-                    add(symbol)
-                }
+                Work::Call { symbol, .. }
+                | Work::Recurrent { symbol, .. }
+                | Work::Attention(Attention { symbol, .. }) => add(symbol),
                 Work::Matmul(matmul) => matmul
                     .parts
                     .iter()

@@ -9,7 +9,7 @@ use super::{
     Value, ValueType, WeightId,
 };
 
-/// The whole graph: KV layers, then nodes.
+/// The whole graph: KV layers, states, then nodes.
 /// `%12 f32[R,3072] = matmul blk.0.ffn_gate (%10) w=blk.0.ffn_gate.weight Q4_K [3072,1024]`
 pub fn dump(graph: &OpGraph) -> String {
     let mut text = String::new();
@@ -19,6 +19,9 @@ pub fn dump(graph: &OpGraph) -> String {
             let _ = write!(text, " window {window}");
         }
         text.push('\n');
+    }
+    for (state, layer) in graph.states.iter().enumerate() {
+        let _ = writeln!(text, "state {state}: {} per slot", layer.floats);
     }
     let mut numbers = BTreeMap::<Value, usize>::new();
     for index in graph.order() {
@@ -87,6 +90,8 @@ pub fn name(op: &Op) -> &'static str {
         Op::KvAppend { .. } => "kv_append",
         Op::RopeAppend { .. } => "rope_append",
         Op::Attention { .. } => "attention",
+        Op::ShortConv { .. } => "short_conv",
+        Op::DeltaRule { .. } => "delta_rule",
         Op::Act(_) => "act",
         Op::Mul => "mul",
         Op::Add => "add",
@@ -189,6 +194,25 @@ fn arguments(text: &mut String, graph: &OpGraph, op: &Op) {
                 let _ = write!(text, " sinks={}", graph.weight(*sinks).name);
             }
         }
+        Op::ShortConv { state, weight } => {
+            let _ = write!(text, " state={state}");
+            matrix(text, graph, *weight);
+        }
+        Op::DeltaRule {
+            state,
+            heads,
+            a,
+            dt,
+            eps,
+        } => {
+            let (keys, values, dim) = (heads.key_heads, heads.heads, heads.dim);
+            let _ = write!(text, " state={state} heads={keys}:{values} head_dim={dim}");
+            if heads.grouped {
+                text.push_str(" grouped");
+            }
+            let (a, dt) = (&graph.weight(*a).name, &graph.weight(*dt).name);
+            let _ = write!(text, " a={a} dt={dt} eps={eps:e}");
+        }
         Op::Act(act) | Op::GatedAct(act) | Op::GatedActQuantise(act) => {
             let _ = write!(text, " {}", activation(*act));
         }
@@ -249,6 +273,7 @@ fn rope_shape(text: &mut String, shape: &RopeShape) {
 fn activation(act: Activation) -> &'static str {
     match act {
         Activation::Silu => "silu",
+        Activation::Sigmoid => "sigmoid",
         Activation::GeluTanh => "gelu_tanh",
         Activation::ClampedSwish => "clamped_swish",
     }
@@ -266,7 +291,7 @@ mod tests {
         assert_eq!(text, dump(&graph.clone()));
         assert_eq!(
             text.lines().count(),
-            graph.kv.len() + graph.nodes.node_count()
+            graph.kv.len() + graph.states.len() + graph.nodes.node_count()
         );
         for line in [
             "kv 0: 1 x 32",

@@ -3,6 +3,7 @@
 
 use coldpress_kernels::experts::legal;
 use coldpress_kernels::quant;
+use coldpress_kernels::recurrent::{conv_legal, conv_state_floats, delta_state_floats};
 
 use super::{
     Activation, DType, HeadNorm, Op, OpGraph, Part, RopeShape, Routing, Rows, VIEW_COLUMNS,
@@ -180,6 +181,39 @@ impl Checker<'_> {
                     format!("{heads} heads over {} KV heads", kv.kv_heads)
                 })?;
                 one(q)
+            }
+            Op::ShortConv { state, weight } => {
+                let [x] = self.arity(inputs)?;
+                self.float(x)?;
+                self.rows("x", x, Rows::Step)?;
+                let (taps, channels) = self.matrix(*weight)?;
+                self.width("x", x, channels)?;
+                conv_legal(channels, taps).map_err(|why| self.error(why))?;
+                self.state(*state, conv_state_floats(channels, taps))?;
+                one(x)
+            }
+            Op::DeltaRule {
+                state,
+                heads,
+                a,
+                dt,
+                ..
+            } => {
+                let [x, alpha, beta] = self.arity(inputs)?;
+                heads.legal().map_err(|why| self.error(why))?;
+                for (name, x, width) in [
+                    ("x", x, heads.width()),
+                    ("alpha", alpha, heads.heads),
+                    ("beta", beta, heads.heads),
+                ] {
+                    self.float(x)?;
+                    self.rows(name, x, Rows::Step)?;
+                    self.width(name, x, width)?;
+                }
+                self.vector(*a, heads.heads)?;
+                self.vector(*dt, heads.heads)?;
+                self.state(*state, delta_state_floats(heads.heads, heads.dim))?;
+                one(ValueType::f32(Rows::Step, heads.heads * heads.dim))
             }
             Op::Act(_) | Op::Scale(_) | Op::Softcap(_) => {
                 let [x] = self.arity(inputs)?;
@@ -404,6 +438,13 @@ impl Checker<'_> {
     fn layer(&self, layer: usize) -> Result<super::KvLayer, Error> {
         let kv = self.graph.kv.get(layer).copied();
         kv.ok_or_else(|| self.error(format!("no KV layer {layer}")))
+    }
+
+    fn state(&self, state: usize, floats: usize) -> Result<(), Error> {
+        let found = self.graph.states.get(state).map(|state| state.floats);
+        self.ensure(found == Some(floats), || {
+            format!("state {state} has {found:?} elements, needs {floats}")
+        })
     }
 
     fn head_norm(&self, norm: &HeadNorm, head_dim: usize) -> Result<(), Error> {

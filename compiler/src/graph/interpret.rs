@@ -4,6 +4,7 @@
 
 mod arithmetic;
 mod experts;
+mod recurrent;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -19,6 +20,7 @@ use super::{HeadNorm, Op, OpGraph, Value, WeightId};
 use crate::error::Error;
 use crate::gguf::Gguf;
 use arithmetic::{activate, dot, gated, map, normalise, rotate, sigmoid, soften, zip};
+use recurrent::{Delta, State};
 
 /// One token of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,22 +73,25 @@ type CacheKey = (usize, usize, usize);
 /// K and V of one token, all heads.
 type KeyValue = (Vec<f64>, Vec<f64>);
 
-/// A graph being evaluated, with its KV cache.
+/// A graph being evaluated, with its KV cache and its recurrent states.
 pub struct Interpreter<'a> {
     graph: &'a OpGraph,
     weights: &'a Weights<'a>,
     rounding: Rounding,
     cache: BTreeMap<CacheKey, KeyValue>,
+    /// By state and slot.
+    states: BTreeMap<(usize, usize), State>,
 }
 
 impl<'a> Interpreter<'a> {
-    /// An interpreter with an empty KV cache.
+    /// An interpreter that has seen no sequence.
     pub fn new(graph: &'a OpGraph, weights: &'a Weights<'a>, rounding: Rounding) -> Self {
         Interpreter {
             graph,
             weights,
             rounding,
             cache: BTreeMap::new(),
+            states: BTreeMap::new(),
         }
     }
 
@@ -215,6 +220,24 @@ impl<'a> Interpreter<'a> {
                     self.attend(*layer, (*heads, sinks), f64::from(*scale), *softcap, q, row)
                 };
                 one(rows.map(attend).collect::<Result<_, Error>>()?)
+            }
+            Op::ShortConv { state, weight } => {
+                one(self.short_conv(*state, *weight, inputs[0], rows)?)
+            }
+            Op::DeltaRule {
+                state,
+                heads,
+                a,
+                dt,
+                eps,
+            } => {
+                let delta = Delta {
+                    heads,
+                    a: *a,
+                    dt: *dt,
+                    eps: *eps,
+                };
+                one(self.delta_rule(*state, &delta, inputs, rows)?)
             }
             Op::Act(act) => one(map(inputs[0], |x| activate(*act, x))),
             Op::Mul => one(zip(inputs[0], inputs[1], |a, b| a * b)),

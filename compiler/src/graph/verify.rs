@@ -1,4 +1,4 @@
-//! Checks that a graph is well formed: types, shapes, ports, KV layers, one Logits, no cycle. Runs after a model is
+//! Checks that a graph is well formed: types, shapes, ports, KV layers, states, one Logits, no cycle. Runs after a model is
 //! built and after every pass, so a failure names the pass's mistake, never the user's: files are judged by `model`.
 
 use petgraph::Direction::Incoming;
@@ -26,6 +26,7 @@ pub fn verify(graph: &OpGraph) -> Result<(), Error> {
     }
     check_weights(graph)?;
     check_kv(graph, &order)?;
+    check_states(graph, &order)?;
     let logits = count(graph, &order, |op| *op == Op::Logits);
     match logits {
         1 => Ok(()),
@@ -98,6 +99,26 @@ fn check_kv(graph: &OpGraph, order: &[NodeIndex]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Each state is one node's.
+fn check_states(graph: &OpGraph, order: &[NodeIndex]) -> Result<(), Error> {
+    for state in 0..graph.states.len() {
+        let owners = count(graph, order, |op| owned_state(op) == Some(state));
+        if owners != 1 {
+            return Err(Error::Internal(format!(
+                "state {state} belongs to {owners} nodes"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn owned_state(op: &Op) -> Option<usize> {
+    match op {
+        Op::ShortConv { state, .. } | Op::DeltaRule { state, .. } => Some(*state),
+        _ => None,
+    }
 }
 
 fn written_layer(op: &Op) -> Option<usize> {

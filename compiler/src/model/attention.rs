@@ -2,10 +2,10 @@
 //! the output projection. An architecture that differs in one of them states it in `Attention`; one that differs in how
 //! they follow each other composes the parts itself.
 
-use super::parts::{Builder, Rows};
+use super::parts::{Builder, Rows, Runs};
 use super::rope::Rope;
 use crate::error::Error;
-use crate::graph::{HeadNorm, KvLayer, Op, Value, WeightId};
+use crate::graph::{Activation, HeadNorm, KvLayer, Op, Value, WeightId};
 
 /// RMS norms of Q and K.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,9 @@ pub(super) struct Attention {
     pub output_bias: bool,
     /// Whether each head's softmax has a score that brings no value.
     pub sinks: bool,
+    /// Whether the rows of `attn_q` are, head by head, those of a query and as many of a gate, whose logistic function
+    /// multiplies what the head finds.
+    pub gated: bool,
 }
 
 /// K and V of a layer, in the cache.
@@ -66,14 +69,29 @@ impl Builder<'_> {
             qkv_bias: true,
             output_bias: false,
             sinks: false,
+            gated: false,
         }
     }
 
     /// From the normed rows to the output projection, without the residual.
     pub fn attention(&mut self, layer: usize, x: Value, a: &Attention) -> Result<Value, Error> {
-        let label = |part: &str| format!("blk.{layer}.{part}");
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-        let [mut q, mut k, v] = self.qkv(layer, x, [q, kv, kv], a.qkv_bias)?;
+        if a.gated {
+            return self.gated_attention(layer, x, a);
+        }
+        let qkv = self.qkv(layer, x, [q, kv, kv], a.qkv_bias)?;
+        let (q, cached) = self.rotated(layer, qkv, a)?;
+        self.attend(layer, q, a, &cached)
+    }
+
+    /// Norms and rotation of Q and K; K and V are cached.
+    fn rotated(
+        &mut self,
+        layer: usize,
+        [mut q, mut k, v]: [Value; 3],
+        a: &Attention,
+    ) -> Result<(Value, Cached), Error> {
+        let label = |part: &str| format!("blk.{layer}.{part}");
         match a.qk_norm {
             QkNorm::None | QkNorm::HeadsAfterRotation => {}
             QkNorm::Heads => {
@@ -94,11 +112,54 @@ impl Builder<'_> {
             k = self.head_norm(&label("attn_k_norm"), k, a.kv_heads)?;
         }
         let cached = self.cache(layer, a, k, v)?;
-        self.attend(layer, q, a, &cached)
+        Ok((q, cached))
+    }
+
+    /// As [`Builder::attention`], with a gate for every head.
+    fn gated_attention(&mut self, layer: usize, x: Value, a: &Attention) -> Result<Value, Error> {
+        let label = |part: &str| format!("blk.{layer}.{part}");
+        let (of, kv) = (label("attn_q"), a.kv_heads * a.head_dim);
+        let half = |first| Runs {
+            of: &of,
+            total: 2 * a.heads * a.head_dim,
+            first,
+            run: a.head_dim,
+            stride: 2 * a.head_dim,
+        };
+        let q = self.linear_runs(&of, x, half(0), a.qkv_bias)?;
+        let gate = self.linear_runs(&label("attn_gate"), x, half(a.head_dim), a.qkv_bias)?;
+        let k = self.linear(&label("attn_k"), x, kv, a.qkv_bias)?;
+        let v = self.linear(&label("attn_v"), x, kv, a.qkv_bias)?;
+        let (q, cached) = self.rotated(layer, [q, k, v], a)?;
+        let mixed = self.mix(layer, q, a, &cached)?;
+        let act = Op::Act(Activation::Sigmoid);
+        let gate = self.graph.add_one(act, label("attn_gate_act"), &[gate])?;
+        let gated = self
+            .graph
+            .add_one(Op::Mul, label("attn_gated"), &[gate, mixed])?;
+        self.linear(
+            &label("attn_output"),
+            gated,
+            self.hparams.hidden,
+            a.output_bias,
+        )
     }
 
     /// Scores, softmax and output projection of rows of queries over what is cached.
     pub fn attend(
+        &mut self,
+        layer: usize,
+        q: Value,
+        a: &Attention,
+        cached: &Cached,
+    ) -> Result<Value, Error> {
+        let mixed = self.mix(layer, q, a, cached)?;
+        let output = format!("blk.{layer}.attn_output");
+        self.linear(&output, mixed, self.hparams.hidden, a.output_bias)
+    }
+
+    /// Scores and softmax of rows of queries over what is cached.
+    fn mix(
         &mut self,
         layer: usize,
         q: Value,
@@ -117,9 +178,7 @@ impl Builder<'_> {
             sinks,
         };
         let label = format!("blk.{layer}.attn");
-        let mixed = self.graph.add_one(op, label, &[q, cached.written])?;
-        let output = format!("blk.{layer}.attn_output");
-        self.linear(&output, mixed, self.hparams.hidden, a.output_bias)
+        self.graph.add_one(op, label, &[q, cached.written])
     }
 
     /// Keeps K and V of every row.

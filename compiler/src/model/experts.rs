@@ -25,6 +25,8 @@ pub(super) enum Shared {
     None,
     /// Through a gate of its own.
     Gated,
+    /// As `Gated`, its products multiplied by the factors of its tensors where the file has some.
+    GatedAndScaled,
     /// Where the file says how wide it is.
     Plain,
 }
@@ -117,12 +119,10 @@ impl Builder<'_> {
         let width = width.filter(|&width| width > 0).map(|width| width as usize);
         let shared = match (shape.shared, width) {
             (Shared::None, _) | (Shared::Plain, None) => return Ok(sum),
-            (Shared::Plain, Some(width)) => {
-                self.shared_expert(layer, x, width, shape.activation)?
-            }
-            (Shared::Gated, width) => {
+            (Shared::Plain, Some(width)) => self.shared_expert(layer, x, width, shape)?,
+            (Shared::Gated | Shared::GatedAndScaled, width) => {
                 let width = width.unwrap_or(dense);
-                let y = self.shared_expert(layer, x, width, shape.activation)?;
+                let y = self.shared_expert(layer, x, width, shape)?;
                 let gate = self.linear(&label("ffn_gate_inp_shexp"), x, 1, false)?;
                 self.graph
                     .add_one(Op::GateRows, label("ffn_shexp"), &[y, gate])?
@@ -229,17 +229,19 @@ impl Builder<'_> {
         layer: usize,
         x: Value,
         width: usize,
-        activation: Activation,
+        shape: &ExpertShape,
     ) -> Result<Value, Error> {
         let hidden = self.hparams.hidden;
         let label = |part: &str| format!("blk.{layer}.{part}");
-        // As llama.cpp, which reads these factors for experts alone.
-        for part in ["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"] {
-            self.ignore(label(&format!("{part}.scale")));
+        // As llama.cpp, which for most architectures reads these factors for experts alone.
+        if shape.shared != Shared::GatedAndScaled {
+            for part in ["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"] {
+                self.ignore(label(&format!("{part}.scale")));
+            }
         }
         let gate = self.linear(&label("ffn_gate_shexp"), x, width, false)?;
         let up = self.linear(&label("ffn_up_shexp"), x, width, false)?;
-        let gated = self.gated(layer, "_shexp", activation, (gate, up))?;
+        let gated = self.gated(layer, "_shexp", shape.activation, (gate, up))?;
         self.linear(&label("ffn_down_shexp"), gated, hidden, false)
     }
 }

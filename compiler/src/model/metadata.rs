@@ -156,7 +156,17 @@ impl Hparams {
             context: metadata.size("context_length")?,
             heads,
             kv_heads,
-            ffn: ffn.ok_or_else(|| metadata.missing("feed_forward_length"))?,
+            ffn: match ffn {
+                Some(ffn) => ffn,
+                // Experts alone need not say how wide something else would be.
+                None if metadata
+                    .sizes("expert_feed_forward_length", layers)?
+                    .is_some() =>
+                {
+                    vec![0; layers]
+                }
+                None => return Err(metadata.missing("feed_forward_length")),
+            },
             head_dim,
             rot_dim,
             rms_eps,

@@ -22,6 +22,8 @@ pub(super) struct Builder<'a> {
     pub context: usize,
     /// Above this context the graph would be another one, if it would.
     pub switches_above: Option<usize>,
+    /// Elements of tensors that are in computed weights.
+    pub folded: u64,
     used: BTreeSet<String>,
     ignored: BTreeSet<String>,
 }
@@ -35,6 +37,28 @@ pub(super) struct Rows<'n> {
     pub total: usize,
     /// The first that is meant.
     pub first: usize,
+}
+
+/// Rows of a tensor in which those of several matrices take turns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Runs<'n> {
+    /// Tensor name without `.weight` or `.bias`.
+    pub of: &'n str,
+    /// Rows of the whole tensor, a multiple of `stride`.
+    pub total: usize,
+    /// The first that is meant.
+    pub first: usize,
+    /// Rows that follow each other.
+    pub run: usize,
+    /// Rows from one run to the next.
+    pub stride: usize,
+}
+
+impl Runs<'_> {
+    /// Rows that are meant.
+    fn count(&self) -> usize {
+        self.total / self.stride * self.run
+    }
 }
 
 impl<'a> Builder<'a> {
@@ -52,6 +76,7 @@ impl<'a> Builder<'a> {
             graph: OpGraph::default(),
             context,
             switches_above: None,
+            folded: 0,
             used: BTreeSet::new(),
             ignored: BTreeSet::new(),
         })
@@ -102,6 +127,29 @@ impl<'a> Builder<'a> {
         let k = self.graph.value_type(x).width;
         let part = self.part_of(label, (n, k), rows, bias)?;
         self.scaled_matmul(label, x, part, rows.of)
+    }
+
+    /// As [`Builder::linear`], with rows of a tensor in which others take turns with them; so do the elements of its bias.
+    pub fn linear_runs(
+        &mut self,
+        label: &str,
+        x: Value,
+        runs: Runs,
+        bias: bool,
+    ) -> Result<Value, Error> {
+        let (n, k) = (runs.count(), self.graph.value_type(x).width);
+        let whole = format!("{}.weight", runs.of);
+        let ty = self.matrix_type(&whole, runs.total, k)?;
+        let weight = self.runs(whole, ty, runs, (n, k));
+        let whole = format!("{}.bias", runs.of);
+        let bias = match bias && self.has(&whole) {
+            true => {
+                let ty = self.vector_type(&whole, runs.total)?;
+                Some(self.runs(whole, ty, runs, (1, n)))
+            }
+            false => None,
+        };
+        self.scaled_matmul(label, x, Part { weight, bias }, runs.of)
     }
 
     /// The matrix `LABEL.weight` and, where it may have one and does, its bias.
@@ -174,10 +222,8 @@ impl<'a> Builder<'a> {
             });
         }
         let weight = self.graph.weight(id);
-        let (format, data) = weight.stored(self.metadata.gguf)?;
-        let mut values = vec![0.0; weight.k];
+        let mut values = weight.stored(self.metadata.gguf)?.values();
         let name = format!("<{} / {scale}>", weight.name);
-        quant::dequantise_row(format, data, &mut values);
         values.iter_mut().for_each(|value| *value /= scale);
         Ok(self.computed(&name, values))
     }
@@ -268,6 +314,23 @@ impl<'a> Builder<'a> {
         self.weight(name, TensorType::F32, shape, Source::Computed(values))
     }
 
+    /// `count` vectors of `len` elements in one tensor, the elements of one index after the other: `[len, count]`.
+    pub fn transposed(&mut self, name: &str, len: usize, count: usize) -> Result<WeightId, Error> {
+        let rows = Weight {
+            name: name.into(),
+            ty: self.vectors_type(name, len, count)?,
+            n: count,
+            k: len,
+            source: Source::Gguf,
+        };
+        let values = rows.stored(self.metadata.gguf)?.values();
+        let column = |i| values.iter().skip(i).step_by(len).copied();
+        let values = Source::Computed((0..len).flat_map(column).collect());
+        self.folded += (len * count) as u64;
+        let name = format!("<{name} transposed>");
+        Ok(self.weight(&name, TensorType::F32, (len, count), values))
+    }
+
     /// The numbers of a vector that becomes part of the graph itself.
     pub fn numbers(&mut self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
         let ty = self.vector_type(name, len)?;
@@ -337,6 +400,28 @@ impl<'a> Builder<'a> {
         let source = Source::Slice {
             tensor: whole,
             first,
+        };
+        self.weight(&name, ty, (n, k), source)
+    }
+
+    /// As [`Builder::slice`], for runs.
+    fn runs(
+        &mut self,
+        whole: String,
+        ty: TensorType,
+        runs: Runs,
+        (n, k): (usize, usize),
+    ) -> WeightId {
+        let Runs {
+            first, run, stride, ..
+        } = runs;
+        let name = format!("{whole}[{first}..{} of {stride}]", first + run);
+        let elements = n * k / runs.count().max(1);
+        let source = Source::Runs {
+            tensor: whole,
+            first: first * elements,
+            run: run * elements,
+            stride: stride * elements,
         };
         self.weight(&name, ty, (n, k), source)
     }

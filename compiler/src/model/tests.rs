@@ -1,5 +1,6 @@
 //! What every architecture owes a user: a graph from a good file, a named cause from a bad one.
 
+mod delta;
 mod gemma4;
 
 use coldpress_kernels::tensor_type::TensorType;
@@ -8,7 +9,7 @@ use super::*;
 use crate::gguf::{Array, GgufWriter, Value};
 use crate::graph::dump::dump;
 use crate::graph::{Op, Source, interpret};
-use crate::pass::tests::{Tiny, open};
+use crate::pass::tests::{RECURRENT, Tiny, open};
 
 fn each(check: impl Fn(Tiny)) {
     for Architecture { name, .. } in ARCHITECTURES {
@@ -91,7 +92,9 @@ fn every_architecture_builds_with_its_dimensions() {
         assert_eq!((heads, kv_heads, head_dim), (4, 2, 8));
         let stored: u64 = tiny.gguf().tensors().iter().map(|t| t.n() * t.k()).sum();
         assert_eq!(parameters, stored);
-        assert_eq!(model.graph.kv.len(), 2);
+        let recurrent = RECURRENT.contains(&tiny.architecture);
+        let (kv, states) = (model.graph.kv.len(), model.graph.states.len());
+        assert_eq!((kv, states), if recurrent { (1, 2) } else { (2, 0) });
     });
 }
 
@@ -131,13 +134,13 @@ fn missing_and_misshapen_tensors_are_named() {
             "blk.1.attn_k.weight: missing: expected [32, 16]"
         );
         let turn = |name: &str| {
-            (name == "blk.0.attn_k.weight").then(|| (name.into(), TensorType::F32, vec![16, 32]))
+            (name == "blk.1.attn_k.weight").then(|| (name.into(), TensorType::F32, vec![16, 32]))
         };
         let misshapen = error(&edited(tiny, |_| None, turn));
         assert_eq!(misshapen.exit_code(), 1);
         assert_eq!(
             misshapen.to_string(),
-            "blk.0.attn_k.weight: expected [32, 16], found [16, 32] (row length first)"
+            "blk.1.attn_k.weight: expected [32, 16], found [16, 32] (row length first)"
         );
     });
 }
@@ -169,14 +172,14 @@ fn tensors_nobody_reads_are_refused_unless_leftovers() {
 fn types_without_kernel_are_refused() {
     each(|tiny| {
         let retype = |name: &str| {
-            (name == "blk.0.attn_k.weight").then(|| (name.into(), TensorType::I32, vec![32, 16]))
+            (name == "blk.1.attn_k.weight").then(|| (name.into(), TensorType::I32, vec![32, 16]))
         };
         let unreadable = error(&edited(tiny, |_| None, retype));
         assert_eq!(unreadable.exit_code(), 3);
         let text = unreadable.to_string();
         assert!(
             text.starts_with(
-                "blk.0.attn_k.weight: no kernel reads I32 (supported: F32, F16, BF16, "
+                "blk.1.attn_k.weight: no kernel reads I32 (supported: F32, F16, BF16, "
             ),
             "{text}"
         );
@@ -220,8 +223,8 @@ fn metadata_that_llama_cpp_does_not_read_is_ignored() {
     each(|tiny| {
         let mut writer = with_key(tiny, "use_parallel_residual", Value::Bool(true));
         writer.add(
-            format!("{}.ssm.group_count", tiny.architecture),
-            Value::U32(3),
+            format!("{}.ssm.dt_b_c_rms", tiny.architecture),
+            Value::Bool(true),
         );
         let plain = build(&tiny.gguf()).unwrap().graph;
         assert_eq!(dump(&build(&open(&writer)).unwrap().graph), dump(&plain));
@@ -301,7 +304,7 @@ fn metadata_reaches_the_graph() {
             other => panic!("{other:?}"),
         }
         let partial = with_key(tiny, "rope.dimension_count", Value::U32(4));
-        match op(&partial, "blk.0.attn_q_rope") {
+        match op(&partial, "blk.1.attn_q_rope") {
             Op::Rope { shape, .. } => assert_eq!((shape.head_dim, shape.rot_dim), (8, 4)),
             other => panic!("{other:?}"),
         }
@@ -435,7 +438,7 @@ fn a_scale_multiplies_the_product_and_not_the_bias() {
             ..tiny
         };
         let gguf = tiny.gguf();
-        let name = "blk.0.attn_q.weight";
+        let name = "blk.1.attn_q.weight";
         let tensor = gguf.tensor(name).unwrap();
         let (values, _) = gguf.data(tensor).as_chunks::<4>();
         let twice = values
@@ -444,7 +447,7 @@ fn a_scale_multiplies_the_product_and_not_the_bias() {
         let doubled: (&str, &[u64], Vec<u8>) = (name, &tensor.dims, twice.collect());
         let doubled = logits(&replaced(tiny, |n| n == name, &[doubled]));
         let two = 2f32.to_le_bytes().to_vec();
-        let scaled = replaced(tiny, |_| false, &[("blk.0.attn_q.scale", &[1], two)]);
+        let scaled = replaced(tiny, |_| false, &[("blk.1.attn_q.scale", &[1], two)]);
         let scaled = logits(&scaled);
         assert_ne!(scaled, logits(&gguf), "{}", tiny.architecture);
         for (a, b) in doubled.iter().flatten().zip(scaled.iter().flatten()) {

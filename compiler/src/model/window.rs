@@ -55,7 +55,7 @@ pub(super) fn layers_with(
 }
 
 /// An array of bools, or of integers that stand for them.
-fn each(metadata: Metadata, key: &str) -> Result<Vec<bool>, Error> {
+pub(super) fn each(metadata: Metadata, key: &str) -> Result<Vec<bool>, Error> {
     match metadata.gguf.get(key) {
         Some(Value::Array(Array::Bool(windowed))) => Ok(windowed.clone()),
         _ => {

@@ -54,8 +54,8 @@ fn bytes(random: &mut Random, ty: TensorType, len: u64, vector: bool) -> Vec<u8>
     }
 }
 
-/// Metadata that makes a tiny model of an architecture show what it has of its own: windows of two tokens, and keys
-/// without which it is no model.
+/// Metadata that makes a tiny model of an architecture show what it has of its own: windows of two tokens, every second
+/// layer recurrent, and keys without which it is no model.
 fn own_keys(architecture: &str, head_dim: u64) -> Vec<(&'static str, Value)> {
     let experts = vec![
         ("expert_count", Value::U32(5)),
@@ -67,6 +67,15 @@ fn own_keys(architecture: &str, head_dim: u64) -> Vec<(&'static str, Value)> {
             let window = ("attention.sliding_window", Value::U32(2));
             [experts, vec![window]].concat()
         }
+        "qwen35" => vec![
+            ("full_attention_interval", Value::U32(2)),
+            ("ssm.conv_kernel", Value::U32(3)),
+            ("ssm.inner_size", Value::U32(64)),
+            ("ssm.state_size", Value::U32(16)),
+            ("ssm.time_step_rank", Value::U32(4)),
+            ("ssm.group_count", Value::U32(2)),
+        ],
+        "qwen35moe" | "qwen3next" => [experts, own_keys("qwen35", head_dim)].concat(),
         "qwen3vlmoe" => [experts, own_keys("qwen3vl", head_dim)].concat(),
         name if name.contains("moe") => experts,
         "gemma2" | "gemma3" => vec![
@@ -97,6 +106,9 @@ fn own_keys(architecture: &str, head_dim: u64) -> Vec<(&'static str, Value)> {
         _ => vec![],
     }
 }
+
+/// Architectures with recurrent layers: the first of every two of a tiny model.
+pub const RECURRENT: &[&str] = &["qwen35", "qwen35moe", "qwen3next"];
 
 /// Names and dimensions of tensors.
 type Tensors = Vec<(String, Vec<u64>)>;
@@ -175,7 +187,9 @@ impl Tiny {
         for layer in 0..self.layers {
             let mut tensor =
                 |name: &str, len: u64| tensors.push((format!("blk.{layer}.{name}"), vec![len]));
-            tensor("attn_q.bias", hidden);
+            // Where attention is gated, attn_q has rows for the gates.
+            let recurrent = RECURRENT.contains(&self.architecture);
+            tensor("attn_q.bias", if recurrent { 2 * hidden } else { hidden });
             if self.architecture == "qwen3moe" {
                 tensor("ffn_gate_exps.scale", 5);
                 tensor("ffn_down_exps.scale", 5);
@@ -212,11 +226,21 @@ impl Tiny {
         let mut random = Random(7);
         for (name, dims) in tensors {
             let vector = dims.len() == 1 || name.ends_with(".bias");
-            let ty = match vector || name.ends_with(self.float) {
+            // llama.cpp quantises no convolution.
+            let float = name.ends_with(self.float) || name.ends_with(".ssm_conv1d.weight");
+            let ty = match vector || float {
                 true => TensorType::F32,
                 false => self.ty,
             };
-            let bytes = bytes(&mut random, ty, dims.iter().product(), vector);
+            let mut bytes = bytes(&mut random, ty, dims.iter().product(), vector);
+            if name.ends_with(".ssm_a") {
+                // Decay, not growth.
+                bytes
+                    .iter_mut()
+                    .skip(3)
+                    .step_by(4)
+                    .for_each(|top| *top |= 0x80);
+            }
             writer.tensor(name.clone(), ty, dims, bytes);
         }
         writer

@@ -14,7 +14,7 @@ use crate::graph::{Op, OpGraph, Rows, Value, WeightId};
 use crate::target::Target;
 use coldpress_kernels::cpu::abi::{KvType, PAGE_TOKENS, TILE_N};
 use coldpress_kernels::gpu::abi::StepLayout;
-use coldpress_runtime::manifest::{KvLayerPlan, KvPlan, KvWindow, Limits, Stage};
+use coldpress_runtime::manifest::{KvLayerPlan, KvPlan, KvWindow, Limits, Stage, StatePlan};
 use petgraph::stable_graph::NodeIndex;
 
 /// Most bytes of the weights section and of the KV pool, and most KV pages, that a bundle may ask for.
@@ -119,6 +119,7 @@ fn assemble(
                 placed: &placed,
                 placements: &by_weight,
                 kv: &kv.layers,
+                states: &kv.states,
                 hidden,
                 rows,
                 options,
@@ -193,6 +194,11 @@ fn place_weights(graph: &OpGraph, backend: &dyn Backend) -> Result<(Vec<Placemen
                 as_vector[weight.0 as usize] = true
             }
             Op::ExpertScale { factors } => as_vector[factors.0 as usize] = true,
+            Op::ShortConv { weight, .. } => as_vector[weight.0 as usize] = true,
+            Op::DeltaRule { a, dt, .. } => {
+                as_vector[a.0 as usize] = true;
+                as_vector[dt.0 as usize] = true;
+            }
             Op::HeadNorm { norm, .. } => as_vector[norm.weight.0 as usize] = true,
             Op::Attention {
                 sinks: Some(sinks), ..
@@ -267,7 +273,8 @@ fn kv_windows(graph: &OpGraph, options: Options) -> Vec<KvWindow> {
         .collect()
 }
 
-/// Pages for every slot, layer after layer: at full context, or a ring where a layer sees a window.
+/// Pages for every slot, layer after layer: at full context, or a ring where a layer sees a window. Behind them, each
+/// recurrent state of every slot.
 fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
     let too_large = || {
         Error::DoesNotFit(format!(
@@ -289,6 +296,7 @@ fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
         windows,
         bytes: 0,
         layers: Vec::new(),
+        states: Vec::new(),
     };
     for layer in &graph.kv {
         let of_layer = |w: &KvWindow| layer.window == Some(w.tokens as usize);
@@ -302,6 +310,21 @@ fn kv_plan(graph: &OpGraph, options: Options) -> Result<KvPlan, Error> {
         plan.layers.push(layer);
         plan.bytes = page_bytes
             .checked_mul(plan.pages_of(layer.table, narrow(options.max_batch)?))
+            .and_then(|b| plan.bytes.checked_add(b))
+            .filter(|&b| b <= MAX_BYTES)
+            .ok_or_else(too_large)?;
+    }
+    for state in &graph.states {
+        let slot_bytes = (state.floats as u64)
+            .checked_mul(4)
+            .and_then(|bytes| bytes.checked_next_multiple_of(ALIGN as u64))
+            .ok_or_else(too_large)?;
+        plan.states.push(StatePlan {
+            offset: plan.bytes,
+            slot_bytes,
+        });
+        plan.bytes = slot_bytes
+            .checked_mul(options.max_batch as u64)
             .and_then(|b| plan.bytes.checked_add(b))
             .filter(|&b| b <= MAX_BYTES)
             .ok_or_else(too_large)?;

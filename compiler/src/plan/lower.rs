@@ -7,7 +7,7 @@ use super::memory::{Placed, rows_of};
 use super::{Access, Buffer, Form, Launch, Options, Placement, ProgramPlan, Scratch, Space, Split};
 use crate::error::Error;
 use crate::graph::{OpGraph, Value, Weight, WeightId};
-use coldpress_runtime::manifest::{CandidatePlan, KvLayerPlan, Stage};
+use coldpress_runtime::manifest::{CandidatePlan, KvLayerPlan, Stage, StatePlan};
 use petgraph::stable_graph::NodeIndex;
 
 /// A kind of machine, as `build` asks it.
@@ -59,6 +59,8 @@ pub struct Context<'a> {
     pub placements: &'a [Vec<Placement>],
     /// Where each layer's pages are in the KV pool, and which table finds them.
     pub kv: &'a [KvLayerPlan],
+    /// Where each recurrent state is in the KV pool.
+    pub states: &'a [StatePlan],
     /// How the head reads the trunk's rows.
     pub hidden: Access,
     /// Rows of the bucket.

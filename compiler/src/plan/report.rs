@@ -16,6 +16,8 @@ pub struct Memory {
     pub kv_per_token: u64,
     /// KV of one sequence in the layers that keep a window.
     pub kv_windows: u64,
+    /// Of the KV pool, the recurrent states of one sequence.
+    pub states: u64,
     /// Activation arena.
     pub arena: u64,
 }
@@ -45,6 +47,7 @@ impl Plan {
             kv: self.kv.bytes,
             kv_per_token: self.kv.bytes_per_token(),
             kv_windows: self.kv.window_bytes(),
+            states: self.kv.state_bytes(),
             arena: self.arena_bytes as u64,
         }
     }
@@ -132,7 +135,9 @@ impl Launch {
     /// Kernels of the launch, as in the manifest.
     pub fn kernel(&self) -> String {
         match &self.work {
-            Work::Call { symbol, .. } | Work::Attention(Attention { symbol, .. }) => symbol.clone(),
+            Work::Call { symbol, .. }
+            | Work::Recurrent { symbol, .. }
+            | Work::Attention(Attention { symbol, .. }) => symbol.clone(),
             Work::Grid(grid) => grid.kernel.name.clone(),
             Work::Elementwise { op, .. } => format!("inline {op:?}"),
             Work::Experts(experts) => {
@@ -169,6 +174,10 @@ impl Launch {
             Work::Attention(a) => {
                 let args: Vec<String> = a.args.iter().map(text).collect();
                 format!("{}({}) / live", a.symbol, args.join(", "))
+            }
+            Work::Recurrent { symbol, args } => {
+                let args: Vec<String> = args.iter().map(text).collect();
+                format!("{symbol}({}) / live", args.join(", "))
             }
             Work::Grid(grid) => {
                 let args: Vec<String> = grid.args.iter().map(grid_text).collect();

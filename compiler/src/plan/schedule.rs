@@ -24,7 +24,7 @@ fn conflict(a: &Access, b: &Access) -> bool {
     if a.space != b.space || !(a.write || b.write) {
         return false;
     }
-    if let Space::Kv(_) = a.space {
+    if let Space::Kv(_) | Space::State(_) = a.space {
         return true;
     }
     if a.offset >= span_end(b) || b.offset >= span_end(a) {

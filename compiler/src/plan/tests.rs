@@ -267,6 +267,48 @@ fn windows_bound_the_pool() {
 }
 
 #[test]
+fn every_slot_has_its_states_behind_the_pages() {
+    let tiny = Tiny {
+        architecture: "qwen35",
+        heads: 4,
+        kv_heads: 2,
+        layers: 4,
+        ..Tiny::PLAIN
+    };
+    let graph = fused(&tiny);
+    let (max_batch, max_context) = (5, 100);
+    let sized = Options {
+        max_context,
+        ..options(2, max_batch)
+    };
+    let plan = build(&graph, &Target::native(), sized).expect("plans");
+    // Two layers attend; of two, each keeps two inputs of 128 channels and four matrices of 16 by 16.
+    let page = plan.kv.layers[0].page_bytes;
+    assert_eq!(plan.kv.layers.len(), 2);
+    let pages = 2 * page * u64::from(plan.kv.pages);
+    let (conv, matrices) = (2 * 128 * 4, 4 * 16 * 16 * 4);
+    let mut offset = pages;
+    for (i, state) in plan.kv.states.iter().enumerate() {
+        let slot_bytes = [conv, matrices][i % 2];
+        assert_eq!((state.offset, state.slot_bytes), (offset, slot_bytes));
+        offset += slot_bytes * max_batch as u64;
+    }
+    assert_eq!(plan.kv.states.len(), 4);
+    assert_eq!(plan.kv.bytes, offset);
+    assert_eq!(plan.memory().states, 2 * (conv + matrices));
+    assert_eq!(plan.memory().kv, offset);
+    assert!(plan.kv.kept().ends_with(", 4 recurrent states"));
+    let longer = Options {
+        max_context: 1000,
+        ..sized
+    };
+    let longer = build(&graph, &Target::native(), longer).expect("plans");
+    assert_eq!(longer.memory().states, plan.memory().states);
+    let gpu = build(&graph, &Target::parse("h200").expect("a preset"), sized).expect("plans");
+    assert_eq!(gpu.kv, plan.kv);
+}
+
+#[test]
 fn options_out_of_range_are_refused() {
     let graph = fused(&Tiny::PLAIN);
     let plan = |o: Options| build(&graph, &Target::native(), o);

@@ -107,6 +107,9 @@ fn addresses(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), 
             Space::Kv(layer) if layer >= plan.kv.layers.len() => {
                 return Err(format!("no KV cache for layer {layer}"));
             }
+            Space::State(state) if state >= plan.kv.states.len() => {
+                return Err(format!("no state {state}"));
+            }
             _ => {}
         }
     }
@@ -120,6 +123,18 @@ fn addresses(plan: &Plan, program: &ProgramPlan, launch: &Launch) -> Result<(), 
         Work::Attention(attention) => {
             arguments(plan, launch, &attention.args)?;
             divided(plan, program, launch, attention)
+        }
+        Work::Recurrent { args, .. } => {
+            arguments(plan, launch, args)?;
+            live_cells(launch, args)?;
+            match launch
+                .accesses
+                .iter()
+                .any(|a| matches!(a.space, Space::State(_)) && a.write)
+            {
+                true => Ok(()),
+                false => Err("keeps no state".into()),
+            }
         }
         Work::Matmul(matmul) => {
             let mut named = vec![(matmul.input, false, Split::Whole)];
@@ -201,6 +216,7 @@ fn arguments(plan: &Plan, launch: &Launch, args: &[Arg]) -> Result<(), String> {
         let reached = match access.space {
             Space::Arena => given.iter().any(|&(o, s)| fits(access, o, s)),
             Space::Kv(layer) => layers.contains(&plan.kv.layers[layer].offset),
+            Space::State(state) => layers.contains(&plan.kv.states[state].offset),
         };
         if !reached {
             return Err(format!("{access:?} is not passed"));
@@ -209,19 +225,13 @@ fn arguments(plan: &Plan, launch: &Launch, args: &[Arg]) -> Result<(), String> {
     Ok(())
 }
 
-/// Workers that divide live work know who they are, write nothing but cells that do not overlap, and where the division
-/// may cut through a query have room for its partial results.
-fn divided(
-    plan: &Plan,
-    program: &ProgramPlan,
-    launch: &Launch,
-    attention: &Attention,
-) -> Result<(), String> {
-    let args = &attention.args;
+/// Workers that divide live work know who they are, and write nothing in the arena but cells that do not overlap.
+fn live_cells(launch: &Launch, args: &[Arg]) -> Result<(), String> {
     if !args.contains(&Arg::Worker) || !args.contains(&Arg::Workers) {
         return Err("its workers do not know their share".into());
     }
-    for access in launch.accesses.iter().filter(|a| a.write) {
+    let arena = |a: &&Access| a.write && !matches!(a.space, Space::State(_));
+    for access in launch.accesses.iter().filter(arena) {
         let fits = match access.split {
             Split::Live { per_row, bytes } => {
                 per_row * bytes <= access.width && access.width <= access.stride
@@ -232,6 +242,17 @@ fn divided(
             return Err(format!("workers may write the same bytes of {access:?}"));
         }
     }
+    Ok(())
+}
+
+/// As [`live_cells`]; and where the division may cut through a query, there is room for its partial results.
+fn divided(
+    plan: &Plan,
+    program: &ProgramPlan,
+    launch: &Launch,
+    attention: &Attention,
+) -> Result<(), String> {
+    live_cells(launch, &attention.args)?;
     let (slots, cells) = (plan.workers - 1, splits(plan.limits.max_context as usize));
     let shape = &attention.shape;
     let cell = shape.queries_per_unit(program.rows) * partial_bytes(shape.head_dim);

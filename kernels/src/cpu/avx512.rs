@@ -5,5 +5,6 @@ pub mod lanes;
 pub mod matmul;
 pub mod norm;
 pub mod quantise;
+pub mod recurrent;
 pub mod rope;
 mod weights;

@@ -1,6 +1,6 @@
-//! What a vector ISA must offer so that norm, rope and attention are written once: `Lanes`, a vector of f32. The bodies
-//! in `lanes/` are inlined into `#[target_feature]` functions, which `lanes/stamp.rs` makes for `avx2` and `avx512`. Matmul
-//! and quantise, whose instructions differ by ISA, are no business of this trait.
+//! What a vector ISA must offer so that norm, rope, attention and recurrent layers are written once: `Lanes`, a vector of
+//! f32. The bodies in `lanes/` are inlined into `#[target_feature]` functions, which `lanes/stamp.rs` makes for `avx2` and
+//! `avx512`. Matmul and quantise, whose instructions differ by ISA, are no business of this trait.
 
 pub mod attention;
 pub mod cache;
@@ -8,6 +8,7 @@ pub mod mix;
 pub mod norm;
 pub mod partial;
 pub mod queries;
+pub mod recurrent;
 pub mod rope;
 pub mod score;
 pub(crate) mod stamp;

@@ -8,4 +8,5 @@ pub mod experts;
 pub mod matmul;
 pub mod norm;
 pub mod quantise;
+pub mod recurrent;
 pub mod rope;

@@ -72,6 +72,7 @@ const LISTS: &[&[Named]] = &[
     scalar::norm::SYMBOLS,
     scalar::rope::SYMBOLS,
     scalar::attention::SYMBOLS,
+    scalar::recurrent::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx2::matmul::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
@@ -82,6 +83,8 @@ const LISTS: &[&[Named]] = &[
     avx2::rope::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx2::attention::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avx2::recurrent::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avxvnni::matmul::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
@@ -94,6 +97,8 @@ const LISTS: &[&[Named]] = &[
     avx512::rope::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx512::attention::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avx512::recurrent::SYMBOLS,
 ];
 
 /// The micro-kernel called `name` in this build, whether or not this CPU can run it.

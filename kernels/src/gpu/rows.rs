@@ -95,10 +95,14 @@ pub enum Op {
     Mul,
     /// x * sigmoid(x).
     Silu,
+    /// sigmoid(x).
+    Sigmoid,
     /// tanh approximation of GELU.
     GeluTanh,
     /// silu(x) * y.
     SiluMul,
+    /// sigmoid(x) * y.
+    SigmoidMul,
     /// gelu_tanh(x) * y.
     GeluTanhMul,
     /// x * factor.
@@ -111,13 +115,15 @@ pub enum Op {
 
 impl Op {
     /// Every function.
-    pub const ALL: [Op; 10] = [
+    pub const ALL: [Op; 12] = [
         Op::Copy,
         Op::Add,
         Op::Mul,
         Op::Silu,
+        Op::Sigmoid,
         Op::GeluTanh,
         Op::SiluMul,
+        Op::SigmoidMul,
         Op::GeluTanhMul,
         Op::Scale,
         Op::Softcap,
@@ -131,8 +137,10 @@ impl Op {
             Op::Add => "add",
             Op::Mul => "mul",
             Op::Silu => "silu",
+            Op::Sigmoid => "sigmoid",
             Op::GeluTanh => "gelu_tanh",
             Op::SiluMul => "silu_mul",
+            Op::SigmoidMul => "sigmoid_mul",
             Op::GeluTanhMul => "gelu_tanh_mul",
             Op::Scale => "scale",
             Op::Softcap => "softcap",
@@ -143,7 +151,9 @@ impl Op {
     /// Operands: 1 or 2.
     pub const fn arity(self) -> usize {
         match self {
-            Op::Add | Op::Mul | Op::SiluMul | Op::GeluTanhMul | Op::ClampedMul => 2,
+            Op::Add | Op::Mul | Op::SiluMul | Op::SigmoidMul | Op::GeluTanhMul | Op::ClampedMul => {
+                2
+            }
             _ => 1,
         }
     }
@@ -151,6 +161,7 @@ impl Op {
     /// The function in f64: the oracle.
     pub fn reference(self, x: f64, y: f64, factor: f64) -> f64 {
         let silu = |x: f64| x / (1.0 + (-x).exp());
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let gelu = |x: f64| {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
             0.5 * x * (1.0 + inner.tanh())
@@ -160,8 +171,10 @@ impl Op {
             Op::Add => x + y,
             Op::Mul => x * y,
             Op::Silu => silu(x),
+            Op::Sigmoid => sigmoid(x),
             Op::GeluTanh => gelu(x),
             Op::SiluMul => silu(x) * y,
+            Op::SigmoidMul => sigmoid(x) * y,
             Op::GeluTanhMul => gelu(x) * y,
             Op::Scale => x * factor,
             Op::Softcap => factor * (x / factor).tanh(),

@@ -138,6 +138,7 @@ pub(crate) fn manifest() -> Manifest {
                     page_bytes: 128,
                 },
             ],
+            states: Vec::new(),
         },
         programs: vec![
             program(Stage::Trunk, 1),

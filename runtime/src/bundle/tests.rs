@@ -4,7 +4,7 @@ mod gpu;
 
 use super::header::{self, FORMAT_VERSION, PREFIX_BYTES};
 use super::*;
-use crate::manifest::{BatchPrediction, KvWindow, Requirements, Stage};
+use crate::manifest::{BatchPrediction, KvWindow, Requirements, Stage, StatePlan};
 use std::fs;
 use std::io::Write;
 use tempfile::TempDir;
@@ -229,10 +229,14 @@ fn window(tokens: u32, ring: u32) -> Vec<KvWindow> {
     vec![KvWindow { tokens, ring }]
 }
 
+fn states(offset: u64, slot_bytes: u64) -> Vec<StatePlan> {
+    vec![StatePlan { offset, slot_bytes }]
+}
+
 #[test]
 fn hostile_manifests() {
     type Change = fn(&mut Manifest);
-    let changes: [(&str, Change); 35] = [
+    let changes: [(&str, Change); 42] = [
         ("vocab", |m| m.model.vocab_size = 0),
         ("vocab", |m| m.model.vocab_size = u32::MAX),
         ("batch", |m| m.limits.max_batch = 0),
@@ -265,6 +269,24 @@ fn hostile_manifests() {
         ("ring", |m| m.plans[0].kv.windows = window(8, 3)),
         ("window", |m| m.plans[0].kv.windows = window(0, 2)),
         ("window", |m| m.plans[0].kv.windows = window(65, 2)),
+        ("state", |m| m.plans[0].kv.states = states(0, 64)),
+        ("state", |m| m.plans[0].kv.states = states(1 << 40, 64)),
+        ("state", |m| m.plans[0].kv.states = states(2 * 6 * 128, 64)),
+        ("state", |m| {
+            m.plans[0].kv.states = states(u64::MAX - 63, 64)
+        }),
+        ("state", |m| {
+            m.plans[0].kv.bytes += 1 << 20;
+            m.plans[0].kv.states = states(2 * 6 * 128, 0);
+        }),
+        ("state", |m| {
+            m.plans[0].kv.bytes += 1 << 20;
+            m.plans[0].kv.states = states(2 * 6 * 128, u64::MAX / 2);
+        }),
+        ("state", |m| {
+            m.plans[0].kv.bytes += 1 << 20;
+            m.plans[0].kv.states = states(2 * 6 * 128 + 4, 64);
+        }),
         ("entry", |m| m.plans[0].programs[0].entries[1] = 1 << 40),
         ("order", |m| m.plans[0].programs.swap(0, 1)),
         ("memory", |m| m.plans[0].requires.memory_bytes = 10),

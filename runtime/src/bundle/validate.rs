@@ -16,6 +16,7 @@ const MAX_SYMBOLS: usize = 1 << 16;
 /// Pages of the pool, and entries of the page table: both are lists in memory.
 const MAX_PAGES: u64 = 1 << 28;
 const MAX_LAYERS: usize = 1 << 16;
+const MAX_STATES: usize = 1 << 17;
 /// 16 TiB: more is a damaged number. Keeps every sum below far from overflow.
 const MAX_BYTES: u64 = 1 << 44;
 /// Arena regions, KV layers and rows of logits start at multiples of this.
@@ -250,9 +251,23 @@ fn kv(kv: &KvPlan, limits: &Limits) -> Result<(), String> {
         }
         spans.push((layer.offset, span));
     }
+    bounded("states", kv.states.len() as u64, 0, MAX_STATES as u64)?;
+    for (index, state) in kv.states.iter().enumerate() {
+        let end = state
+            .slot_bytes
+            .checked_mul(limits.max_batch.into())
+            .and_then(|bytes| bytes.checked_add(state.offset))
+            .filter(|&end| end <= kv.bytes)
+            .ok_or_else(|| format!("state {index} is outside the pool"))?;
+        let aligned = [state.offset, state.slot_bytes].map(|b| b.is_multiple_of(REGION_ALIGN));
+        if state.slot_bytes == 0 || aligned != [true; 2] {
+            return Err(format!("state {index} is empty or unaligned"));
+        }
+        spans.push((state.offset, end));
+    }
     spans.sort_unstable();
     if spans.windows(2).any(|pair| pair[0].1 > pair[1].0) {
-        return Err("KV pages of two layers overlap".into());
+        return Err("KV pages or states of two layers overlap".into());
     }
     Ok(())
 }

@@ -216,6 +216,10 @@ fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table
         0 => String::new(),
         windows => format!(", {} per sequence in windows", bytes(windows)),
     };
+    let states = match kv.state_bytes() {
+        0 => String::new(),
+        states => format!(", {} per sequence in recurrent states", bytes(states)),
+    };
     let mut table = table(["what", "size", "how"]);
     table.add_row([
         "weights".into(),
@@ -229,7 +233,7 @@ fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table
         "KV cache".into(),
         bytes(kv.bytes),
         format!(
-            "{:?}, {} per token{windows}, {} pages of {} tokens for {} sequences of {}; {}",
+            "{:?}, {} per token{windows}{states}, {} pages of {} tokens for {} sequences of {}; {}",
             kv.kv_type,
             bytes(kv.bytes_per_token()),
             kv.pages,

@@ -62,7 +62,9 @@ impl StepLimits {
         }
         let kv = step.kv;
         let per_slot = self.limits.max_context.div_ceil(PAGE_TOKENS as u32);
-        let other = kv.pages() > self.kv_pages || kv.windows() != self.windows;
+        let other = kv.pages() > self.kv_pages
+            || kv.slots() > self.limits.max_batch
+            || kv.windows() != self.windows;
         if other || kv.pages_per_slot() < per_slot {
             return Err("the page table is of another plan".into());
         }

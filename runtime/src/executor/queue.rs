@@ -16,9 +16,11 @@ pub(super) struct Queued {
 
 impl Executor {
     /// Most rows that want logits in a step that others may follow before its results are known; none if the device does
-    /// not [feed back](Device::feeds_back) what it found.
+    /// not [feed back](Device::feeds_back) what it found, or slots have recurrent states: a step that turns out wrong could
+    /// not be undone.
     pub fn ahead(&self) -> Option<u32> {
-        self.device.feeds_back().then(|| self.head.largest())
+        let undone = !self.kv.is_recurrent();
+        (undone && self.device.feeds_back()).then(|| self.head.largest())
     }
 
     /// Gives a step to the device and returns. Row r of it has the token that row `follows[r]` of the logits of the step

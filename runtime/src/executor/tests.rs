@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::bundle::sample;
+use crate::manifest::StatePlan;
 use std::sync::Mutex;
 
 /// Program, tokens, logits rows.
@@ -127,6 +128,50 @@ fn refused_steps_change_nothing() {
         (1, free)
     );
     executor.step(&[row(1, a, 1, true)]).expect("continues");
+}
+
+#[test]
+fn recurrent_states_take_no_rows_after_a_step_that_failed() {
+    let mut manifest = sample::manifest();
+    manifest.plans[0].kv.states = vec![StatePlan {
+        offset: 0,
+        slot_bytes: 64,
+    }];
+    let device = Recorder {
+        runs: Arc::default(),
+        logits: Vec::new(),
+    };
+    let mut executor = Executor::with_device(&manifest, Box::new(device)).expect("has programs");
+    let (a, b) = (
+        executor.acquire_slot().unwrap(),
+        executor.acquire_slot().unwrap(),
+    );
+    executor
+        .step(&[row(1, a, 0, true), row(1, b, 0, true)])
+        .expect("runs");
+    let refused = [&[row(1, a, 2, true)][..], &[row(9, a, 1, true)]];
+    for rows in refused {
+        assert!(executor.step(rows).is_err());
+    }
+    executor
+        .step(&[row(1, a, 1, true)])
+        .expect("what was refused changes nothing");
+    let failing = [row(1, a, 2, true), row(6, a, 3, true)];
+    assert!(matches!(executor.step(&failing), Err(Error::Device(_))));
+    assert_eq!(executor.kv().tokens(a), 2);
+    let error = executor.step(&[row(1, a, 2, true)]).expect_err("is ahead");
+    assert!(matches!(error, Error::Step(_)), "{error}");
+    assert!(
+        error.to_string().contains("start the sequence again"),
+        "{error}"
+    );
+    executor
+        .step(&[row(1, b, 1, true)])
+        .expect("was in no step that failed");
+    assert!(executor.truncate(b, 1).is_err());
+    executor.truncate(a, 0).expect("the beginning");
+    executor.step(&[row(1, a, 0, true)]).expect("begins again");
+    assert_eq!(executor.ahead(), None);
 }
 
 #[test]

@@ -91,6 +91,13 @@ impl Lanes<'_, '_> {
 
     fn activation(&mut self, activation: Activation, x: Value) -> Value {
         match activation {
+            Activation::Sigmoid => {
+                let minus = self.emit.pos.ins().fneg(x);
+                let e = self.exp(minus);
+                let one = self.constant(1.0);
+                let denominator = self.emit.pos.ins().fadd(e, one);
+                self.emit.pos.ins().fdiv(one, denominator)
+            }
             Activation::Silu => {
                 let minus = self.emit.pos.ins().fneg(x);
                 let e = self.exp(minus);

@@ -3,7 +3,8 @@
 
 use super::{BARRIER, SymbolTable, elementwise};
 use crate::plan::{
-    Arg, Buffer, Experts, Init, Launch, Matmul, MatmulPart, Plan, ProgramPlan, Work, share,
+    Arg, Attention, Buffer, Experts, Init, Launch, Matmul, MatmulPart, Plan, ProgramPlan, Work,
+    share,
 };
 use crate::target::TargetProfile;
 use coldpress_kernels::cpu::abi::{Step, WorkerContext};
@@ -126,10 +127,9 @@ impl<'f> Emit<'f> {
             }
             Work::Matmul(matmul) => self.matmul(matmul),
             Work::Experts(experts) => self.experts(experts),
-            Work::Attention(attention) => {
-                let args = attention.args.iter();
-                let args: Vec<Value> = args.map(|&a| self.arg(a, &(0..0))).collect();
-                self.call(&attention.symbol, &args);
+            Work::Attention(Attention { symbol, args, .. }) | Work::Recurrent { symbol, args } => {
+                let args: Vec<Value> = args.iter().map(|&a| self.arg(a, &(0..0))).collect();
+                self.call(symbol, &args);
             }
             Work::Elementwise {
                 op,

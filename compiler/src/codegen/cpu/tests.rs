@@ -53,6 +53,7 @@ fn plan(target: TargetProfile, workers: usize, work: Work) -> Plan {
             windows: Vec::new(),
             bytes: 0,
             layers: vec![],
+            states: vec![],
         },
         programs: vec![ProgramPlan {
             stage: Stage::Trunk,
@@ -91,6 +92,7 @@ fn expected(op: Elementwise, a: f32, b: f32) -> f64 {
     let (a, b) = (f64::from(a), f64::from(b));
     let activate = |act: Activation, x: f64| match act {
         Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
         Activation::ClampedSwish => {
             let x = x.min(7.0);
             x / (1.0 + (-1.702 * x).exp())
@@ -120,7 +122,9 @@ fn every_elementwise_loop_matches_plain_arithmetic() {
         Elementwise::Mul,
         Elementwise::Act(Activation::Silu),
         Elementwise::Act(Activation::GeluTanh),
+        Elementwise::Act(Activation::Sigmoid),
         Elementwise::GatedAct(Activation::Silu),
+        Elementwise::GatedAct(Activation::Sigmoid),
         Elementwise::GatedAct(Activation::ClampedSwish),
         Elementwise::Scale(-2.5),
         Elementwise::Softcap(30.0),

@@ -29,6 +29,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("attention_prepare.cuh"),
     template!("attention_work.cuh"),
     template!("cache.cuh"),
+    template!("delta_rule.cu.tera"),
     template!("elementwise.cu.tera"),
     template!("embed.cu.tera"),
     template!("expert_scale.cu.tera"),
@@ -46,6 +47,8 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("matmul_kernel.cuh"),
     template!("matmul_mma.cu.tera"),
     template!("matmul_pair.cu.tera"),
+    template!("matmul_ring.cuh"),
+    template!("matmul_ring_bulk.cuh"),
     template!("matmul_rows.cuh"),
     template!("matmul_stream.cuh"),
     template!("matmul_weights.cuh"),
@@ -57,6 +60,8 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("routes.cuh"),
     template!("scan.cuh"),
     template!("select_largest.cuh"),
+    template!("short_conv.cu.tera"),
+    template!("slot_rows.cuh"),
     template!("unpack.cuh"),
 ];
 

@@ -69,6 +69,7 @@ pub(super) fn gated(act: Activation, gate: f64, up: f64) -> f64 {
 pub(super) fn activate(act: Activation, x: f64) -> f64 {
     match act {
         Activation::Silu => x * sigmoid(x),
+        Activation::Sigmoid => sigmoid(x),
         Activation::ClampedSwish => {
             let x = x.min(7.0);
             x * sigmoid(1.702 * x)

@@ -42,13 +42,9 @@ impl<'g> Weights<'g> {
         for weight in &graph.weights {
             held.push(match &weight.source {
                 Source::Computed(values) => Some(values.clone()),
-                Source::Gguf | Source::Slice { .. } => {
-                    let (format, data) = weight.stored(gguf)?;
-                    hold(weight).then(|| {
-                        let mut values = vec![0.0; weight.n * weight.k];
-                        quant::dequantise_row(format, data, &mut values);
-                        values
-                    })
+                Source::Gguf | Source::Slice { .. } | Source::Runs { .. } => {
+                    let stored = weight.stored(gguf)?;
+                    hold(weight).then(|| stored.values())
                 }
             });
         }
@@ -84,9 +80,8 @@ impl<'g> Weights<'g> {
         }
         buffer.resize(weight.k, 0.0);
         // `held` has looked every weight up; without a file nothing is streamed.
-        if let Some(Ok((format, data))) = self.gguf.map(|gguf| weight.stored(gguf)) {
-            let bytes = data.len() / weight.n;
-            quant::dequantise_row(format, &data[row * bytes..(row + 1) * bytes], buffer);
+        if let Some(Ok(stored)) = self.gguf.map(|gguf| weight.stored(gguf)) {
+            quant::dequantise_row(stored.format, stored.row(row), buffer);
         }
         buffer
     }
@@ -94,10 +89,8 @@ impl<'g> Weights<'g> {
     /// Rows that are read from the file are not needed soon.
     pub(super) fn release(&self, weight: &Weight, id: WeightId, rows: Range<usize>) {
         let streamed = self.gguf.filter(|_| self.held[id.0 as usize].is_none());
-        let Some((gguf, Ok((_, data)))) = streamed.map(|gguf| (gguf, weight.stored(gguf))) else {
-            return;
-        };
-        let bytes = data.len() / weight.n;
-        gguf.release(&data[rows.start * bytes..rows.end * bytes]);
+        if let Some((gguf, Ok(stored))) = streamed.map(|gguf| (gguf, weight.stored(gguf))) {
+            gguf.release(stored.span(rows));
+        }
     }
 }

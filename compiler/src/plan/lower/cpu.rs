@@ -5,6 +5,7 @@
 mod attention;
 mod experts;
 mod matmul;
+mod recurrent;
 mod rows;
 
 use super::{Backend, Context};
@@ -19,6 +20,7 @@ use attention::{Rotation, Scores};
 use coldpress_kernels::cpu::abi::TILE_N;
 use coldpress_runtime::manifest::{CandidatePlan, Stage};
 use petgraph::stable_graph::NodeIndex;
+use recurrent::Rule;
 use std::ops::Deref;
 
 /// A CPU: workers that share every launch.
@@ -235,6 +237,25 @@ impl Lowering<'_> {
                     sinks: *sinks,
                 };
                 self.attention(label, &scores, inputs[0], out)?
+            }
+            Op::ShortConv { state, weight } => {
+                vec![self.short_conv(label, (*state, *weight), inputs[0], out)?]
+            }
+            Op::DeltaRule {
+                state,
+                heads,
+                a,
+                dt,
+                eps,
+            } => {
+                let rule = Rule {
+                    state: *state,
+                    heads: *heads,
+                    a: *a,
+                    dt: *dt,
+                    eps: *eps,
+                };
+                vec![self.delta_rule(label, &rule, &inputs, out)?]
             }
             Op::Quantise => vec![self.quantise(label, (inputs[0], inputs[0]), out)?],
             Op::GatedActQuantise(act) => {

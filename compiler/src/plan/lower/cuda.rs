@@ -5,6 +5,7 @@
 mod adapt;
 mod attention;
 mod choices;
+mod delta;
 mod experts;
 mod logits;
 mod matmul;
@@ -25,6 +26,7 @@ use coldpress_kernels::gpu::experts::{ROUTE_COUNTERS, Routes};
 use coldpress_kernels::gpu::matmul::Family;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_runtime::manifest::{CandidatePlan, GridArg, Stage};
+use delta::Rule;
 use logits::Sorted;
 use petgraph::stable_graph::NodeIndex;
 use std::ops::Deref;
@@ -252,6 +254,25 @@ impl Lowering<'_> {
             Op::Attention { .. } => self.attention(node, None, out),
             // Its rows lie in those it is a view of.
             Op::Columns { .. } => Ok(Vec::new()),
+            Op::ShortConv { state, weight } => {
+                self.short_conv(label, (*state, *weight), inputs[0], out)
+            }
+            Op::DeltaRule {
+                state,
+                heads,
+                a,
+                dt,
+                eps,
+            } => {
+                let rule = Rule {
+                    state: *state,
+                    heads: *heads,
+                    a: *a,
+                    dt: *dt,
+                    eps: *eps,
+                };
+                self.delta_rule(label, &rule, &inputs, out)
+            }
             Op::SelectRows => self.select_rows(label, out),
             Op::Logits => self.sort_logits(label, inputs[0], node),
             op => self.elementwise(label, op, &inputs, out),

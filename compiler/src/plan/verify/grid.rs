@@ -33,7 +33,9 @@ pub(super) fn arguments(plan: &Plan, launch: &Launch, grid: &Grid) -> Result<(),
             }
             GridArg::Kv(offset) => {
                 let layer = plan.kv.layers.iter().position(|l| l.offset == offset);
-                if !layer.is_some_and(|l| named(Space::Kv(l), 0)) {
+                let state = plan.kv.states.iter().position(|s| s.offset == offset);
+                let space = layer.map(Space::Kv).or(state.map(Space::State));
+                if !space.is_some_and(|space| named(space, 0)) {
                     return Err(format!("nothing says that kv+{offset} is touched"));
                 }
             }
@@ -51,6 +53,9 @@ pub(super) fn arguments(plan: &Plan, launch: &Launch, grid: &Grid) -> Result<(),
         Space::Kv(layer) => grid
             .args
             .contains(&GridArg::Kv(plan.kv.layers[layer].offset)),
+        Space::State(state) => grid
+            .args
+            .contains(&GridArg::Kv(plan.kv.states[state].offset)),
     };
     match launch.accesses.iter().find(|a| !passed(a)) {
         Some(access) => Err(format!("{access:?} is not passed")),

@@ -28,7 +28,8 @@ pub(super) fn check(plan: &Plan, program: &ProgramPlan) -> Result<(), Error> {
         if launch.barrier {
             since.clear();
         }
-        // One launch's own appends to a KV cache are disjoint: each row has its own position.
+        // One launch's own appends to a KV cache are disjoint: each row has its own position; and workers divide the
+        // channels or heads of a state.
         let earlier = since.len();
         for access in &launch.accesses {
             for (i, (other, touched)) in since.iter().enumerate() {
@@ -36,10 +37,14 @@ pub(super) fn check(plan: &Plan, program: &ProgramPlan) -> Result<(), Error> {
                     continue;
                 }
                 match access.space {
-                    Space::Kv(_) if i >= earlier => {}
+                    Space::Kv(_) | Space::State(_) if i >= earlier => {}
                     Space::Kv(_) => {
                         let why =
                             format!("meets the KV cache of {} without a barrier", other.label);
+                        return Err(broken(program, launch, &why));
+                    }
+                    Space::State(_) => {
+                        let why = format!("meets the state of {} without a barrier", other.label);
                         return Err(broken(program, launch, &why));
                     }
                     // Within a launch each live cell is one worker's.

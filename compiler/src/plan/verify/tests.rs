@@ -38,7 +38,9 @@ fn launch<'p>(plan: &'p mut Plan, wanted: &str) -> &'p mut Launch {
 
 fn args<'p>(plan: &'p mut Plan, wanted: &str) -> &'p mut Vec<Arg> {
     match &mut launch(plan, wanted).work {
-        Work::Call { args, .. } | Work::Attention(Attention { args, .. }) => args,
+        Work::Call { args, .. }
+        | Work::Recurrent { args, .. }
+        | Work::Attention(Attention { args, .. }) => args,
         other => panic!("{other:?} has no arguments"),
     }
 }
@@ -77,7 +79,9 @@ fn relocate(program: &mut ProgramPlan, from: usize, to: usize) {
             .iter_mut()
             .for_each(|a| moved(&mut a.offset));
         match &mut launch.work {
-            Work::Call { args, .. } | Work::Attention(Attention { args, .. }) => {
+            Work::Call { args, .. }
+            | Work::Recurrent { args, .. }
+            | Work::Attention(Attention { args, .. }) => {
                 for arg in args {
                     if let Arg::Arena(offset) | Arg::ArenaAt { offset, .. } = arg {
                         moved(offset);
@@ -406,6 +410,87 @@ fn broken_mixtures_of_experts_are_found() {
     for wanted in ["gather_experts", "expert_matmul", "expert_sum"] {
         let mut plan = sound.clone();
         launch(&mut plan, wanted).barrier = false;
+        let found = check(&plan).expect_err(wanted).to_string();
+        assert!(
+            found.contains("races with another worker"),
+            "{wanted}: {found}"
+        );
+    }
+}
+
+#[test]
+fn broken_recurrent_layers_are_found() {
+    let tiny = Tiny {
+        architecture: "qwen35",
+        ..TINY
+    };
+    let sound = planned(&tiny, 3, 8);
+    check(&sound).expect("a sound plan");
+    let broken: &[Harm] = &[
+        ("do not know their share", |p| {
+            args(p, "short_conv").retain(|a| *a != Arg::Workers);
+        }),
+        ("workers may write the same bytes", |p| {
+            for access in &mut launch(p, "delta_rule").accesses {
+                if access.space == Space::Arena {
+                    access.split = Split::Whole;
+                }
+            }
+        }),
+        ("workers may write the same bytes", |p| {
+            for access in &mut launch(p, "short_conv").accesses {
+                if let Split::Live { per_row, .. } = &mut access.split {
+                    *per_row += 1;
+                }
+            }
+        }),
+        ("keeps no state", |p| {
+            let launch = launch(p, "delta_rule");
+            launch.accesses.retain(|a| a.space == Space::Arena);
+        }),
+        ("keeps no state", |p| {
+            for access in &mut launch(p, "short_conv").accesses {
+                access.write &= access.space == Space::Arena;
+            }
+        }),
+        ("no state 2", |p| {
+            let accesses = &mut launch(p, "short_conv").accesses;
+            accesses.last_mut().expect("some").space = Space::State(2);
+        }),
+        // The other layer's state.
+        ("is not passed", |p| {
+            let other = p.kv.states[1].offset;
+            for arg in args(p, "short_conv") {
+                if let Arg::Kv(offset) = arg {
+                    *offset = other;
+                }
+            }
+        }),
+        ("nothing says", |p| {
+            if let Some(Arg::Arena(offset)) = args(p, "delta_rule").first_mut() {
+                *offset += 64;
+            }
+        }),
+        ("meets the state of", |p| {
+            let of_state = |a: &&Access| matches!(a.space, Space::State(_));
+            let conv = launch(p, "short_conv").accesses.clone();
+            let state = *conv.iter().find(of_state).expect("a state");
+            let rule = launch(p, "delta_rule");
+            rule.barrier = false;
+            rule.accesses.insert(0, state);
+            let offset = p.kv.states[0].offset;
+            args(p, "delta_rule").push(Arg::Kv(offset));
+        }),
+    ];
+    for (says, harm) in broken {
+        let mut plan = sound.clone();
+        harm(&mut plan);
+        let found = check(&plan).expect_err(says).to_string();
+        assert!(found.contains(says), "{found} instead of {says}");
+    }
+    for wanted in ["short_conv", "delta_rule"] {
+        let mut plan = sound.clone();
+        assert!(std::mem::take(&mut launch(&mut plan, wanted).barrier));
         let found = check(&plan).expect_err(wanted).to_string();
         assert!(
             found.contains("races with another worker"),

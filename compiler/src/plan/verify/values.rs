@@ -52,12 +52,23 @@ pub(super) fn check(plan: &Plan, program: &ProgramPlan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a launch's write harms another access of the launch: they overlap, other than row for row in place.
+/// Whether a launch's write harms another access of the launch: they overlap, other than row for row in place. Other columns
+/// of the same rows do not.
 fn overwrites(write: &Access, other: &Access) -> bool {
-    let apart = write.offset >= span_end(other) || other.offset >= span_end(write);
+    let apart =
+        write.offset >= span_end(other) || other.offset >= span_end(write) || beside(write, other);
     let in_place = !other.write
         && (write.offset, write.stride, write.split) == (other.offset, other.stride, other.split);
     !apart && !in_place
+}
+
+/// Whether two accesses are of different columns of rows that are equally far apart.
+fn beside(a: &Access, b: &Access) -> bool {
+    if a.stride != b.stride || a.stride == 0 {
+        return false;
+    }
+    let column = (b.offset % a.stride + a.stride - a.offset % a.stride) % a.stride;
+    column >= a.width && column + b.width <= a.stride
 }
 
 /// Disjoint byte ranges by start, each with its end and the value it holds.
@@ -129,4 +140,45 @@ fn ranges(access: &Access) -> impl Iterator<Item = Range<usize>> + use<> {
     (0..count)
         .map(move |row| offset + row * stride..offset + row * stride + bytes)
         .filter(|r| !r.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Split;
+
+    #[test]
+    fn columns_beside_each_other_do_not_meet() {
+        let rows = |offset: usize, width: usize, write: bool| Access {
+            space: Space::Arena,
+            value: None,
+            offset,
+            stride: 256,
+            rows: 3,
+            width,
+            write,
+            split: Split::Rows,
+        };
+        let write = rows(1024, 128, true);
+        for (other, harmed) in [
+            (rows(1152, 128, false), false),
+            (rows(1152, 64, false), false),
+            (rows(1152 + 256, 128, false), false),
+            (rows(1024, 128, false), false),
+            (rows(1024, 128, true), true),
+            (rows(1024, 64, true), true),
+            (rows(1088, 128, false), true),
+            (rows(1216, 128, false), true),
+            (rows(1024 + 256, 128, false), true),
+            (rows(1152, 192, false), true),
+            (rows(4096, 256, false), false),
+        ] {
+            assert_eq!(overwrites(&write, &other), harmed, "{other:?}");
+        }
+        let longer = Access {
+            stride: 320,
+            ..rows(1152, 64, false)
+        };
+        assert!(overwrites(&write, &longer), "rows of another length");
+    }
 }

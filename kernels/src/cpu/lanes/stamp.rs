@@ -281,4 +281,116 @@ macro_rules! stamp_attention {
     };
 }
 
-pub(crate) use {stamp_attention, stamp_norm, stamp_rope};
+/// Kernels of [`crate::recurrent`].
+macro_rules! stamp_recurrent {
+    ($isa:literal, $vector:ty, $features:literal) => {
+        use $crate::cpu::abi::Step;
+        use $crate::cpu::lanes::recurrent as lanes;
+        use $crate::cpu::symbols::{Named, Symbol};
+        use $crate::recurrent::{DeltaRuleFn, ShortConvFn};
+
+        /// `short_conv_<isa>` of type [`ShortConvFn`] and `delta_rule_<isa>` of type [`DeltaRuleFn`].
+        pub const SYMBOLS: &[Named] = &[
+            (
+                concat!("short_conv_", $isa),
+                Symbol(short_conv as ShortConvFn as *const ()),
+            ),
+            (
+                concat!("delta_rule_", $isa),
+                Symbol(delta_rule as DeltaRuleFn as *const ()),
+            ),
+        ];
+
+        /// # Safety
+        /// The contract of [`ShortConvFn`]; the CPU has the features.
+        #[allow(clippy::too_many_arguments)]
+        #[target_feature(enable = $features)]
+        unsafe extern "C" fn short_conv(
+            x: *const f32,
+            w: *const f32,
+            y: *mut f32,
+            state: *mut f32,
+            step: *const Step,
+            channels: usize,
+            taps: usize,
+            worker: usize,
+            workers: usize,
+            x_stride: usize,
+            y_stride: usize,
+            slot_stride: usize,
+        ) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                lanes::short_conv::<$vector>(
+                    x,
+                    w,
+                    y,
+                    state,
+                    step,
+                    channels,
+                    taps,
+                    worker,
+                    workers,
+                    x_stride,
+                    y_stride,
+                    slot_stride,
+                )
+            }
+        }
+
+        /// # Safety
+        /// The contract of [`DeltaRuleFn`]; the CPU has the features.
+        #[allow(clippy::too_many_arguments)]
+        #[target_feature(enable = $features)]
+        unsafe extern "C" fn delta_rule(
+            x: *const f32,
+            alpha: *const f32,
+            beta: *const f32,
+            a: *const f32,
+            dt: *const f32,
+            out: *mut f32,
+            state: *mut f32,
+            step: *const Step,
+            key_heads: usize,
+            heads: usize,
+            dim: usize,
+            grouped: usize,
+            worker: usize,
+            workers: usize,
+            x_stride: usize,
+            alpha_stride: usize,
+            beta_stride: usize,
+            out_stride: usize,
+            slot_stride: usize,
+            eps_bits: usize,
+        ) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                lanes::delta_rule::<$vector>(
+                    x,
+                    alpha,
+                    beta,
+                    a,
+                    dt,
+                    out,
+                    state,
+                    step,
+                    key_heads,
+                    heads,
+                    dim,
+                    grouped,
+                    worker,
+                    workers,
+                    x_stride,
+                    alpha_stride,
+                    beta_stride,
+                    out_stride,
+                    slot_stride,
+                    eps_bits,
+                )
+            }
+        }
+    };
+}
+
+pub(crate) use {stamp_attention, stamp_norm, stamp_recurrent, stamp_rope};

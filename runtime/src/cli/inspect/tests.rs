@@ -31,6 +31,7 @@ fn plan() -> TargetPlan {
                 offset: 0,
                 page_bytes: 1 << 18,
             }],
+            states: Vec::new(),
         },
         programs: vec![Program {
             stage: Stage::Trunk,

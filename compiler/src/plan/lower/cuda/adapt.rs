@@ -1,6 +1,7 @@
 //! The graph as a GPU runs it: half-precision weights meet half-precision activations, so their inputs are converted once,
 //! by their producer where it can. Then which nodes run as one piece of work.
 
+use super::choices::gate;
 use crate::error::Error;
 use crate::graph::{DType, Op, OpGraph, Value, WeightId};
 use crate::pass::quantise_activations::before_matmuls;
@@ -141,6 +142,7 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     let alone = |value: &Value| value.node == first && graph.has_one_consumer(*value);
     let outputs = graph.outputs(first);
     match (&graph.nodes[first].op, &graph.nodes[node].op) {
+        (_, &Op::GatedAct(act) | &Op::GatedActQuantise(act)) if gate(act).is_none() => None,
         (Op::MatMul { parts, residual }, Op::GatedAct(_) | Op::GatedActQuantise(_)) => {
             let [gate, up] = parts.as_slice() else {
                 return None;

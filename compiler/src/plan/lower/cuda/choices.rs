@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// products in int8 need wide thread blocks.
 const WORTH: f64 = 0.75;
 /// Rows per second that launches may lose against a smaller batch, as a share.
-const FALL: f64 = 0.03;
+const FALL: f64 = 0.06;
 
 /// A shape of a launch, the places of its parts, and its variant.
 #[derive(Clone, Debug)]
@@ -266,7 +266,10 @@ impl Choices {
             };
             (&graph.nodes[second].op, out)
         });
-        let gated = |activation, form| Epilogue::Gated(gate(activation), form);
+        let gated = |activation, form| {
+            let gated = gate(activation).map(|gate| Epilogue::Gated(gate, form));
+            gated.unwrap_or(Epilogue::Store)
+        };
         match (completed, &graph.nodes[node].op) {
             (Some((&Op::GatedAct(activation), _)), _) => gated(activation, ActForm::F32),
             (Some((&Op::GatedActQuantise(activation), out)), _) => {
@@ -367,11 +370,12 @@ fn shapes(
     Ok(shapes)
 }
 
-/// The gate of an activation.
-fn gate(activation: Activation) -> Gate {
+/// The gate of an activation, if matmuls have one.
+pub(super) fn gate(activation: Activation) -> Option<Gate> {
     match activation {
-        Activation::Silu => Gate::Silu,
-        Activation::GeluTanh => Gate::Gelu,
-        Activation::ClampedSwish => Gate::Clamped,
+        Activation::Silu => Some(Gate::Silu),
+        Activation::GeluTanh => Some(Gate::Gelu),
+        Activation::ClampedSwish => Some(Gate::Clamped),
+        Activation::Sigmoid => None,
     }
 }

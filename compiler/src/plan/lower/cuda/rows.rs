@@ -130,6 +130,10 @@ impl Lowering<'_> {
             Op::Mul => (rows::Op::Mul, 0.0),
             Op::Act(Activation::Silu) => (rows::Op::Silu, 0.0),
             Op::Act(Activation::GeluTanh) => (rows::Op::GeluTanh, 0.0),
+            Op::Act(Activation::Sigmoid) => (rows::Op::Sigmoid, 0.0),
+            Op::GatedAct(Activation::Sigmoid) | Op::GatedActQuantise(Activation::Sigmoid) => {
+                (rows::Op::SigmoidMul, 0.0)
+            }
             Op::GatedAct(Activation::Silu) | Op::GatedActQuantise(Activation::Silu) => {
                 (rows::Op::SiluMul, 0.0)
             }
