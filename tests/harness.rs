@@ -412,6 +412,40 @@ impl Shape {
     }
 }
 
+/// Writes the model at `apart` again with gate and value of each layer's experts in one tensor; how many layers.
+pub fn join_halves(apart: &Path, joined: &Path) -> usize {
+    let gguf = Gguf::open(apart).expect("opens");
+    let mut w = GgufWriter::new();
+    for (key, value) in gguf.keys() {
+        w.add(key, value.clone());
+    }
+    let mut pairs = 0;
+    for t in gguf.tensors() {
+        if t.name.ends_with("ffn_up_exps.weight") {
+            continue;
+        }
+        let Some(label) = t.name.strip_suffix("ffn_gate_exps.weight") else {
+            w.tensor(t.name.clone(), t.ty, &t.dims, gguf.data(t).to_vec());
+            continue;
+        };
+        let up = gguf.tensor(&format!("{label}ffn_up_exps.weight"));
+        let (gate, up) = (gguf.data(t), gguf.data(up.expect("its other half")));
+        let expert = gate.len() / t.dims[2] as usize;
+        let halves = gate.chunks(expert).zip(up.chunks(expert));
+        let bytes: Vec<u8> = halves.flat_map(|(gate, up)| [gate, up].concat()).collect();
+        let dims = [t.dims[0], 2 * t.dims[1], t.dims[2]];
+        w.tensor(
+            format!("{label}ffn_gate_up_exps.weight"),
+            t.ty,
+            &dims,
+            bytes,
+        );
+        pairs += 1;
+    }
+    w.write(joined).expect("written");
+    pairs
+}
+
 /// Metadata that makes a small model of an architecture show what it has of its own: windows, bases, scales, and keys
 /// without which it is no model. Head size 32.
 pub fn own_keys(arch: &str) -> Vec<(String, Value)> {

@@ -1,7 +1,7 @@
 //! Whole models against exact logits: the fixtures' own, and for shapes they do not have, the graph interpreter's.
 
 use crate::harness::*;
-use coldpress_compiler::gguf::{Array, Gguf, GgufWriter, Value};
+use coldpress_compiler::gguf::{Array, Gguf, Value};
 use coldpress_compiler::graph::interpret;
 use coldpress_compiler::{model, pass};
 use coldpress_kernels::quant::FORMATS;
@@ -572,36 +572,7 @@ fn both_halves_in_one_tensor(ty: TensorType) {
     let dir = tempdir().expect("temporary folder");
     let (apart, joined) = (dir.path().join("a.gguf"), dir.path().join("j.gguf"));
     shape.write(&apart, 91);
-    let gguf = Gguf::open(&apart).expect("opens");
-    let mut w = GgufWriter::new();
-    for (key, value) in gguf.keys() {
-        w.add(key, value.clone());
-    }
-    let mut pairs = 0;
-    for t in gguf.tensors() {
-        if t.name.ends_with("ffn_up_exps.weight") {
-            continue;
-        }
-        let Some(label) = t.name.strip_suffix("ffn_gate_exps.weight") else {
-            w.tensor(t.name.clone(), t.ty, &t.dims, gguf.data(t).to_vec());
-            continue;
-        };
-        let up = gguf.tensor(&format!("{label}ffn_up_exps.weight"));
-        let (gate, up) = (gguf.data(t), gguf.data(up.expect("its other half")));
-        let expert = gate.len() / t.dims[2] as usize;
-        let halves = gate.chunks(expert).zip(up.chunks(expert));
-        let bytes: Vec<u8> = halves.flat_map(|(gate, up)| [gate, up].concat()).collect();
-        let dims = [t.dims[0], 2 * t.dims[1], t.dims[2]];
-        w.tensor(
-            format!("{label}ffn_gate_up_exps.weight"),
-            t.ty,
-            &dims,
-            bytes,
-        );
-        pairs += 1;
-    }
-    assert_eq!(pairs, 6);
-    w.write(&joined).expect("written");
+    assert_eq!(join_halves(&apart, &joined), 6);
     let bits = |path: &Path| {
         let (bundle, out) = (path.with_extension("press"), path.with_extension("npy"));
         succeed(&[

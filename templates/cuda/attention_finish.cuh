@@ -46,21 +46,30 @@ DEVICE F4 merged_cells(const Cells& cells, u32 e, f32 sink) {
 }
 
 // Whether this warp has the whole tile: nobody else reads its cells.
-DEVICE bool keeps_cells(const Params& p, const Work& work) { return cells_of_rows(p.plan)[work.item.row].count == 1; }
-// Copies the cells of an item to scratch memory.
+DEVICE bool keeps_cells(const Params& p, const Work& work) {
+    return SHARERS == 1 && cells_of_rows(p.plan)[work.item.row].count == 1;
+}
+// Copies the cells of an item to scratch memory: of those that it shares its part of the sums, and with the first part the state.
 DEVICE void bring_cells(const Params& p, const Work& work, const f32* own) {
     const Queries queries = queries_of(work);
     for (u32 i = 0; i < queries.count; i++) {
         const u64 cell = static_cast<u64>(work.item.cell + i / queries.per_row) * p.kv_heads * GROUP;
         f32* to = p.scratch + (cell + queries.first_head + i % queries.per_row) * CELL_FLOATS;
-        for (u32 e = 4 * lane(); e < CELL_FLOATS; e += 128)
-            *reinterpret_cast<F4*>(to + e) = *reinterpret_cast<const F4*>(own + i * CELL_FLOATS + e);
+        if constexpr (SHARERS == 1) {
+            for (u32 e = 4 * lane(); e < CELL_FLOATS; e += 128)
+                *reinterpret_cast<F4*>(to + e) = *reinterpret_cast<const F4*>(own + i * CELL_FLOATS + e);
+        } else {
+            const f32* from = own + i * (PART + 4);
+            for (u32 e = 4 * lane(); e < PART; e += 128)
+                *reinterpret_cast<F4*>(to + work.part * PART + e) = *reinterpret_cast<const F4*>(from + e);
+            if (work.part == 0 && lane() == 0) *reinterpret_cast<F2*>(to + PADDED) = *reinterpret_cast<const F2*>(from + PART);
+        }
     }
 }
 
 // Whether this warp has left the last cells of its tile, KV head and batch. All lanes agree.
 DEVICE bool comes_last(const Params& p, const Work& work) {
-    const u32 count = cells_of_rows(p.plan)[work.item.row].count;
+    const u32 count = cells_of_rows(p.plan)[work.item.row].count * SHARERS;
     fence_device();
     sync_warp();
     u32 last = 0;

@@ -8,6 +8,10 @@ constexpr u32 GROUP = <$ group $>;
 constexpr u32 QUERIES = 16;
 constexpr u32 BATCHES = (GROUP + QUERIES - 1) / QUERIES;
 constexpr u32 HEAD_BYTES = head_bytes(KV, HEAD_DIM);
+// Warps that share a tile's sums: those of the longest heads are more than one's registers hold. Each has some of the elements.
+constexpr u32 SHARERS = PADDED > 256 ? 2 : 1;
+constexpr u32 PART = PADDED / SHARERS;
+static_assert(PART % 32 == 0, "parts are alike");
 
 struct Params {
     const u8* q;
@@ -49,10 +53,15 @@ struct Work {
     u32 kv_head;
     // Of query heads, where one KV head has more than QUERIES.
     u32 batch;
+    // Of the elements of V.
+    u32 part;
 };
 DEVICE Work work_at(const Params& p, u32 index) {
     const u32 items = p.plan->items;
-    return Work{items_of(p.plan, p.max_rows)[index % items], index / items / BATCHES, index / items % BATCHES};
+    const Item& item = items_of(p.plan, p.max_rows)[index % items];
+    const u32 head = index / items / BATCHES, batch = index / items % BATCHES;
+    if constexpr (SHARERS == 1) return Work{item, head, batch, 0};
+    return Work{item, head % p.kv_heads, batch, head / p.kv_heads};
 }
 
 // Queries of an item: query i is head first_head + i % per_row of row i / per_row.
@@ -69,10 +78,10 @@ DEVICE Queries queries_of(const Work& work) {
 // The number of this warp's first work. Few works spread over all multiprocessors; of many, neighbours are in one block, for
 // they often read the same pages.
 DEVICE u32 first_work(const Params& p) {
-    const bool few = p.plan->items * p.kv_heads * BATCHES <= grid_x() * WARPS;
+    const bool few = p.plan->items * p.kv_heads * (BATCHES * SHARERS) <= grid_x() * WARPS;
     return few ? warp() * grid_x() + block_x() : block_x() * WARPS + warp();
 }
-DEVICE bool is_work(const Params& p, u32 index) { return index < p.plan->items * p.kv_heads * BATCHES; }
+DEVICE bool is_work(const Params& p, u32 index) { return index < p.plan->items * p.kv_heads * (BATCHES * SHARERS); }
 DEVICE u32 next_work(u32 index) { return index + grid_x() * WARPS; }
 
 // The first position that a row at `position` sees.

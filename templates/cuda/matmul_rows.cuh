@@ -15,6 +15,8 @@ DEVICE u32 act_row(const Params& p, const Job& job, u32 i) { return job.order[mi
 DEVICE u32 out_row(const Job& job, u32 i) { return job.order[i]; }
 // The matrix, of those that are stacked in a part.
 DEVICE u32 matrix_of(const Job& job) { return job.expert; }
+// Matrices before that of part `which`, from where the part's weights begin.
+DEVICE u64 matrices_before(const Params& p, const Job& job, u32 which) { return job.expert * p.joined + which * (p.joined - 1); }
 <% else %>
 // Neighbours.
 constexpr bool ROUTED = false;
@@ -27,4 +29,5 @@ DEVICE void choose_rows(const Params& p, Job& job) {
 DEVICE u32 act_row(const Params& p, const Job& job, u32 i) { return min_(job.first_row + i, p.rows - 1); }
 DEVICE u32 out_row(const Job& job, u32 i) { return job.first_row + i; }
 DEVICE u32 matrix_of(const Job&) { return 0; }
+DEVICE u64 matrices_before(const Params&, const Job&, u32) { return 0; }
 <% endif %>

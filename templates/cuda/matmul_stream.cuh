@@ -1,6 +1,6 @@
 // What a thread block of a matmul computes, and how its warps stream their weights. A thread block owns TILES * 16 outputs
 // of one part (of both parts, if they are gate and up) times STAMP rows. ROW_WARPS of its warps divide the outputs, K_WARPS
-// such teams divide k, step by step in turn, and each warp keeps STAGES steps of weights in a ring of its own.
+// such teams divide k, step by step in turn, and each warp keeps STAGES steps of weights in a ring of its own (Stream).
 
 struct Part {
     const u8* weights;  // [ceil(n/16)][units] units, of all experts
@@ -31,6 +31,7 @@ struct Params {
     Arg<u64> items;    // bytes to the list of this STAMP
     Arg<u64> order;    // bytes to the order
     Arg<u32> share;    // routed rows that read the same row of activations
+    Arg<u32> joined;   // 2 where gate and up of an expert follow each other in one matrix, else 1
 <% endif %>
 };
 
@@ -45,6 +46,7 @@ constexpr u32 WARPS = <$ warps $>;
 constexpr u32 ROW_WARPS = <$ row_warps $>;
 constexpr u32 K_WARPS = WARPS / ROW_WARPS;
 constexpr u32 STAGES = <$ stages $>;
+constexpr u32 BARRIERS_START = <$ barriers $>;
 constexpr u32 UNROLL = <$ unroll $>;  // tiles of a step that are multiplied side by side
 constexpr bool NORMED = EPILOGUE == EPILOGUE_residual_norm;
 constexpr bool GATED = EPILOGUE == EPILOGUE_gated_silu || EPILOGUE == EPILOGUE_gated_gelu || EPILOGUE == EPILOGUE_gated_clamped;
@@ -150,59 +152,17 @@ DEVICE u32 tile_of_stream(u32 m) { return warp() % ROW_WARPS * WARP_TILES + m % 
 DEVICE u32 output_of_stream(u32 m) { return 16 * (m / WARP_TILES * TILES + tile_of_stream(m)); }
 DEVICE u32 first_step(const Job& job) { return job.step + warp() / ROW_WARPS; }
 
-// One warp's weights: its steps are first_step, then every K_WARPS-th.
-struct Stream {
-    const u8* from[STREAMS];  // where this lane copies from next
-    u32 ring;                 // offset in shared memory
-    u32 byte;                 // of this lane in 512
-    u32 units, next, end, slot;
+// Where stream m of this warp begins.
+DEVICE const u8* start_of_stream(const Params& p, const Job& job, u32 m) {
+    const Part& part = job.part[m / WARP_TILES];
+    const u32 tile_rows = (part.n + 15) / 16;
+    // Tiles beyond the matrix repeat its last one; their outputs are not written.
+    u64 tile_row = min_(job.first / 16 + tile_of_stream(m), tile_rows - 1);
+    if constexpr (ROUTED) tile_row += matrices_before(p, job, m / WARP_TILES) * tile_rows;
+    return part.weights + tile_row * (static_cast<u64>(p.units) * UNIT_BYTES);
+}
 
-    DEVICE void open(const Params& p, const Job& job) {
-        units = p.units;
-        byte = keep(lane() * 16);
-        next = first_step(job);
-        end = job.empty ? 0 : job.steps;
-        const u64 tile_row_bytes = static_cast<u64>(units) * UNIT_BYTES;
-#pragma unroll
-        for (u32 m = 0; m < STREAMS; m++) {
-            const Part& part = job.part[m / WARP_TILES];
-            const u32 tile_rows = (part.n + 15) / 16;
-            // Tiles beyond the matrix repeat its last one; their outputs are not written.
-            u64 tile_row = min_(job.first / 16 + tile_of_stream(m), tile_rows - 1);
-            if constexpr (ROUTED) tile_row += static_cast<u64>(matrix_of(job)) * tile_rows;
-            from[m] = part.weights + tile_row * tile_row_bytes + static_cast<u64>(next) * STEP_BYTES + byte;
-        }
-        ring = keep(warp() * (STAGES * STAGE_BYTES));
-        slot = 0;
-#pragma unroll
-        for (u32 i = 0; i + 1 < STAGES; i++) copy();
-    }
+// Bytes of step `next`, the last of which may be shorter.
+DEVICE u32 bytes_of_step(u32 units, u32 next) { return min_(units - next * STEP_UNITS, STEP_UNITS) * UNIT_BYTES; }
 
-    // Starts copying the next step into the next slot; an empty group after the last.
-    DEVICE void copy() {
-        if (next < end) {
-            const u32 bytes = min_(units - next * STEP_UNITS, STEP_UNITS) * UNIT_BYTES, to = ring + slot * STAGE_BYTES + byte;
-#pragma unroll
-            for (u32 at = 0; at < STEP_BYTES; at += 512) {
-                if (at + byte < bytes) {
-#pragma unroll
-                    for (u32 m = 0; m < STREAMS; m++) copy_async_16(shared<u8>() + (to + m * STEP_BYTES + at), from[m] + at);
-                }
-            }
-#pragma unroll
-            for (u32 m = 0; m < STREAMS; m++) from[m] += K_WARPS * STEP_BYTES;
-            next += K_WARPS;
-        }
-        copy_async_commit();
-        slot = slot + 1 == STAGES ? 0 : slot + 1;
-    }
-
-    // The oldest step has come; its slot is the one after the next to fill. Starts another copy.
-    DEVICE const u8* take() {
-        copy_async_wait<STAGES - 2>();
-        sync_warp();
-        const u32 oldest = slot + 1 == STAGES ? 0 : slot + 1;
-        copy();
-        return shared<u8>() + (ring + oldest * STAGE_BYTES);
-    }
-};
+<% if bulk %><% include "matmul_ring_bulk.cuh" %><% else %><% include "matmul_ring.cuh" %><% endif %>

@@ -27,12 +27,24 @@ impl ByExpert {
 /// The matrices of some experts, of one launch.
 struct Experts {
     of: Vec<Case>,
+    /// Whether gate and up of an expert are one matrix.
+    joined: bool,
 }
 
 impl Experts {
     fn new(fmt: &'static QuantFormat, experts: usize, outputs: &[usize], k: usize) -> Experts {
         let of = (0..experts).map(|e| Case::new(fmt, outputs, k, 11 + e as u64));
-        Experts { of: of.collect() }
+        Experts {
+            of: of.collect(),
+            joined: false,
+        }
+    }
+
+    fn joined(self) -> Experts {
+        Experts {
+            joined: true,
+            ..self
+        }
     }
 
     fn biased(mut self) -> Experts {
@@ -136,7 +148,13 @@ impl Device {
             // A row more than there are.
             let out = simt.alloc((routed_rows + 1) * stride);
             let parts = experts.of.iter().map(|case| &case.parts[i]);
-            let packed: Vec<u8> = parts.clone().flat_map(|p| p.packed.clone()).collect();
+            let packed: Vec<u8> = match experts.joined {
+                true => {
+                    let parts = experts.of.iter().flat_map(|case| &case.parts);
+                    parts.flat_map(|p| p.packed.clone()).collect()
+                }
+                false => parts.clone().flat_map(|p| p.packed.clone()).collect(),
+            };
             let padded = n.next_multiple_of(16);
             let bias = parts.flat_map(|part| {
                 let mut bias = part.bias.clone();
@@ -162,11 +180,12 @@ impl Device {
             rows: bucket,
             used: routed.used,
         };
-        arguments.extend::<[SimtArg; 4]>([
+        arguments.extend::<[SimtArg; 5]>([
             left.into(),
             (layout.items(1) as u32).into(),
             (layout.order() as u32).into(),
             (if own { 1 } else { routed.used as u32 }).into(),
+            (if experts.joined { 2 } else { 1 }).into(),
         ]);
         assert_eq!(arguments.len(), args::ROUTED_COUNT);
         if matches!(epilogue, Epilogue::Gated(..)) {
@@ -353,7 +372,12 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
             let k = 17 * 256;
             let experts = Experts::new(fmt, ROUTED.experts, &[n, n], k);
             let clamped = matches!(kernel.stamped.epilogue, Epilogue::Gated(Gate::Clamped, _));
-            let experts = if clamped { experts.biased() } else { experts };
+            // Halves of one matrix begin with whole tiles, and have no bias.
+            let experts = match (clamped, n % 16) {
+                (true, _) => experts.biased(),
+                (false, 0) => experts.joined(),
+                (false, _) => experts,
+            };
             let choices = (&spread(4), false);
             device.check_experts(kernel, &experts, &Rows::new(4, k), choices, k_split);
         }

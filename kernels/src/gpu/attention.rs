@@ -25,7 +25,9 @@ use crate::cpu::abi::{KvType, PAGE_TOKENS};
 /// Queries that share one read of K and V: rows of a tensor core tile.
 pub const QUERIES: usize = 16;
 /// Longest head.
-pub const MAX_HEAD_DIM: usize = 256;
+pub const MAX_HEAD_DIM: usize = 512;
+/// Longest head whose weighted sum one warp's registers hold; of longer ones two warps have a half each.
+const WHOLE_HEAD: usize = 256;
 /// Shared memory that every GPU grants a thread block without asking.
 const SHARED_BYTES: usize = 48 * 1024;
 
@@ -135,8 +137,10 @@ pub enum Reason {
         /// KV heads.
         kv_heads: usize,
     },
-    /// head_dim is no multiple of 4, 0, or above [`MAX_HEAD_DIM`].
+    /// head_dim is no multiple of 4, 0, or above [`MAX_HEAD_DIM`]; or above 256 and no multiple of 64.
     HeadDim(usize),
+    /// Heads of more than 256 elements over an f32 cache.
+    LongF32(usize),
 }
 
 impl fmt::Display for Reason {
@@ -150,7 +154,11 @@ impl fmt::Display for Reason {
             }
             Reason::HeadDim(head_dim) => write!(
                 f,
-                "head_dim {head_dim} is not a multiple of 4 in 4..={MAX_HEAD_DIM}"
+                "head_dim {head_dim} is not a multiple of 4 in 4..={WHOLE_HEAD} or of 64 up to {MAX_HEAD_DIM}"
+            ),
+            Reason::LongF32(head_dim) => write!(
+                f,
+                "head_dim {head_dim} over an f32 KV cache is above {WHOLE_HEAD} (give --kv-type f16 or q8_0)"
             ),
         }
     }
@@ -158,8 +166,8 @@ impl fmt::Display for Reason {
 
 impl std::error::Error for Reason {}
 
-/// Whether there are kernels for this shape.
-pub fn legal(shape: &Shape) -> Result<(), Reason> {
+/// Whether there are kernels for this shape over this cache.
+pub fn legal(shape: &Shape, kv: KvType) -> Result<(), Reason> {
     let &Shape {
         heads,
         kv_heads,
@@ -171,6 +179,14 @@ pub fn legal(shape: &Shape) -> Result<(), Reason> {
     }
     if !(1..=MAX_HEAD_DIM).contains(&head_dim) || !head_dim.is_multiple_of(4) {
         return Err(Reason::HeadDim(head_dim));
+    }
+    if head_dim > WHOLE_HEAD {
+        if !head_dim.is_multiple_of(64) {
+            return Err(Reason::HeadDim(head_dim));
+        }
+        if kv == KvType::F32 {
+            return Err(Reason::LongF32(head_dim));
+        }
     }
     Ok(())
 }
@@ -221,6 +237,12 @@ pub const fn counter_bytes(rows: usize, kv_heads: usize, group: usize) -> usize 
 /// shared memory and are stored.
 pub const PREPARE: f64 = 0.5e-6;
 
+/// Whether the attention kernel can rotate and store heads on the way: of the longest, queries do not fit beside what else a
+/// warp keeps.
+pub const fn prepares(head_dim: usize) -> bool {
+    head_dim <= WHOLE_HEAD
+}
+
 /// Whether rows can be left in any form: heads that share a scale with others can only be left as f32.
 pub const fn leaves_any_form(head_dim: usize) -> bool {
     head_dim.is_multiple_of(Q8_GROUP)
@@ -261,11 +283,16 @@ pub(super) const fn kv_word(kv: KvType) -> &'static str {
 /// Shared memory of one warp: its queries, what it has of all splits so far, and for f32 the weights of a page.
 const fn warp_bytes(kv: KvType, head_dim: usize) -> usize {
     let head = head_dim.next_multiple_of(32);
-    let sums = QUERIES * head * 4;
+    let (queries, sums) = (QUERIES * head, QUERIES * summed(head) * 4);
     match kv {
-        KvType::F32 => 2 * sums + QUERIES * (PAGE_TOKENS + 1 + 4) * 4 + QUERIES * 8,
-        KvType::F16 | KvType::Q8_0 => sums + sums / 2 + 32 * 16,
+        KvType::F32 => 4 * queries + sums + QUERIES * (PAGE_TOKENS + 1 + 4) * 4 + QUERIES * 8,
+        KvType::F16 | KvType::Q8_0 => 2 * queries + sums + 32 * 16,
     }
+}
+
+/// Elements of a head's weighted sum that one warp has.
+const fn summed(head: usize) -> usize {
+    if head > WHOLE_HEAD { head / 2 } else { head }
 }
 
 /// Warps of a thread block.
@@ -323,7 +350,9 @@ const REGISTERS: usize = 64 * 1024;
 fn registers(kv: KvType, head_dim: usize) -> usize {
     match kv {
         KvType::F32 => 255,
-        KvType::F16 | KvType::Q8_0 => (80 + head_dim.next_multiple_of(32) * 17 / 16).min(255),
+        KvType::F16 | KvType::Q8_0 => {
+            (80 + summed(head_dim.next_multiple_of(32)) * 17 / 16).min(255)
+        }
     }
 }
 
@@ -361,20 +390,26 @@ mod tests {
 
     #[test]
     fn shapes_are_checked() {
-        assert_eq!(legal(&shape(32, 8, 80)), Ok(()));
-        assert_eq!(legal(&shape(32, 8, 82)), Err(Reason::HeadDim(82)));
-        assert_eq!(legal(&shape(32, 8, 288)), Err(Reason::HeadDim(288)));
+        assert_eq!(legal(&shape(32, 8, 80), KvType::F32), Ok(()));
+        for head_dim in [82, 288, 516, 576] {
+            let found = legal(&shape(32, 8, head_dim), KvType::F16);
+            assert_eq!(found, Err(Reason::HeadDim(head_dim)));
+        }
+        assert_eq!(legal(&shape(8, 1, 512), KvType::Q8_0), Ok(()));
+        let long = legal(&shape(8, 1, 512), KvType::F32);
+        assert_eq!(long, Err(Reason::LongF32(512)));
         let heads = Reason::Heads {
             heads: 9,
             kv_heads: 2,
         };
-        assert_eq!(legal(&shape(9, 2, 64)), Err(heads));
+        assert_eq!(legal(&shape(9, 2, 64), KvType::F16), Err(heads));
     }
 
     #[test]
     fn no_block_asks_for_more_shared_memory_than_every_gpu_grants() {
         for kv in [KvType::F32, KvType::F16, KvType::Q8_0] {
-            for head_dim in (4..=MAX_HEAD_DIM).step_by(4) {
+            let all = (4..=MAX_HEAD_DIM).step_by(4);
+            for head_dim in all.filter(|&d| legal(&shape(4, 1, d), kv).is_ok()) {
                 let geometry = geometry(kv, head_dim, 132);
                 let kernel = attention(kv, head_dim, 4, true, ActForm::F32);
                 assert!(

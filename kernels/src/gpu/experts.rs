@@ -5,7 +5,7 @@
 //! ```text
 //! routed row  row * used + rank, where it also lies: what an expert makes of a row
 //! order       all routed rows by expert, those of one expert side by side
-//! item        up to a stamp of neighbours in the order, all of one expert: what the thread blocks of a matmul along y take
+//! item        up to a stamp of neighbours in the order, all of one expert: what the thread blocks of a matmul along x take
 //! ```
 //!
 //! Which rows share an item depends on the step; a routed row's bits do not, since no stamp lets them depend on other rows.
@@ -271,7 +271,7 @@ pub fn route_bytes(routed: Routed, rows: usize) -> u64 {
 
 /// Seconds of [`route`] besides its bytes: choices one after the other, routed rows row after row.
 pub fn route_seconds(routed: Routed, rows: usize) -> f64 {
-    const CHOICE_SECONDS: f64 = 0.04e-6;
+    const CHOICE_SECONDS: f64 = 0.12e-6;
     const ROW_SECONDS: f64 = 0.1e-6;
     let walked = rows.div_ceil(walkers(routed.experts));
     1.5e-6 + routed.used as f64 * CHOICE_SECONDS + walked as f64 * ROW_SECONDS

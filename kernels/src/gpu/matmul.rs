@@ -5,7 +5,7 @@
 //! steps, taken in turn; their sums are added in order, and so are those of thread blocks that share a `k_split`. A row's
 //! bits therefore depend on its [`Class`] and never on the stamp or on other rows.
 //!
-//! Matmuls by expert ([`Query::routed`]) are the same kernels but for which rows a thread block takes: along y there are
+//! Matmuls by expert ([`Query::routed`]) are the same kernels but for which rows a thread block takes: along x there are
 //! items of routed rows ([`super::experts`]) instead of neighbours.
 //!
 //! # Arguments
@@ -14,7 +14,8 @@
 //! counters; of a pending norm ([`super::abi`]) that is read the offset of its sums (0: none), its width and eps, of one that
 //! is left its weight, its rows and their stride; number of parts; then for each of 3 parts: weights, n, out, its stride, extra, its stride. Parts share layout,
 //! k and activations; those beyond the number are ignored. Strides are in bytes. Matmuls by expert also take what the router
-//! left, bytes to the items of their stamp, bytes to the order, and how many routed rows read one row of activations.
+//! left, bytes to the items of their stamp, bytes to the order, how many routed rows read one row of activations, and how many
+//! parts are in one matrix.
 
 mod cost;
 mod kernel;

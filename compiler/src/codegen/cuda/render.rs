@@ -47,6 +47,8 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("matmul_kernel.cuh"),
     template!("matmul_mma.cu.tera"),
     template!("matmul_pair.cu.tera"),
+    template!("matmul_ring.cuh"),
+    template!("matmul_ring_bulk.cuh"),
     template!("matmul_rows.cuh"),
     template!("matmul_stream.cuh"),
     template!("matmul_weights.cuh"),

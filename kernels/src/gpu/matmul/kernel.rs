@@ -48,8 +48,10 @@ pub mod args {
     pub const ORDER: usize = COUNT + 2;
     /// Routed rows that read the same row of activations.
     pub const SHARE: usize = COUNT + 3;
+    /// 2 where gate and up of an expert follow each other in one matrix, which both parts name; else 1.
+    pub const JOINED: usize = COUNT + 4;
     /// All of a matmul by expert.
-    pub const ROUTED_COUNT: usize = COUNT + 4;
+    pub const ROUTED_COUNT: usize = COUNT + 5;
 }
 
 /// What a warp copies at a time: about 2 KB of each tile row, whole units.
@@ -89,7 +91,7 @@ pub(super) fn stages(
 }
 
 /// Shared memory of a thread block: first the rings of weights, then in their place the sums of its warps and a factor for
-/// each row.
+/// each row; and barriers.
 pub(super) fn shared_bytes(
     variant: &Variant,
     class: Class,
@@ -109,7 +111,21 @@ pub(super) fn shared_bytes(
     };
     let row = u64::from(16 * variant.tiles * epilogue.abreast() + 4) * 4;
     let factors = u64::from(variant.stamp) * 4;
-    (ring + rows).max(u64::from(teams * variant.stamp) * row + factors)
+    let most = (ring + rows).max(u64::from(teams * variant.stamp) * row + factors);
+    most.next_multiple_of(8) + barrier_bytes(variant, class, layout, epilogue)
+}
+
+/// Bytes of the barriers that bulk copies arrive at, the last of a thread block's shared memory: one for each slot.
+fn barrier_bytes(
+    variant: &Variant,
+    class: Class,
+    layout: &PackedLayout,
+    epilogue: Epilogue,
+) -> u64 {
+    match variant.family {
+        Family::Wgmma => u64::from(class.warps) * stages(variant, class, layout, epilogue) * 8,
+        Family::MmaI8 | Family::MmaF16 | Family::Fma | Family::Dp4a => 0,
+    }
 }
 
 /// Thread blocks that a multiprocessor's registers are to hold: threads with few sums get
@@ -180,6 +196,7 @@ pub fn kernel(
         tiles,
         ..
     } = *variant;
+    let barriers = barrier_bytes(variant, class, layout, epilogue);
     Kernel {
         name: format!(
             "matmul_{}_{layout}_n{stamp}_m{tiles}_w{}_{}{}",
@@ -214,6 +231,11 @@ pub fn kernel(
             ("warps", int(class.warps.into())),
             ("row_warps", int(family.row_warps().into())),
             ("stages", int(stages(variant, class, layout, epilogue))),
+            ("bulk", Constant::Flag(barriers > 0)),
+            (
+                "barriers",
+                int(shared_bytes(variant, class, layout, epilogue) - barriers),
+            ),
             ("unroll", int(unroll(variant, epilogue).into())),
             ("epilogue", word(what)),
             ("out_form", word(form.name())),

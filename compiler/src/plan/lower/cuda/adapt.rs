@@ -69,6 +69,27 @@ fn added(graph: &OpGraph, node: NodeIndex) -> usize {
     }
 }
 
+/// The matmul by expert whose one part makes gate and value both, side by side, if `node` gates them and nobody else reads
+/// them.
+pub(super) fn halves(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
+    let (Op::GatedAct(_) | Op::GatedActQuantise(_)) = graph.nodes[node].op else {
+        return None;
+    };
+    let inputs = graph.inputs(node);
+    let (&gate, &up) = (inputs.first()?, inputs.get(1)?);
+    let ((whole, first), (other, second)) = (graph.viewed(gate), graph.viewed(up));
+    let Op::ExpertMatMul { parts, .. } = &graph.nodes[whole.node].op else {
+        return None;
+    };
+    let width = graph.value_type(gate).width;
+    let both = whole == other && (first, second) == (0, width);
+    let all = both && graph.value_type(whole).width == 2 * width;
+    let alone = graph.has_one_consumer(gate) && graph.has_one_consumer(up);
+    let plain = parts.len() == 1 && parts[0].bias.is_none();
+    let views = graph.consumers(whole).len();
+    (plain && all && alone && views == 2).then_some(whole.node)
+}
+
 /// Whether of the nodes that read `value` as `alike` do, `node` is the first: one alone can complete its producer.
 fn is_first(graph: &OpGraph, value: Value, node: NodeIndex, alike: fn(&Op) -> bool) -> bool {
     let readers = graph.consumers(value).into_iter().map(|c| c.0);
@@ -81,6 +102,9 @@ fn is_first(graph: &OpGraph, value: Value, node: NodeIndex, alike: fn(&Op) -> bo
 /// rows that matmuls read; a delta rule with the norm of its heads that alone reads it; a norm with the conversion of its rows that others read as they are; factors of experts with the
 /// sum over experts, and that with up to two additions and a norm.
 fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
+    if let Some(first) = halves(graph, node) {
+        return Some(first);
+    }
     let inputs = graph.inputs(node);
     let first = match &graph.nodes[node].op {
         // Either operand may be the sum over experts; others, the residual stream among them, have other readers too.
@@ -143,7 +167,9 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
             (!converted && is_first(graph, inputs[0], node, is_norm)).then_some(first)
         }
         (Op::RopeAppend { layer, .. }, Op::Attention { layer: own, .. }) => {
-            (layer == own && inputs == outputs && alone(&inputs[0])).then_some(first)
+            let prepares = attention::prepares(graph.kv[*layer].head_dim);
+            let whole = layer == own && inputs == outputs && alone(&inputs[0]);
+            (prepares && whole).then_some(first)
         }
         (&Op::Attention { layer, .. }, Op::Quantise) => {
             let any_form = attention::leaves_any_form(graph.kv[layer].head_dim);
@@ -156,8 +182,17 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
 /// The node that completes the work of `node`, if one does.
 pub(super) fn completed_by(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     let consumers = graph.consumers(*graph.outputs(node).first()?);
-    let mut consumers = consumers.into_iter().map(|(consumer, _)| consumer);
-    consumers.find(|&second| joins(graph, second) == Some(node))
+    let mut readers = consumers.into_iter().flat_map(|(consumer, _)| {
+        let view = Value {
+            node: consumer,
+            port: 0,
+        };
+        match graph.nodes[consumer].op {
+            Op::Columns { .. } => graph.consumers(view).into_iter().map(|c| c.0).collect(),
+            _ => vec![consumer],
+        }
+    });
+    readers.find(|&second| joins(graph, second) == Some(node))
 }
 
 /// What is added to the mean square of a value's rows by the matmuls that read them, if their norm is left to those.
@@ -172,6 +207,12 @@ pub(super) fn pending_norm(graph: &OpGraph, value: Value) -> Option<f32> {
 
 /// Whether a value never reaches memory: its piece of work computes it on the way.
 pub(super) fn passes_through(graph: &OpGraph, value: Value) -> bool {
+    if let Op::ExpertMatMul { .. } = graph.nodes[value.node].op
+        && let Some(second) = completed_by(graph, value.node)
+        && halves(graph, second) == Some(value.node)
+    {
+        return true;
+    }
     let consumers = graph.consumers(value);
     let [(consumer, _)] = consumers.as_slice() else {
         return false;
@@ -223,6 +264,62 @@ mod tests {
             expected.sort_unstable();
             assert_eq!(all, expected, "every node runs once");
         }
+    }
+
+    /// Labels and ops of pieces of more than one node.
+    fn pieces(architecture: &'static str, layers: u64) -> Vec<Vec<String>> {
+        let tiny = Tiny {
+            architecture,
+            layers,
+            float: "ffn_gate_inp.weight",
+            ..Tiny::PLAIN
+        };
+        let mut graph = tiny.graph();
+        run_all(&mut graph, None).expect("passes");
+        let graph = adapt(&graph, true).expect("adapts");
+        let order = graph.order();
+        let groups = groups(&graph, &order);
+        let place = |node| {
+            groups
+                .iter()
+                .position(|g: &Vec<NodeIndex>| g.contains(&node))
+        };
+        for (at, group) in groups.iter().enumerate() {
+            for &node in group {
+                for input in graph.inputs(node) {
+                    let from = place(input.node).expect("runs once");
+                    assert!(from < at || group.contains(&input.node), "{architecture}");
+                }
+            }
+        }
+        let name = |node: &NodeIndex| {
+            let op = format!("{:?}", graph.nodes[*node].op);
+            op.split([' ', '(']).next().unwrap_or_default().to_string()
+        };
+        let several = groups.iter().filter(|g| g.len() > 1);
+        several.map(|g| g.iter().map(name).collect()).collect()
+    }
+
+    #[test]
+    fn sums_over_experts_take_additions_and_the_norm_along() {
+        let olmoe = pieces("olmoe", 2);
+        assert!(olmoe.contains(&vec!["RmsNorm".into(), "Quantise".into()]));
+        let gated: Vec<String> = vec!["ExpertMatMul".into(), "GatedActQuantise".into()];
+        assert!(olmoe.contains(&gated), "{olmoe:?}");
+        let summed: Vec<String> = ["ExpertSum", "Add", "NormQuantise"]
+            .map(String::from)
+            .into();
+        assert!(olmoe.contains(&summed), "{olmoe:?}");
+        // The last sum is for the head, whose norm is in another stage.
+        assert!(olmoe.contains(&summed[..2].to_vec()), "{olmoe:?}");
+        let gpt_oss = pieces("gpt-oss", 1);
+        let clamped: Vec<String> = vec!["ExpertMatMul".into(), "GatedActQuantise".into()];
+        assert!(gpt_oss.contains(&clamped), "{gpt_oss:?}");
+        let shared = pieces("qwen2moe", 2);
+        let both: Vec<String> = ["ExpertSum", "Add", "Add", "NormQuantise"]
+            .map(String::from)
+            .into();
+        assert!(shared.contains(&both), "{shared:?}");
     }
 
     #[test]

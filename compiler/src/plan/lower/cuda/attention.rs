@@ -143,7 +143,7 @@ impl Lowering<'_> {
         else {
             return Err(Error::Internal(format!("{label}: no attention")));
         };
-        attention::legal(&shape).map_err(|why| refused(label, why))?;
+        attention::legal(&shape, self.options.kv_type).map_err(|why| refused(label, why))?;
         let (offset, kind) = self
             .gpu
             .attentions

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// products in int8 need wide thread blocks.
 const WORTH: f64 = 0.75;
 /// Rows per second that launches may lose against a smaller batch, as a share.
-const FALL: f64 = 0.03;
+const FALL: f64 = 0.06;
 
 /// A shape of a launch, the places of its parts, and its variant.
 #[derive(Clone, Debug)]
@@ -336,6 +336,18 @@ fn shapes(
             routed.map_or(1, |routed| routed.experts),
         );
         let layout = packed_layout(w)?;
+        if let (Epilogue::Gated(..), [_]) = (epilogue, parts) {
+            // Gate and value are halves of the part.
+            let shape = Shape {
+                layout,
+                outputs: vec![w.n / 2; 2],
+                k: w.k,
+                epilogue,
+                pending,
+                routed,
+            };
+            return Ok(vec![(shape, vec![i])]);
+        }
         let open = |s: &&mut (Shape, Vec<usize>)| s.0.layout == layout && s.1.len() < 3;
         match shapes.iter_mut().find(open) {
             Some((shape, places)) => {

@@ -69,8 +69,9 @@ impl Lowering<'_> {
         }])
     }
 
-    /// What the matmul by expert at `node` is told of its rows, if its kernel's stamp is `stamp`.
-    pub(super) fn routed_args(&self, node: NodeIndex, stamp: usize) -> Result<[GridArg; 4], Error> {
+    /// What the matmul by expert at `node` is told of its rows, if its kernel's stamp is `stamp`; its parts are matrices of
+    /// their own.
+    pub(super) fn routed_args(&self, node: NodeIndex, stamp: usize) -> Result<[GridArg; 5], Error> {
         let inputs = self.graph.inputs(node);
         let (x, routes) = (inputs[0], inputs[1]);
         let left = self.routes(routes);
@@ -88,6 +89,7 @@ impl Lowering<'_> {
             number(left.items(list)),
             number(left.order()),
             number(share),
+            number(1),
         ])
     }
 

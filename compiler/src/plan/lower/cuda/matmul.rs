@@ -149,6 +149,8 @@ impl Lowering<'_> {
         out: Value,
     ) -> Result<Vec<Launch>, Error> {
         let accesses = vec![self.writes(out)?];
+        let halves = parts.repeat(2 / parts.len().max(1));
+        let parts = halves.as_slice();
         let mut ends = Vec::with_capacity(parts.len());
         for (part, out) in parts.iter().zip([Some(out), None]) {
             let (extra, extra_stride) = self.bias(part.bias)?;
@@ -244,16 +246,20 @@ impl Lowering<'_> {
             let placed = self.placement(part.weight, form)?;
             let at = args::part(i);
             list[at] = GridArg::Weights(placed.offset);
-            list[at + 1] = number(w.n / matrices);
+            let (n, whole) = (shape.outputs[i], w.n / matrices);
+            list[at + 1] = number(n);
             if let Some(out) = end.out {
                 list[at + 2] = self.arena(out)?;
                 list[at + 3] = self.row_stride(out)?;
             }
             list[at + 4] = end.extra;
             list[at + 5] = end.extra_stride;
-            bytes += (placed.bytes as f64 * streamed) as u64;
+            bytes += (placed.bytes as f64 * streamed * n as f64 / whole as f64) as u64;
             let rows = self.rows * shape.routed.map_or(1, |routed| routed.used);
-            macs += (w.n / matrices * w.k * rows) as u64;
+            macs += (n * w.k * rows) as u64;
+            if shape.routed.is_some() && n < whole {
+                list[args::JOINED] = number(2);
+            }
         }
         let (variant, class) = (pick.variant, pick.class);
         let routed = shape.routed.is_some();
@@ -265,6 +271,7 @@ impl Lowering<'_> {
             let name = |part: &Part| self.graph.weight(part.weight).name.as_str();
             let labels = parts.iter().map(|p| name(p).trim_end_matches(".weight"));
             grid.weights = labels.map(str::to_string).collect();
+            grid.weights.dedup();
             grid.main_loop = Some(MainLoop {
                 weights: matmul::weights_per_pass(
                     pick.variant,
