@@ -45,7 +45,7 @@ pub struct Gemma {
 impl Shape {
     /// Whether a layer sees a window of a sequence.
     pub fn windowed(&self, layer: usize) -> bool {
-        matches!(&self.gemma, Some(gemma) if (layer + 1) % gemma.every != 0)
+        matches!(&self.gemma, Some(gemma) if !(layer + 1).is_multiple_of(gemma.every))
     }
 
     fn head_of(&self, layer: usize) -> u64 {
