@@ -230,6 +230,7 @@ fn what_a_kernel_takes_is_known_for_every_target() {
                 threads,
                 dynamic_shared: 0,
                 weights: threads,
+                kernels: 1,
                 weight_bytes: 4.0,
             };
             let resources = Resources::of(&cubin, &found, target, launch);

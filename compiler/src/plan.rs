@@ -184,6 +184,8 @@ pub struct Grid {
 pub struct MainLoop {
     /// Weights it multiplies.
     pub weights: u32,
+    /// Kernels that are side by side in this one, each with a loop of its own: then the pass is one of each.
+    pub kernels: u32,
     /// Bytes of memory that a weight takes, its share of scales included.
     pub weight_bytes: f64,
 }

@@ -19,13 +19,15 @@ use recipe::{Random, Recipe};
 use shape::{MIXES, SHAPES, Shape, Tensor, Values, tensors};
 
 const USAGE: &str = "usage: synth SHAPE MIX OUT.gguf [--layers N] [--seed N] [--zeros]
-SHAPE: qwen3-0.6b, qwen3-8b, qwen3-30b-a3b, qwen3.5-0.8b, llama-3.1-8b or llama-1b; MIX: q4_k_m, q8_0, q4_0, q6_k or f16
+SHAPE: qwen3-0.6b, qwen3-8b, qwen3-30b-a3b, qwen3.5-0.8b, llama-3.1-8b, llama-1b or gemma4-e4b
+MIX: q4_k_m, q8_0, q4_0, q6_k or f16
 --layers N: only the first N layers; --seed N: other weights
---zeros: no weights at all, in a file with holes that takes no room on the disk: for --dry-run";
+--zeros: no matrices, in a file with holes that takes no room on the disk: for --dry-run";
 
 fn metadata(writer: &mut GgufWriter<'_>, shape: &Shape, mix: &str, layers: usize) {
     let text = |text: &str| Value::Str(text.into());
     let arch = shape.architecture;
+    let global_head = shape.gemma.as_ref().map_or(shape.head, |g| g.global_head);
     writer.add("general.architecture", text(arch));
     writer.add(
         "general.name",
@@ -38,15 +40,41 @@ fn metadata(writer: &mut GgufWriter<'_>, shape: &Shape, mix: &str, layers: usize
         ("feed_forward_length", shape.ffn),
         ("attention.head_count", shape.heads),
         ("attention.head_count_kv", shape.kv_heads),
-        ("attention.key_length", shape.head),
-        ("attention.value_length", shape.head),
+        ("attention.key_length", global_head),
+        ("attention.value_length", global_head),
         (
             "rope.dimension_count",
-            shape.recurrent.as_ref().map_or(shape.head, |r| r.rotated),
+            shape.recurrent.as_ref().map_or(global_head, |r| r.rotated),
         ),
         ("vocab_size", shape.vocab as u64),
     ] {
         writer.add(format!("{arch}.{key}"), Value::U32(value as u32));
+    }
+    if let Some(gemma) = &shape.gemma {
+        for (key, value) in [
+            ("attention.key_length_swa", shape.head),
+            ("attention.value_length_swa", shape.head),
+            ("rope.dimension_count_swa", shape.head),
+            ("attention.sliding_window", gemma.window.into()),
+            (
+                "attention.shared_kv_layers",
+                layers.saturating_sub(gemma.own_kv) as u64,
+            ),
+            ("embedding_length_per_layer_input", gemma.per_layer),
+        ] {
+            writer.add(format!("{arch}.{key}"), Value::U32(value as u32));
+        }
+        let windowed = (0..layers).map(|layer| shape.windowed(layer));
+        writer.add(
+            format!("{arch}.attention.sliding_window_pattern"),
+            Value::Array(Array::Bool(windowed.collect())),
+        );
+        for (key, value) in [
+            ("rope.freq_base_swa", gemma.window_rope_base),
+            ("final_logit_softcapping", gemma.softcap),
+        ] {
+            writer.add(format!("{arch}.{key}"), Value::F32(value));
+        }
     }
     if let Some(experts) = &shape.experts {
         for (key, value) in [
@@ -211,10 +239,11 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
     // Padding is what nobody writes; llama.cpp expects it behind the last tensor too.
     file.set_len(end.next_multiple_of(32))?;
     file.write_all_at(&header, 0)?;
-    if !zeros {
-        let pieces = pieces(&tensors, places, seed);
-        write(&file, &pieces, &recipes).map_err(|e| format!("{out}: {e}"))?;
+    let mut pieces = pieces(&tensors, places, seed);
+    if zeros {
+        pieces.retain(|piece| matches!(piece.tensor.values, Values::Given(_)));
     }
+    write(&file, &pieces, &recipes).map_err(|e| format!("{out}: {e}"))?;
     let seconds = started.elapsed().as_secs_f64();
     let bytes = end as f64;
     eprintln!(

@@ -22,8 +22,42 @@ pub struct Shape {
     pub experts: Option<Experts>,
     /// Frequency factors of Llama 3: the factor of slow frequencies.
     pub rope_factor: Option<f32>,
+    /// What Gemma 4's E models have besides; `head` is that of layers with a window.
+    pub gemma: Option<Gemma>,
     /// Gated delta nets in place of most attention.
     pub recurrent: Option<Recurrent>,
+}
+
+/// Dimensions of Gemma 4's E models.
+pub struct Gemma {
+    /// Every how many layers one sees all of a sequence, and its head size.
+    pub every: usize,
+    pub global_head: u64,
+    pub window: u32,
+    pub window_rope_base: f32,
+    /// Layers with K and V of their own, the first ones.
+    pub own_kv: usize,
+    /// Width of a layer's own embedding of a token.
+    pub per_layer: u64,
+    pub softcap: f32,
+}
+
+impl Shape {
+    /// Whether a layer sees a window of a sequence.
+    pub fn windowed(&self, layer: usize) -> bool {
+        matches!(&self.gemma, Some(gemma) if !(layer + 1).is_multiple_of(gemma.every))
+    }
+
+    fn head_of(&self, layer: usize) -> u64 {
+        match &self.gemma {
+            Some(gemma) if !self.windowed(layer) => gemma.global_head,
+            _ => self.head,
+        }
+    }
+
+    fn owns_kv(&self, layer: usize) -> bool {
+        self.gemma.as_ref().is_none_or(|gemma| layer < gemma.own_kv)
+    }
 }
 
 impl Shape {
@@ -81,6 +115,7 @@ pub const SHAPES: &[Shape] = &[
         tied: true,
         experts: None,
         rope_factor: None,
+        gemma: None,
         recurrent: None,
     },
     Shape {
@@ -99,6 +134,7 @@ pub const SHAPES: &[Shape] = &[
         tied: false,
         experts: None,
         rope_factor: None,
+        gemma: None,
         recurrent: None,
     },
     Shape {
@@ -121,6 +157,7 @@ pub const SHAPES: &[Shape] = &[
             ffn: 768,
         }),
         rope_factor: None,
+        gemma: None,
         recurrent: None,
     },
     Shape {
@@ -139,6 +176,7 @@ pub const SHAPES: &[Shape] = &[
         tied: false,
         experts: None,
         rope_factor: Some(8.0),
+        gemma: None,
         recurrent: None,
     },
     Shape {
@@ -157,6 +195,34 @@ pub const SHAPES: &[Shape] = &[
         tied: true,
         experts: None,
         rope_factor: Some(32.0),
+        gemma: None,
+        recurrent: None,
+    },
+    Shape {
+        name: "gemma4-e4b",
+        architecture: "gemma4",
+        layers: 42,
+        hidden: 2560,
+        ffn: 10_240,
+        heads: 8,
+        kv_heads: 2,
+        head: 256,
+        vocab: 262_144,
+        context: 131_072,
+        rope_base: 1e6,
+        eps: 1e-6,
+        tied: true,
+        experts: None,
+        rope_factor: None,
+        gemma: Some(Gemma {
+            every: 6,
+            global_head: 512,
+            window: 512,
+            window_rope_base: 1e4,
+            own_kv: 24,
+            per_layer: 256,
+            softcap: 30.0,
+        }),
         recurrent: None,
     },
     Shape {
@@ -175,6 +241,7 @@ pub const SHAPES: &[Shape] = &[
         tied: true,
         experts: None,
         rope_factor: None,
+        gemma: None,
         recurrent: Some(Recurrent {
             interval: 4,
             key_heads: 16,
@@ -210,7 +277,10 @@ enum Role {
     Embedding,
     AttentionV,
     FfnDown,
+    /// Those that quantisers leave as they are.
     Router,
+    PerLayer,
+    PerLayerProjection,
     Convolution,
     Other,
 }
@@ -256,8 +326,8 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
         all.push(Tensor {
             name,
             ty: match role {
-                // Quantisers leave it as it is.
-                Role::Router | Role::Convolution => TensorType::F32,
+                Role::Router | Role::PerLayer | Role::Convolution => TensorType::F32,
+                Role::PerLayerProjection => TensorType::F16,
                 role => mix.ty(role, layer, shape.layers),
             },
             dims: [k, n].into_iter().chain(experts.map(|e| e.count)).collect(),
@@ -265,7 +335,6 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
         });
     };
     let (hidden, ffn, vocab) = (shape.hidden, shape.ffn, shape.vocab as u64);
-    let (q, kv) = (shape.heads * shape.head, shape.kv_heads * shape.head);
     // llama.cpp takes a shared embedding for the output that it is.
     let embedding = match shape.tied {
         true => Role::Output,
@@ -275,17 +344,33 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
     if !shape.tied {
         matrix("output.weight".into(), Role::Output, 0, vocab, hidden);
     }
-    // Where some layers are recurrent, the others have gates beside their queries.
-    let gates = if shape.recurrent.is_some() { q } else { 0 };
+    if let Some(Gemma { per_layer, .. }) = shape.gemma {
+        let all = per_layer * layers as u64;
+        let (table, projection) = ("per_layer_token_embd.weight", "per_layer_model_proj.weight");
+        matrix(table.into(), Role::Embedding, 0, vocab, all);
+        matrix(projection.into(), Role::PerLayerProjection, 0, all, hidden);
+        for i in 0..layers {
+            for (name, n, k) in [("inp_gate", per_layer, hidden), ("proj", hidden, per_layer)] {
+                matrix(format!("blk.{i}.{name}.weight"), Role::PerLayer, i, n, k);
+            }
+        }
+    }
     for i in 0..layers {
-        let attends = [
-            ("attn_q", Role::Other, q + gates, hidden),
+        let head = shape.head_of(i);
+        let (q, kv) = (shape.heads * head, shape.kv_heads * head);
+        // Where some layers are recurrent, the others have gates beside their queries.
+        let gates = if shape.recurrent.is_some() { q } else { 0 };
+        let own = [
             ("attn_k", Role::Other, kv, hidden),
             ("attn_v", Role::AttentionV, kv, hidden),
+        ];
+        let own = own.into_iter().filter(|_| shape.owns_kv(i));
+        let others = [
+            ("attn_q", Role::Other, q + gates, hidden),
             ("attn_output", Role::Other, hidden, q),
         ];
         let mixers = match shape.recurrent_layer(i) {
-            None => attends.to_vec(),
+            None => others.into_iter().chain(own).collect(),
             Some(r) => vec![
                 ("attn_qkv", Role::Other, r.width(), hidden),
                 ("attn_gate", Role::Other, r.heads * r.head, hidden),
@@ -337,10 +422,24 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
             vector(format!("blk.{i}.ssm_a"), decays.collect());
             vector(format!("blk.{i}.ssm_dt.bias"), vec![0.0; r.heads as usize]);
             vector(format!("blk.{i}.ssm_norm.weight"), ones(r.head));
-        } else if shape.architecture.starts_with("qwen3") {
-            vector(format!("blk.{i}.attn_q_norm.weight"), ones(shape.head));
-            vector(format!("blk.{i}.attn_k_norm.weight"), ones(shape.head));
+        } else if shape.architecture.starts_with("qwen3") || shape.gemma.is_some() {
+            let head = shape.head_of(i);
+            vector(format!("blk.{i}.attn_q_norm.weight"), ones(head));
+            if shape.owns_kv(i) {
+                vector(format!("blk.{i}.attn_k_norm.weight"), ones(head));
+            }
         }
+        if shape.gemma.is_some() {
+            for name in ["post_attention_norm", "post_ffw_norm", "post_norm"] {
+                vector(format!("blk.{i}.{name}.weight"), ones(hidden));
+            }
+            vector(format!("blk.{i}.layer_output_scale.weight"), ones(1));
+        }
+    }
+    if let Some(gemma) = &shape.gemma {
+        vector("per_layer_proj_norm.weight".into(), ones(gemma.per_layer));
+        // Of global layers; the published files leave fast frequencies alone.
+        vector("rope_freqs.weight".into(), ones(gemma.global_head / 2));
     }
     if let Some(factor) = shape.rope_factor {
         vector("rope_freqs.weight".into(), rope_factors(shape, factor));

@@ -239,6 +239,7 @@ fn sums_over_experts_are_the_formula_in_every_form() {
             let factors = [0.5f32, 2.0, -1.0, 3.0];
             let (scaled, count) = ((i + j) % 2 == 0, (i + 2 * j) % 3);
             let added = [values(7, rows * width, 1.0), values(8, rows * width, 4.0)];
+            let (gates, gated) = ([-0.75f32, 1.5], count > 0 && j % 2 == 1);
             let mut expected = vec![0.0f32; rows * width];
             for (row, out) in expected.chunks_exact_mut(width).enumerate() {
                 for (column, out) in out.iter_mut().enumerate() {
@@ -252,8 +253,12 @@ fn sums_over_experts_are_the_formula_in_every_form() {
                         let at = x[(row * used + rank) * width + column];
                         all += f64::from(weight) * f64::from(factor) * f64::from(at);
                     }
-                    for added in &added[..count] {
-                        all += f64::from(added[row * width + column]);
+                    for (at, added) in added[..count].iter().enumerate() {
+                        let gate = match gated && at == 0 {
+                            true => 1.0 / (1.0 + (-f64::from(gates[row])).exp()),
+                            false => 1.0,
+                        };
+                        all += f64::from(added[row * width + column]) * gate;
                     }
                     *out = all as f32;
                 }
@@ -294,6 +299,10 @@ fn sums_over_experts_are_the_formula_in_every_form() {
                 },
                 live: device.u32s(&[rows as u32, 0]).into(),
                 first,
+                gate: match gated {
+                    true => device.rows(&gates, 1, 64).into(),
+                    false => 0.into(),
+                },
                 second,
                 out: out.map_or(0.into(), SimtArg::from),
                 norm_weight: device.f32s(&weight).into(),
@@ -302,6 +311,7 @@ fn sums_over_experts_are_the_formula_in_every_form() {
                 used: (used as u32).into(),
                 x_stride: (stride as u32).into(),
                 first_stride,
+                gate_stride: 64.into(),
                 second_stride,
                 out_stride: (stride as u32).into(),
                 normed_stride: (of_norm as u32).into(),

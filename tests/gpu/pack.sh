@@ -32,7 +32,7 @@ refuse() {
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 fixtures=${COLDPRESS_FIXTURES:-$root/../shared/fixtures} nvrtc=${COLDPRESS_NVRTC:-} targets=h200 build=1 archive=1
 only=llama-Q4_K_M,qwen3-Q4_K_M,qwen3-Q8_0,llama-Q6_K,llama-Q4_0,llama-Q4_1,llama-Q5_0,llama-Q5_1,llama-Q5_K_M,llama-Q3_K_M
-only=$only,llama-Q2_K,llama-IQ4_NL,llama-IQ4_XS,llama3-F16,qwen2-F16,llama-BF16
+only=$only,llama-Q2_K,llama-IQ4_NL,llama-IQ4_XS,llama3-F16,qwen2-F16,llama-BF16,qwen3moe-Q4_K_M
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help)

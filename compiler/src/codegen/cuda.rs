@@ -148,6 +148,7 @@ impl Compiler {
                 threads: grid.kernel.threads,
                 dynamic_shared: grid.geometry.shared_bytes,
                 weights: grid.main_loop.map_or(0, |l| l.weights),
+                kernels: grid.main_loop.map_or(1, |l| l.kernels),
                 weight_bytes: grid.main_loop.map_or(0.0, |l| l.weight_bytes),
             };
             let resources = Resources::of(cubin, &inspection, target, launch);

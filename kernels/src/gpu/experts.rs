@@ -197,6 +197,8 @@ arguments! {
         live,
         /// Address of f32 rows that are added first, or 0.
         first,
+        /// Address of rows of one f32, or 0: the rows that are added first are multiplied by its logistic function.
+        gate,
         /// Address of f32 rows that are added then, or 0.
         second,
         /// Address of f32 rows, or 0: nobody wants them as they are. May be one of those that are added.
@@ -213,6 +215,8 @@ arguments! {
         x_stride,
         /// Bytes between rows of `first`.
         first_stride,
+        /// Bytes between rows of `gate`.
+        gate_stride,
         /// Bytes between rows of `second`.
         second_stride,
         /// Bytes between rows of `out`.

@@ -2,7 +2,7 @@
 //! Facts for reports, checks and costs; what follows from them is the plan's decision.
 
 use super::nvrtc::Cubin;
-use super::sass::{Inspection, Loads};
+use super::sass::{Counts, Inspection, Loads};
 use crate::target::cuda::{CudaProfile, Occupancy};
 use std::fmt;
 
@@ -16,6 +16,8 @@ pub struct Use {
     /// Weights a thread block works through in one pass of its main loop as compiled; 0 of a kernel without weights. A loop
     /// that the compiler unrolls goes through more than its source says.
     pub weights: u32,
+    /// Kernels that this one is, side by side: each has a main loop, and `weights` those of a pass of all of them.
+    pub kernels: u32,
     /// Bytes a weight takes in memory, its share of scales included: 0.5625 of 4.5 bits.
     pub weight_bytes: f64,
 }
@@ -69,10 +71,13 @@ impl Resources {
     /// What `cubin`, with the code `inspection` describes, takes of `target`.
     pub fn of(cubin: &Cubin, inspection: &Inspection, target: &CudaProfile, launch: Use) -> Self {
         let shared_bytes = cubin.static_shared.saturating_add(launch.dynamic_shared);
-        let main = inspection.main_loop().map(|l| l.counts);
-        let counts = main.unwrap_or_default();
+        let mains = inspection.main_loops(launch.kernels);
+        let counts = mains
+            .iter()
+            .fold(Counts::default(), |sum, l| sum.plus(l.counts));
+        let whole = mains.len() == launch.kernels as usize;
         let lanes = f64::from(counts.instructions) * f64::from(launch.threads);
-        let issue = main.filter(|_| launch.weights > 0).map(|_| Issue {
+        let issue = (whole && launch.weights > 0).then(|| Issue {
             per_weight: lanes / f64::from(launch.weights),
             budget: target.issue_budget(launch.weight_bytes),
         });
@@ -159,7 +164,7 @@ impl fmt::Display for Resources {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codegen::cuda::sass::{Counts, Loop};
+    use crate::codegen::cuda::sass::Loop;
     use crate::target::cuda::Limit;
 
     fn cubin() -> Cubin {
@@ -204,6 +209,7 @@ mod tests {
         dynamic_shared: 7 * 1024,
         // Two words of 16 bytes of every thread, 4 bits each.
         weights: 128 * 64,
+        kernels: 1,
         weight_bytes: 0.5625,
     };
 

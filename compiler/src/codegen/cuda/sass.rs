@@ -31,6 +31,18 @@ impl Loads {
         self.narrow + self.w32 + self.w64 + self.w128 + self.w256 + self.bulk + self.generic
     }
 
+    fn plus(self, other: Loads) -> Loads {
+        Loads {
+            narrow: self.narrow + other.narrow,
+            w32: self.w32 + other.w32,
+            w64: self.w64 + other.w64,
+            w128: self.w128 + other.w128,
+            w256: self.w256 + other.w256,
+            bulk: self.bulk + other.bulk,
+            generic: self.generic + other.generic,
+        }
+    }
+
     /// Bytes one thread asks for, roughly: a narrow load counts as 1, a generic one as 4, a bulk copy as 4096.
     fn bytes(&self) -> u64 {
         [
@@ -61,6 +73,19 @@ pub struct Counts {
     pub dot: u32,
     /// Loads and stores of local memory: spills, and arrays that are not in registers.
     pub local: u32,
+}
+
+impl Counts {
+    /// What is in both ranges.
+    pub fn plus(self, other: Counts) -> Counts {
+        Counts {
+            instructions: self.instructions + other.instructions,
+            loads: self.loads.plus(other.loads),
+            tensor: self.tensor + other.tensor,
+            dot: self.dot + other.dot,
+            local: self.local + other.local,
+        }
+    }
 }
 
 /// The code between a backward branch and its target.
@@ -108,35 +133,61 @@ impl Inspection {
     /// without any, of the bytes loaded: the loop over the weights in a matmul. Neither a loop around it, nor one that waits
     /// inside it, nor one that adds up results after it. A kernel that has none of these has its longest loop.
     pub fn main_loop(&self) -> Option<&Loop> {
-        let measures: [fn(&Counts) -> u64; 3] =
-            [|c| c.tensor.into(), |c| c.dot.into(), |c| c.loads.bytes()];
-        let measure = measures
-            .into_iter()
-            .find(|of| self.loops.iter().any(|l| of(&l.counts) > 0));
-        let Some(measure) = measure else {
-            return self.loops.iter().max_by_key(|l| l.counts.instructions);
-        };
-        let inside = self.outermost().map(|l| measure(&l.counts)).sum::<u64>();
-        self.loops
-            .iter()
-            .filter(|l| 2 * measure(&l.counts) >= inside)
-            .min_by_key(|l| l.counts.instructions)
+        main_loop_of(&self.loops)
     }
 
-    /// The loops that begin in no other.
-    fn outermost(&self) -> impl Iterator<Item = &Loop> {
-        let mut covered = 0;
-        self.loops.iter().filter(move |l| {
-            let outer = l.start >= covered;
-            covered = covered.max(l.end);
-            outer
-        })
+    /// The main loops of a kernel that is several side by side: one in each of the outermost loops with most in them.
+    pub fn main_loops(&self, kernels: u32) -> Vec<&Loop> {
+        if kernels == 1 {
+            return self.main_loop().into_iter().collect();
+        }
+        let work = |l: &Loop| {
+            let c = &l.counts;
+            (c.tensor, c.dot, c.loads.bytes())
+        };
+        let mut outermost: Vec<&Loop> = outermost(&self.loops).collect();
+        outermost.sort_by_key(|l| std::cmp::Reverse(work(l)));
+        outermost.truncate(kernels as usize);
+        let inside = |outer: &Loop| {
+            let of_it = |l: &&Loop| outer.start <= l.start && l.end <= outer.end;
+            let loops: Vec<Loop> = self.loops.iter().filter(of_it).copied().collect();
+            let main = *main_loop_of(&loops)?;
+            self.loops.iter().find(|&&l| l == main)
+        };
+        outermost.into_iter().filter_map(inside).collect()
     }
 
     /// Instructions of the main loop; 0 without a loop.
     pub fn loop_instructions(&self) -> u32 {
         self.main_loop().map_or(0, |l| l.counts.instructions)
     }
+}
+
+/// As [`Inspection::main_loop`], among some of a kernel's loops.
+fn main_loop_of(loops: &[Loop]) -> Option<&Loop> {
+    let measures: [fn(&Counts) -> u64; 3] =
+        [|c| c.tensor.into(), |c| c.dot.into(), |c| c.loads.bytes()];
+    let measure = measures
+        .into_iter()
+        .find(|of| loops.iter().any(|l| of(&l.counts) > 0));
+    let Some(measure) = measure else {
+        return loops.iter().max_by_key(|l| l.counts.instructions);
+    };
+    let inside = outermost(loops).map(|l| measure(&l.counts)).sum::<u64>();
+    loops
+        .iter()
+        .filter(|l| 2 * measure(&l.counts) >= inside)
+        .min_by_key(|l| l.counts.instructions)
+}
+
+/// The loops that begin in no other, of loops in the order of their first instructions.
+fn outermost(loops: &[Loop]) -> impl Iterator<Item = &Loop> {
+    let mut covered = 0;
+    loops.iter().filter(move |l| {
+        let outer = l.start >= covered;
+        covered = covered.max(l.end);
+        outer
+    })
 }
 
 /// The number of an architecture whose encodings are known: 90 of `sm_90a`.

@@ -6,7 +6,7 @@ use crate::graph::OpGraph;
 use crate::pass;
 use crate::pass::tests::open;
 use crate::plan::{Options, Plan, Work, build};
-use crate::target::{PRESETS, Target};
+use crate::target::{PRESETS, Target, cuda};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::tensor_type::TensorType;
 use coldpress_runtime::manifest::Stage;
@@ -238,19 +238,54 @@ fn no_batch_size_is_a_cliff_for_experts() {
                 "{} {workers} workers, batch {batch} of {max_batch}: {least} of a smaller one's",
                 target.name()
             );
-            let bytes = |rows: usize| {
-                let mut programs = plan.programs.iter();
-                let program = programs.find(|p| p.stage == Stage::Trunk && p.rows == rows);
-                let launches = program.expect("a bucket").launches.iter();
-                let experts = launches.filter(|l| matches!(l.work, Work::Experts(_)));
-                experts.map(|l| l.bytes).sum::<u64>()
-            };
             // 4, and in the mean 21 of 32 experts.
-            let ratio = bytes(8) as f64 / bytes(1) as f64;
+            let ratio = expert_bytes(&plan, 8) as f64 / expert_bytes(&plan, 1) as f64;
             assert!(
                 (ratio - 5.25).abs() < 0.01,
                 "{ratio} times the bytes at batch 8"
             );
+        }
+    }
+}
+
+/// Bytes of experts' weights that a trunk of `rows` rows reads.
+fn expert_bytes(plan: &Plan, rows: usize) -> u64 {
+    let mut programs = plan.programs.iter();
+    let program = programs.find(|p| p.stage == Stage::Trunk && p.rows == rows);
+    let launches = program.expect("a bucket").launches.iter();
+    let experts = launches.filter(|l| match &l.work {
+        Work::Experts(_) => true,
+        Work::Grid(grid) => grid.weights.iter().any(|w| w.ends_with("_exps")),
+        _ => false,
+    });
+    experts.map(|l| l.bytes).sum()
+}
+
+/// Experts of gpt-oss: rows of 2880 fill neither tiles of 64 outputs nor units of 256; 4-bit floats.
+#[test]
+fn experts_have_kernels_on_every_gpu() {
+    let gpt_oss = Dims {
+        hidden: 2880,
+        ffn: 2880,
+        heads: 64,
+        head_dim: 64,
+        experts: Some((4, 2)),
+        ..QWEN3_MOE
+    };
+    for (dims, ty) in [
+        (&QWEN3_MOE, TensorType::Q4_K),
+        (&gpt_oss, TensorType::MXFP4),
+    ] {
+        let graph = qwen3(dims, ty);
+        let (experts, used) = dims.experts.expect("experts");
+        for preset in cuda::PRESETS {
+            let target = Target::parse(preset.name).expect("a preset");
+            let plan = build(&graph, &target, options(1, 8)).expect(preset.name);
+            // Of the experts, those that 8 rows use in the mean.
+            let missed = (1.0 - used as f64 / experts as f64).powi(8);
+            let more = (1.0 - missed) * experts as f64 / used as f64;
+            let ratio = expert_bytes(&plan, 8) as f64 / expert_bytes(&plan, 1) as f64;
+            assert!((ratio - more).abs() < 0.01, "{}: {ratio}", preset.name);
         }
     }
 }
@@ -263,6 +298,7 @@ fn no_batch_size_is_a_cliff_on_a_gpu() {
         (&QWEN3, TensorType::Q4_K),
         (&QWEN3_8B, TensorType::Q8_0),
         (&QWEN3_8B, TensorType::Q4_K),
+        (&QWEN3_MOE, TensorType::Q4_K),
     ] {
         let graph = qwen3(dims, ty);
         for name in ["h200", "rtx4090", "rtx4070ti"] {

@@ -197,8 +197,8 @@ pub fn cost(
     let computed = l2_seconds.max(arithmetic_seconds).max(issue_seconds);
     let wall = memory_seconds.max(after + computed);
     let split = if class.k_split > 1 { SPLIT } else { 0.0 };
-    // An item, its rows and only then weights, one after the other.
-    let found = routed.map_or(0.0, |_| 2.0 * L2_LATENCY);
+    // An item says where its weights are, and nothing says so before the launch before has ended.
+    let found = routed.map_or(0.0, |_| L2_LATENCY);
     let fixed_seconds = FILL + split + found + if normed > 0 { NORM } else { 0.0 };
     Cost {
         seconds: wall + fixed_seconds,

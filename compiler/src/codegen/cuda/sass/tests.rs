@@ -103,6 +103,41 @@ fn products_count_before_loads() {
     }
 }
 
+/// Two kernels side by side: each half's loop over tiles, however much more the other multiplies.
+#[test]
+fn kernels_side_by_side_have_a_main_loop_each() {
+    const IMMA: u128 = word(0x0000000408047237, 0x004fe40000405c0c);
+    let code = [
+        LDG_128,
+        ADD,
+        IMMA,
+        branch(-3, 90),
+        branch(-5, 90),
+        LDG_128,
+        branch(-2, 90),
+        ADD,
+        IMMA,
+        IMMA,
+        IMMA,
+        IMMA,
+        branch(-5, 90),
+        branch(-7, 90),
+        EXIT,
+    ];
+    let found = inspect(&code, 90);
+    let span = |l: &Loop| (l.start, l.end);
+    let both: Vec<_> = found.main_loops(2).into_iter().map(span).collect();
+    assert_eq!(both, [(8, 13), (1, 4)]);
+    assert_eq!(
+        found
+            .main_loops(1)
+            .into_iter()
+            .map(span)
+            .collect::<Vec<_>>(),
+        [(8, 13)]
+    );
+}
+
 #[test]
 fn without_loads_the_longest_loop_is_the_main_one() {
     let code = [ADD, branch(-2, 80), ADD, ADD, branch(-3, 80), EXIT];

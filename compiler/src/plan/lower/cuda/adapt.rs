@@ -53,7 +53,7 @@ pub(super) fn groups(graph: &OpGraph, nodes: &[NodeIndex]) -> Vec<Vec<NodeIndex>
 fn sums_experts(graph: &OpGraph, node: NodeIndex) -> bool {
     match graph.nodes[node].op {
         Op::ExpertSum => true,
-        Op::Add => joins(graph, node).is_some(),
+        Op::Add => added_to(graph, node).is_some(),
         _ => false,
     }
 }
@@ -63,10 +63,30 @@ const ADDED: usize = 2;
 
 /// How many rows have been added to the sum of experts' rows that ends at `node`.
 fn added(graph: &OpGraph, node: NodeIndex) -> usize {
-    match joins(graph, node) {
-        Some(before) if graph.nodes[node].op == Op::Add => 1 + added(graph, before),
-        _ => 0,
+    added_to(graph, node).map_or(0, |before| 1 + added(graph, before))
+}
+
+/// The sum of experts' rows to which `add` adds something. Either operand may be it; others, the residual stream among them,
+/// have other readers too.
+fn added_to(graph: &OpGraph, add: NodeIndex) -> Option<NodeIndex> {
+    if graph.nodes[add].op != Op::Add {
+        return None;
     }
+    let inputs = graph.inputs(add).into_iter();
+    let own = inputs.filter(|&input| graph.has_one_consumer(input));
+    let mut own = own.map(|input| input.node);
+    own.find(|&sum| sums_experts(graph, sum) && added(graph, sum) < ADDED)
+}
+
+/// The gate of the rows that `add` adds to a sum of experts' rows, if they are the first and nobody else reads them.
+fn gate_of(graph: &OpGraph, add: NodeIndex) -> Option<NodeIndex> {
+    let sum = added_to(graph, add).filter(|&sum| added(graph, sum) == 0)?;
+    let inputs = graph.inputs(add).into_iter();
+    let gated = |value: &Value| {
+        let is_gate = graph.nodes[value.node].op == Op::GateRows;
+        is_gate && value.node != sum && graph.has_one_consumer(*value)
+    };
+    inputs.filter(gated).map(|value| value.node).next()
 }
 
 /// The matmul by expert whose one part makes gate and value both, side by side, if `node` gates them and nobody else reads
@@ -99,21 +119,24 @@ fn is_first(graph: &OpGraph, value: Value, node: NodeIndex, alike: fn(&Op) -> bo
 
 /// The node whose work `node` completes: a gate/up matmul with the gating that alone reads it, rotation with the attention
 /// that alone reads its queries, attention with the conversion that alone reads it, a residual matmul with the norm of its
-/// rows that matmuls read; a delta rule with the norm of its heads that alone reads it; a norm with the conversion of its rows that others read as they are; factors of experts with the
-/// sum over experts, and that with up to two additions and a norm.
+/// rows that matmuls read; a delta rule with the norm of its heads that alone reads it; a norm with the conversion of its
+/// rows that others read as they are; factors of experts with the sum over experts, and that with up to two additions, the
+/// gate of what is added first, and a norm.
 fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     if let Some(first) = halves(graph, node) {
         return Some(first);
     }
     let inputs = graph.inputs(node);
     let first = match &graph.nodes[node].op {
-        // Either operand may be the sum over experts; others, the residual stream among them, have other readers too.
         Op::Add => {
-            let own = inputs
-                .iter()
-                .filter(|&&input| graph.has_one_consumer(input));
-            let mut own = own.map(|input| input.node);
-            own.find(|&first| sums_experts(graph, first) && added(graph, first) < ADDED)?
+            let sum = added_to(graph, node)?;
+            return Some(gate_of(graph, node).unwrap_or(sum));
+        }
+        Op::GateRows => {
+            let readers = graph.consumers(Value { node, port: 0 });
+            let &(add, _) = readers.first()?;
+            gate_of(graph, add).filter(|&gate| gate == node)?;
+            return added_to(graph, add);
         }
         _ => inputs.first()?.node,
     };
@@ -157,7 +180,6 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
             (heads.heads == *normed && alone(&inputs[0])).then_some(first)
         }
         (Op::ExpertScale { .. }, Op::ExpertSum) => alone(&inputs[0]).then_some(first),
-        (Op::ExpertSum | Op::Add, Op::Add) => Some(first),
         (Op::ExpertSum | Op::Add, Op::RmsNorm { .. } | Op::NormQuantise { .. })
             if sums_experts(graph, first) =>
         {
@@ -217,8 +239,11 @@ pub(super) fn passes_through(graph: &OpGraph, value: Value) -> bool {
     let [(consumer, _)] = consumers.as_slice() else {
         return false;
     };
+    // Between a sum and what is added to it may be the gate of that.
+    let completed = joins(graph, *consumer) == Some(value.node)
+        || added_to(graph, *consumer) == Some(value.node);
     graph.value_type(value).dtype == DType::F32
-        && joins(graph, *consumer) == Some(value.node)
+        && completed
         && pending_norm(
             graph,
             Value {
@@ -316,9 +341,8 @@ mod tests {
         let clamped: Vec<String> = vec!["ExpertMatMul".into(), "GatedActQuantise".into()];
         assert!(gpt_oss.contains(&clamped), "{gpt_oss:?}");
         let shared = pieces("qwen2moe", 2);
-        let both: Vec<String> = ["ExpertSum", "Add", "Add", "NormQuantise"]
-            .map(String::from)
-            .into();
+        let both = ["ExpertSum", "GateRows", "Add", "Add", "NormQuantise"];
+        let both: Vec<String> = both.map(String::from).into();
         assert!(shared.contains(&both), "{shared:?}");
     }
 

@@ -154,11 +154,13 @@ impl Lowering<'_> {
         Ok(vec![self.grid(label, what, args.list(), accesses, bytes)])
     }
 
-    /// The sum over experts and what completes it: factors of experts before it, up to two additions and a norm after it.
+    /// The sum over experts and what completes it: factors of experts before it, up to two additions, the gate of what is
+    /// added first, and a norm after it.
     pub(super) fn expert_sum(&self, group: &[NodeIndex]) -> Result<Vec<Launch>, Error> {
         let mut factors = None;
         let mut input = None;
         let mut added = Vec::new();
+        let mut gate: Option<(Value, Value)> = None;
         let mut norm = None;
         let mut before: Option<Value> = None;
         // The last value that is not a norm.
@@ -176,9 +178,16 @@ impl Lowering<'_> {
                     input = input.or(Some(inputs[0]));
                     (label, out) = (&n.label, Some((value, inputs[1])));
                 }
+                Op::GateRows => {
+                    // What the addition after it adds.
+                    gate = Some((value, inputs[1]));
+                    added.push(inputs[0]);
+                    continue;
+                }
                 Op::Add => {
+                    let gated = gate.map(|(rows, _)| rows);
                     let other = inputs.iter().find(|&&i| Some(i) != before);
-                    added.push(*other.unwrap_or(&inputs[0]));
+                    added.extend(other.filter(|&&other| Some(other) != gated));
                     out = out.map(|(_, routes)| (value, routes));
                 }
                 Op::RmsNorm { weight, eps } | Op::NormQuantise { weight, eps } => {
@@ -200,6 +209,11 @@ impl Lowering<'_> {
         }
         let (first, first_stride) = self.rows_of(added.first())?;
         let (second, second_stride) = self.rows_of(added.get(1))?;
+        let gate = gate.map(|(_, gate)| gate);
+        let (gates, gate_stride) = self.rows_of(gate.as_ref())?;
+        if let Some(gate) = gate {
+            accesses.push(self.reads(gate)?);
+        }
         let kept = !adapt::passes_through(self.graph, out);
         let kept = kept.then_some(out);
         let (to, to_stride) = self.rows_of(kept.as_ref())?;
@@ -223,6 +237,7 @@ impl Lowering<'_> {
             factors,
             live: LIVE,
             first,
+            gate: gates,
             second,
             out: to,
             norm_weight: weight,
@@ -231,6 +246,7 @@ impl Lowering<'_> {
             used: number(used),
             x_stride: self.row_stride(x)?,
             first_stride,
+            gate_stride,
             second_stride,
             out_stride: to_stride,
             normed_stride: normed.1,

@@ -122,8 +122,7 @@ impl Lowering<'_> {
                 grid.geometry = matmul::pair_geometry([&a, &b]);
                 grid.args.extend(other.args);
                 grid.weights.extend(other.weights);
-                // One of its two loops would not speak for the other.
-                grid.main_loop = None;
+                grid.main_loop = beside(grid.main_loop, other.main_loop);
                 Work::Grid(grid)
             }
             (work, _) => work,
@@ -279,6 +278,7 @@ impl Lowering<'_> {
                     &shape.layout,
                     shape.epilogue,
                 ),
+                kernels: 1,
                 weight_bytes: tile::unit_bytes(&shape.layout) as f64 / per_unit,
             });
         }
@@ -307,4 +307,15 @@ impl Lowering<'_> {
             ..launch
         })
     }
+}
+
+/// A pass of two loops, one after the other.
+fn beside(a: Option<MainLoop>, b: Option<MainLoop>) -> Option<MainLoop> {
+    let (a, b) = (a?, b?);
+    let bytes = |l: MainLoop| f64::from(l.weights) * l.weight_bytes;
+    Some(MainLoop {
+        weights: a.weights + b.weights,
+        kernels: a.kernels + b.kernels,
+        weight_bytes: (bytes(a) + bytes(b)) / f64::from(a.weights + b.weights),
+    })
 }
