@@ -155,9 +155,9 @@ fn geometry_of_slots(x: u32, shared_bytes: u32, rows: usize, slots: usize) -> (G
     (geometry, rows < slots)
 }
 
-/// Bytes that a recurrent kernel moves for `rows` rows of so many slots: `touched` for a row, and the states, both ways.
-pub fn bytes(touched: usize, slot_bytes: usize, rows: usize, slots: usize) -> u64 {
-    (rows * touched + 2 * slot_bytes * rows.min(slots)) as u64
+/// Bytes of states that `rows` rows of so many slots read and write, if they are of as many slots as they can be.
+pub fn state_bytes(slot_bytes: usize, rows: usize, slots: usize) -> u64 {
+    (2 * slot_bytes * rows.min(slots)) as u64
 }
 
 #[cfg(test)]

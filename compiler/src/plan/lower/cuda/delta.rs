@@ -121,10 +121,10 @@ impl Lowering<'_> {
         mut accesses: Vec<Access>,
         state: usize,
     ) -> Launch {
-        let touched = accesses.iter().map(|a| a.width).sum();
+        let touched: usize = accesses.iter().map(|a| a.width).sum();
         let slot_bytes = self.states[state].slot_bytes as usize;
         let slots = self.gpu.step.slots as usize;
-        let bytes = recurrent::bytes(touched, slot_bytes, self.rows, slots);
+        let states = recurrent::state_bytes(slot_bytes, self.rows, slots);
         accesses.push(Access {
             space: Space::State(state),
             value: None,
@@ -135,6 +135,10 @@ impl Lowering<'_> {
             write: true,
             split: Split::Whole,
         });
-        self.grid(label, what, args, accesses, bytes)
+        let rows = (touched * self.rows) as u64;
+        let launch = self.grid(label, what, args, accesses, rows);
+        // Nothing keeps states near from one step to the next.
+        let seconds = launch.seconds + states as f64 / self.gpu.profile.bandwidth;
+        Launch { seconds, ..launch }
     }
 }
