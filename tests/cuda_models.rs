@@ -465,6 +465,14 @@ fn recurrent_layers_are_what_the_interpreter_says() {
             return;
         };
         assert_eq!(executor.ahead(), None, "states cannot be undone");
+        let programs = &bundle.manifest().plans[0].programs;
+        let most = programs.iter().filter_map(Program::launches_of_a_layer);
+        let most = most.max().expect("layers");
+        println!("{arch} {:?}: {most} launches of a layer", shape.types);
+        // Two matmuls, the convolution, the delta rule, its gate and the output projection; then the network.
+        if shape.types == [TensorType::F16] && arch == "qwen35" {
+            assert_eq!(most, 8);
+        }
         let tokens: Vec<u32> = (0..9).map(|i| (i * 37 + 5) % 300).collect();
         let gguf = Gguf::open(&file).expect("opens");
         let graph = model::build(&gguf).expect("builds").graph;

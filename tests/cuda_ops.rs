@@ -158,7 +158,7 @@ fn templates_take_the_arguments_that_are_documented() {
     let families: [(Kernel, &[&str]); 19] = [
         (recurrent::short_conv(4), recurrent::ShortConvArgs::NAMES),
         (
-            recurrent::delta_rule(&heads),
+            recurrent::delta_rule(&heads, true),
             recurrent::DeltaRuleArgs::NAMES,
         ),
         (rows::norm(ActForm::Q8, 64), rows::NormArgs::NAMES),

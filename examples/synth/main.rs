@@ -19,7 +19,8 @@ use recipe::{Random, Recipe};
 use shape::{MIXES, SHAPES, Shape, Tensor, Values, tensors};
 
 const USAGE: &str = "usage: synth SHAPE MIX OUT.gguf [--layers N] [--seed N] [--zeros]
-SHAPE: qwen3-0.6b, qwen3-8b, qwen3-30b-a3b, llama-3.1-8b, llama-1b or gemma4-e4b; MIX: q4_k_m, q8_0, q4_0, q6_k or f16
+SHAPE: qwen3-0.6b, qwen3-8b, qwen3-30b-a3b, qwen3.5-0.8b, llama-3.1-8b, llama-1b or gemma4-e4b
+MIX: q4_k_m, q8_0, q4_0, q6_k or f16
 --layers N: only the first N layers; --seed N: other weights
 --zeros: no matrices, in a file with holes that takes no room on the disk: for --dry-run";
 
@@ -41,7 +42,10 @@ fn metadata(writer: &mut GgufWriter<'_>, shape: &Shape, mix: &str, layers: usize
         ("attention.head_count_kv", shape.kv_heads),
         ("attention.key_length", global_head),
         ("attention.value_length", global_head),
-        ("rope.dimension_count", global_head),
+        (
+            "rope.dimension_count",
+            shape.recurrent.as_ref().map_or(global_head, |r| r.rotated),
+        ),
         ("vocab_size", shape.vocab as u64),
     ] {
         writer.add(format!("{arch}.{key}"), Value::U32(value as u32));
@@ -80,6 +84,21 @@ fn metadata(writer: &mut GgufWriter<'_>, shape: &Shape, mix: &str, layers: usize
         ] {
             writer.add(format!("{arch}.{key}"), Value::U32(value as u32));
         }
+    }
+    if let Some(recurrent) = &shape.recurrent {
+        for (key, value) in [
+            ("full_attention_interval", recurrent.interval as u64),
+            ("ssm.conv_kernel", recurrent.taps),
+            ("ssm.inner_size", recurrent.heads * recurrent.head),
+            ("ssm.state_size", recurrent.head),
+            ("ssm.time_step_rank", recurrent.heads),
+            ("ssm.group_count", recurrent.key_heads),
+        ] {
+            writer.add(format!("{arch}.{key}"), Value::U32(value as u32));
+        }
+        let sections = Array::I32(vec![11, 11, 10, 0]);
+        let key = format!("{arch}.rope.dimension_sections");
+        writer.add(key, Value::Array(sections));
     }
     writer.add(
         format!("{arch}.rope.freq_base"),

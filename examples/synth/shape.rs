@@ -24,6 +24,8 @@ pub struct Shape {
     pub rope_factor: Option<f32>,
     /// What Gemma 4's E models have besides; `head` is that of layers with a window.
     pub gemma: Option<Gemma>,
+    /// Gated delta nets in place of most attention.
+    pub recurrent: Option<Recurrent>,
 }
 
 /// Dimensions of Gemma 4's E models.
@@ -43,7 +45,7 @@ pub struct Gemma {
 impl Shape {
     /// Whether a layer sees a window of a sequence.
     pub fn windowed(&self, layer: usize) -> bool {
-        matches!(&self.gemma, Some(gemma) if (layer + 1) % gemma.every != 0)
+        matches!(&self.gemma, Some(gemma) if !(layer + 1).is_multiple_of(gemma.every))
     }
 
     fn head_of(&self, layer: usize) -> u64 {
@@ -55,6 +57,37 @@ impl Shape {
 
     fn owns_kv(&self, layer: usize) -> bool {
         self.gemma.as_ref().is_none_or(|gemma| layer < gemma.own_kv)
+    }
+}
+
+impl Shape {
+    /// The gated delta net that `layer` is, if it is one.
+    pub fn recurrent_layer(&self, layer: usize) -> Option<&Recurrent> {
+        self.recurrent.as_ref().filter(|r| r.is_recurrent(layer))
+    }
+}
+
+/// Dimensions of gated delta nets; keys and values have equal heads.
+pub struct Recurrent {
+    /// Every how many layers one attends.
+    pub interval: usize,
+    pub key_heads: u64,
+    pub heads: u64,
+    pub head: u64,
+    pub taps: u64,
+    /// Elements of an attention head that rotate.
+    pub rotated: u64,
+}
+
+impl Recurrent {
+    /// Elements of the queries, keys and values of a row.
+    pub fn width(&self) -> u64 {
+        (2 * self.key_heads + self.heads) * self.head
+    }
+
+    /// Whether `layer` is a gated delta net.
+    pub fn is_recurrent(&self, layer: usize) -> bool {
+        !(layer + 1).is_multiple_of(self.interval)
     }
 }
 
@@ -83,6 +116,7 @@ pub const SHAPES: &[Shape] = &[
         experts: None,
         rope_factor: None,
         gemma: None,
+        recurrent: None,
     },
     Shape {
         name: "qwen3-8b",
@@ -101,6 +135,7 @@ pub const SHAPES: &[Shape] = &[
         experts: None,
         rope_factor: None,
         gemma: None,
+        recurrent: None,
     },
     Shape {
         name: "qwen3-30b-a3b",
@@ -123,6 +158,7 @@ pub const SHAPES: &[Shape] = &[
         }),
         rope_factor: None,
         gemma: None,
+        recurrent: None,
     },
     Shape {
         name: "llama-3.1-8b",
@@ -141,6 +177,7 @@ pub const SHAPES: &[Shape] = &[
         experts: None,
         rope_factor: Some(8.0),
         gemma: None,
+        recurrent: None,
     },
     Shape {
         name: "llama-1b",
@@ -159,6 +196,7 @@ pub const SHAPES: &[Shape] = &[
         experts: None,
         rope_factor: Some(32.0),
         gemma: None,
+        recurrent: None,
     },
     Shape {
         name: "gemma4-e4b",
@@ -184,6 +222,33 @@ pub const SHAPES: &[Shape] = &[
             own_kv: 24,
             per_layer: 256,
             softcap: 30.0,
+        }),
+        recurrent: None,
+    },
+    Shape {
+        name: "qwen3.5-0.8b",
+        architecture: "qwen35",
+        layers: 24,
+        hidden: 1024,
+        ffn: 3584,
+        heads: 8,
+        kv_heads: 2,
+        head: 256,
+        vocab: 248_320,
+        context: 262_144,
+        rope_base: 1e7,
+        eps: 1e-6,
+        tied: true,
+        experts: None,
+        rope_factor: None,
+        gemma: None,
+        recurrent: Some(Recurrent {
+            interval: 4,
+            key_heads: 16,
+            heads: 16,
+            head: 128,
+            taps: 4,
+            rotated: 64,
         }),
     },
 ];
@@ -216,6 +281,7 @@ enum Role {
     Router,
     PerLayer,
     PerLayerProjection,
+    Convolution,
     Other,
 }
 
@@ -260,7 +326,7 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
         all.push(Tensor {
             name,
             ty: match role {
-                Role::Router | Role::PerLayer => TensorType::F32,
+                Role::Router | Role::PerLayer | Role::Convolution => TensorType::F32,
                 Role::PerLayerProjection => TensorType::F16,
                 role => mix.ty(role, layer, shape.layers),
             },
@@ -292,16 +358,29 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
     for i in 0..layers {
         let head = shape.head_of(i);
         let (q, kv) = (shape.heads * head, shape.kv_heads * head);
+        // Where some layers are recurrent, the others have gates beside their queries.
+        let gates = if shape.recurrent.is_some() { q } else { 0 };
         let own = [
             ("attn_k", Role::Other, kv, hidden),
             ("attn_v", Role::AttentionV, kv, hidden),
         ];
         let own = own.into_iter().filter(|_| shape.owns_kv(i));
         let others = [
-            ("attn_q", Role::Other, q, hidden),
+            ("attn_q", Role::Other, q + gates, hidden),
             ("attn_output", Role::Other, hidden, q),
         ];
-        for (name, role, n, k) in others.into_iter().chain(own) {
+        let mixers = match shape.recurrent_layer(i) {
+            None => others.into_iter().chain(own).collect(),
+            Some(r) => vec![
+                ("attn_qkv", Role::Other, r.width(), hidden),
+                ("attn_gate", Role::Other, r.heads * r.head, hidden),
+                ("ssm_alpha", Role::Other, r.heads, hidden),
+                ("ssm_beta", Role::Other, r.heads, hidden),
+                ("ssm_out", Role::Other, hidden, r.heads * r.head),
+                ("ssm_conv1d", Role::Convolution, r.width(), r.taps),
+            ],
+        };
+        for (name, role, n, k) in mixers {
             matrix(format!("blk.{i}.{name}.weight"), role, i, n, k);
         }
         let (suffix, ffn) = match &shape.experts {
@@ -332,8 +411,18 @@ pub fn tensors(shape: &Shape, mix: Mix, layers: usize) -> Vec<Tensor> {
     vector("output_norm.weight".into(), ones(hidden));
     for i in 0..layers {
         vector(format!("blk.{i}.attn_norm.weight"), ones(hidden));
-        vector(format!("blk.{i}.ffn_norm.weight"), ones(hidden));
-        if shape.architecture.starts_with("qwen3") || shape.gemma.is_some() {
+        let second = match shape.recurrent {
+            Some(_) => "post_attention_norm",
+            None => "ffn_norm",
+        };
+        vector(format!("blk.{i}.{second}.weight"), ones(hidden));
+        if let Some(r) = shape.recurrent_layer(i) {
+            // Decays of 0.5 to 0.99 for what alpha adds nothing to.
+            let decays = (0..r.heads).map(|head| -(head as f32 + 0.2) / r.heads as f32);
+            vector(format!("blk.{i}.ssm_a"), decays.collect());
+            vector(format!("blk.{i}.ssm_dt.bias"), vec![0.0; r.heads as usize]);
+            vector(format!("blk.{i}.ssm_norm.weight"), ones(r.head));
+        } else if shape.architecture.starts_with("qwen3") || shape.gemma.is_some() {
             let head = shape.head_of(i);
             vector(format!("blk.{i}.attn_q_norm.weight"), ones(head));
             if shape.owns_kv(i) {

@@ -11,7 +11,8 @@ use coldpress_kernels::recurrent::{
     DeltaRow, Heads, conv_reference, conv_state_floats, delta_reference, delta_state_floats,
 };
 
-const EPS: f32 = 1e-6;
+/// So large that where it is added shows.
+const EPS: f32 = 0.05;
 /// Tokens of each slot; a slot between them has none.
 const TOKENS: [u32; 4] = [7, 0, 3, 1];
 /// Rows of the bucket.
@@ -252,9 +253,15 @@ fn convolutions_are_the_reference_however_rows_are_cut() {
     }
 }
 
-struct Delta(Heads);
+/// Heads, and whether their norm follows.
+struct Delta(Heads, bool);
 
 impl Delta {
+    /// Weight of the norm.
+    fn weight(&self) -> Vec<f32> {
+        super::values(6, self.0.dim, 1.5)
+    }
+
     /// Vectors of the decay: a, and what is added to alpha.
     fn vectors(&self) -> (Vec<f32>, Vec<f32>) {
         let heads = self.0.heads;
@@ -265,7 +272,7 @@ impl Delta {
 
 impl Layer for Delta {
     fn kernel(&self) -> Kernel {
-        delta_rule(&self.0)
+        delta_rule(&self.0, self.1)
     }
 
     fn width(&self) -> usize {
@@ -310,6 +317,11 @@ impl Layer for Delta {
             out_stride: (out_stride as u32).into(),
             slot_stride: (slot_bytes as u32).into(),
             eps: EPS.into(),
+            norm: match self.1 {
+                true => device.f32s(&self.weight()).into(),
+                false => 0.into(),
+            },
+            norm_eps: EPS.into(),
         };
         args.list()
     }
@@ -342,7 +354,14 @@ impl Layer for Delta {
                     beta: beta[head],
                     eps: EPS,
                 };
-                delta_reference(&row, &mut states[head])
+                let y = delta_reference(&row, &mut states[head]);
+                if !self.1 {
+                    return y;
+                }
+                let squares: f64 = y.iter().map(|y| y * y).sum();
+                let inverse = 1.0 / (squares / dim as f64 + f64::from(EPS)).sqrt();
+                let weight = self.weight().into_iter().map(f64::from);
+                y.iter().zip(weight).map(|(y, w)| y * inverse * w).collect()
             };
             (0..heads).flat_map(head).collect()
         };
@@ -366,7 +385,9 @@ fn delta_rules_are_the_reference_however_rows_are_cut() {
             grouped,
         };
         recurrent::legal(&heads).expect("legal");
-        check(&Delta(heads));
+        for normed in [false, true] {
+            check(&Delta(heads, normed));
+        }
     }
 }
 
@@ -383,9 +404,10 @@ fn states_stay_in_registers_on_every_architecture() {
         short_conv(2),
         short_conv(4),
         short_conv(8),
-        delta_rule(&heads(recurrent::MAX_DIM, true)),
-        delta_rule(&heads(64, false)),
-        delta_rule(&heads(16, false)),
+        delta_rule(&heads(recurrent::MAX_DIM, true), false),
+        delta_rule(&heads(recurrent::MAX_DIM, false), true),
+        delta_rule(&heads(64, false), true),
+        delta_rule(&heads(16, false), true),
     ] {
         let source = render::source(&kernel).expect("renders");
         for arch in ARCHITECTURES {

@@ -4,6 +4,8 @@
 //! ```text
 //! q = matmul(x, Wq); k = matmul(x, Wk); v = matmul(x, Wv)   ->   q, k, v = matmul(x, [Wq, Wk, Wv])
 //! ```
+//!
+//! So do the inputs of a gated delta net, in two pairs of about the same size.
 
 use super::group_matmuls::group_matmuls;
 use crate::error::Error;
@@ -13,6 +15,12 @@ pub(super) fn run(graph: &mut OpGraph) -> Result<(), Error> {
     group_matmuls(graph, &["attn_q", "attn_k", "attn_v"], |roles| {
         let letters: String = roles.iter().map(|role| &role["attn_".len()..]).collect();
         format!("attn_{letters}")
+    })?;
+    group_matmuls(graph, &["attn_qkv", "attn_gate"], |_| {
+        "attn_qkv_gate".into()
+    })?;
+    group_matmuls(graph, &["ssm_beta", "ssm_alpha"], |_| {
+        "ssm_beta_alpha".into()
     })
 }
 
@@ -39,6 +47,30 @@ mod tests {
                 "= rope blk.0.attn_q_rope (%3, ",
                 "= rope blk.0.attn_k_rope (%4, ",
                 "%8 kv = kv_append blk.0.attn_kv (%7, %5)",
+            ],
+        );
+    }
+
+    #[test]
+    fn inputs_of_a_delta_net_are_two_matmuls() {
+        let tiny = Tiny {
+            architecture: "qwen35",
+            layers: 2,
+            ..Tiny::PLAIN
+        };
+        let (_, before, after) = apply("fuse_qkv", tiny);
+        for matmul in ["attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha"] {
+            assert_lines(&before, &[&format!("matmul blk.0.{matmul} (")]);
+        }
+        assert_lines(
+            &after,
+            &[
+                "%3 f32[R,128], %4 f32[R,64] = matmul blk.0.attn_qkv_gate (%2)",
+                "%5 f32[R,4], %6 f32[R,4] = matmul blk.0.ssm_beta_alpha (%2)",
+                "f32[R,128] = short_conv blk.0.ssm_conv1d (%3)",
+                ", %6, %5) state=1 heads=2:4 head_dim=16",
+                "matmul blk.1.attn_qkv (",
+                "matmul blk.1.attn_gate (",
             ],
         );
     }

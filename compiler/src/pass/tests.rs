@@ -69,6 +69,10 @@ fn own_keys(architecture: &str, head_dim: u64) -> Vec<(&'static str, Value)> {
         }
         "qwen35" => vec![
             ("full_attention_interval", Value::U32(2)),
+            (
+                "rope.dimension_sections",
+                Value::Array(Array::I32(vec![2, 1, 1, 0])),
+            ),
             ("ssm.conv_kernel", Value::U32(3)),
             ("ssm.inner_size", Value::U32(64)),
             ("ssm.state_size", Value::U32(16)),

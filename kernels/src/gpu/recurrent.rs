@@ -88,6 +88,10 @@ arguments! {
         slot_stride,
         /// Added to sums of squares (f32).
         eps,
+        /// Address of f32 `[dim]`, the weight of an RMS norm of every head; 0 without one.
+        norm,
+        /// Added to the mean square (f32); 0 without a norm.
+        norm_eps,
     }
 }
 
@@ -113,15 +117,17 @@ pub fn short_conv(taps: usize) -> Kernel {
     }
 }
 
-/// The delta rule of such heads.
-pub fn delta_rule(heads: &Heads) -> Kernel {
+/// The delta rule of such heads, and whether an RMS norm of every head follows.
+pub fn delta_rule(heads: &Heads, normed: bool) -> Kernel {
+    let norm = if normed { "_norm" } else { "" };
     let order = if heads.grouped { "grouped" } else { "tiled" };
     Kernel {
-        name: format!("delta_rule_d{}_{order}", heads.dim),
+        name: format!("delta_rule_d{}_{order}{norm}", heads.dim),
         template: "delta_rule",
         constants: vec![
             ("dim", Constant::Int(heads.dim as i64)),
             ("grouped", Constant::Flag(heads.grouped)),
+            ("normed", Constant::Flag(normed)),
         ],
         threads: (parts(heads.dim) * heads.dim.next_multiple_of(32)) as u32,
     }
@@ -167,15 +173,18 @@ mod tests {
             grouped,
         };
         assert_eq!(short_conv(4).name, "short_conv_t4");
-        assert_eq!(delta_rule(&heads(128, false)).name, "delta_rule_d128_tiled");
-        let odd = delta_rule(&heads(48, true));
+        assert_eq!(
+            delta_rule(&heads(128, false), false).name,
+            "delta_rule_d128_tiled"
+        );
+        let odd = delta_rule(&heads(48, true), true);
         assert_eq!(
             (odd.name.as_str(), odd.threads),
-            ("delta_rule_d48_grouped", 64)
+            ("delta_rule_d48_grouped_norm", 64)
         );
         assert_eq!(legal(&heads(128, true)), Ok(()));
         assert_eq!([16, 64, 80, 128].map(parts), [1, 1, 2, 2]);
-        assert_eq!(delta_rule(&heads(128, true)).threads, 256);
+        assert_eq!(delta_rule(&heads(128, true), true).threads, 256);
         let says = |dim| legal(&heads(dim, true)).expect_err("no kernel").to_string();
         let supported = |most| format!("supported: multiples of 16 up to {most}");
         assert!(says(144).contains(&supported(128)) && says(24).contains(&supported(256)));

@@ -164,7 +164,7 @@ impl Inspection {
 }
 
 /// As [`Inspection::main_loop`], among some of a kernel's loops.
-fn main_loop_of<'a>(loops: &'a [Loop]) -> Option<&'a Loop> {
+fn main_loop_of(loops: &[Loop]) -> Option<&Loop> {
     let measures: [fn(&Counts) -> u64; 3] =
         [|c| c.tensor.into(), |c| c.dot.into(), |c| c.loads.bytes()];
     let measure = measures

@@ -26,7 +26,6 @@ use coldpress_kernels::gpu::experts::{ROUTE_COUNTERS, Routes};
 use coldpress_kernels::gpu::matmul::Family;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_runtime::manifest::{CandidatePlan, GridArg, Stage};
-use delta::Rule;
 use logits::Sorted;
 use petgraph::stable_graph::NodeIndex;
 use std::ops::Deref;
@@ -204,6 +203,9 @@ impl Lowering<'_> {
                 self.matmul(&a.label, first, parts, Some((weight, out)))
             }
             (Op::Attention { .. }, Op::Quantise) => self.attention(first, None, out),
+            (Op::DeltaRule { .. }, &Op::HeadNorm { norm, .. }) => {
+                self.delta_rule(first, Some(norm), out)
+            }
             (Op::RopeAppend { .. }, Op::Attention { .. }) => {
                 self.attention(second, Some(first), out)
             }
@@ -257,22 +259,7 @@ impl Lowering<'_> {
             Op::ShortConv { state, weight } => {
                 self.short_conv(label, (*state, *weight), inputs[0], out)
             }
-            Op::DeltaRule {
-                state,
-                heads,
-                a,
-                dt,
-                eps,
-            } => {
-                let rule = Rule {
-                    state: *state,
-                    heads: *heads,
-                    a: *a,
-                    dt: *dt,
-                    eps: *eps,
-                };
-                self.delta_rule(label, &rule, &inputs, out)
-            }
+            Op::DeltaRule { .. } => self.delta_rule(node, None, out),
             Op::SelectRows => self.select_rows(label, out),
             Op::Logits => self.sort_logits(label, inputs[0], node),
             op => self.elementwise(label, op, &inputs, out),

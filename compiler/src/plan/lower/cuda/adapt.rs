@@ -119,8 +119,9 @@ fn is_first(graph: &OpGraph, value: Value, node: NodeIndex, alike: fn(&Op) -> bo
 
 /// The node whose work `node` completes: a gate/up matmul with the gating that alone reads it, rotation with the attention
 /// that alone reads its queries, attention with the conversion that alone reads it, a residual matmul with the norm of its
-/// rows that matmuls read; a norm with the conversion of its rows that others read as they are; factors of experts with the
-/// sum over experts, and that with up to two additions, the gate of what is added first, and a norm.
+/// rows that matmuls read; a delta rule with the norm of its heads that alone reads it; a norm with the conversion of its
+/// rows that others read as they are; factors of experts with the sum over experts, and that with up to two additions, the
+/// gate of what is added first, and a norm.
 fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
     if let Some(first) = halves(graph, node) {
         return Some(first);
@@ -174,6 +175,9 @@ fn joins(graph: &OpGraph, node: NodeIndex) -> Option<NodeIndex> {
             let others = !graph.has_one_consumer(inputs[0]);
             let is_first = is_first(graph, inputs[0], node, |op| *op == Op::Quantise);
             (others && is_first).then_some(first)
+        }
+        (Op::DeltaRule { heads, .. }, Op::HeadNorm { heads: normed, .. }) => {
+            (heads.heads == *normed && alone(&inputs[0])).then_some(first)
         }
         (Op::ExpertScale { .. }, Op::ExpertSum) => alone(&inputs[0]).then_some(first),
         (Op::ExpertSum | Op::Add, Op::RmsNorm { .. } | Op::NormQuantise { .. })

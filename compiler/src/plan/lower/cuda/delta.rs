@@ -1,28 +1,15 @@
 //! Short convolutions and gated delta rules, with the states of all slots.
 
-use super::{LIVE, Lowering, bits, number, refused};
+use super::{LIVE, Lowering, NULL, bits, number, refused};
 use crate::error::Error;
-use crate::graph::{Value, WeightId};
+use crate::graph::{HeadNorm, Op, Value, WeightId};
 use crate::plan::{Access, Form, Launch, Space, Split};
 use coldpress_kernels::gpu::recurrent::{
     self, DeltaRuleArgs, ShortConvArgs, delta_rule_geometry, short_conv_geometry,
 };
 use coldpress_kernels::gpu::{Geometry, Kernel};
-use coldpress_kernels::recurrent::Heads;
 use coldpress_runtime::manifest::GridArg;
-
-/// The fields of a delta rule.
-pub(super) struct Rule {
-    /// Index into `OpGraph::states`.
-    pub(super) state: usize,
-    pub(super) heads: Heads,
-    /// Vector of the decay.
-    pub(super) a: WeightId,
-    /// Vector added to alpha.
-    pub(super) dt: WeightId,
-    /// Added to sums of squares.
-    pub(super) eps: f32,
-}
+use petgraph::stable_graph::NodeIndex;
 
 impl Lowering<'_> {
     pub(super) fn short_conv(
@@ -60,14 +47,26 @@ impl Lowering<'_> {
         )])
     }
 
+    /// The delta rule at `node`, with the norm of every head that alone reads what it found, if there is one; `out` is the
+    /// norm's then.
     pub(super) fn delta_rule(
         &self,
-        label: &str,
-        rule: &Rule,
-        inputs: &[Value],
+        node: NodeIndex,
+        norm: Option<HeadNorm>,
         out: Value,
     ) -> Result<Vec<Launch>, Error> {
-        let heads = rule.heads;
+        let (inputs, n) = (self.graph.inputs(node), &self.graph.nodes[node]);
+        let label = n.label.as_str();
+        let &Op::DeltaRule {
+            state,
+            heads,
+            a,
+            dt,
+            eps,
+        } = &n.op
+        else {
+            return Err(Error::Internal(format!("{label}: no delta rule")));
+        };
         recurrent::legal(&heads).map_err(|why| refused(label, why))?;
         let (x, alpha, beta) = (inputs[0], inputs[1], inputs[2]);
         let slots = self.gpu.step.slots as usize;
@@ -76,10 +75,10 @@ impl Lowering<'_> {
             x: self.arena(x)?,
             alpha: self.arena(alpha)?,
             beta: self.arena(beta)?,
-            a: GridArg::Weights(self.placement(rule.a, Form::Vector)?.offset),
-            dt: GridArg::Weights(self.placement(rule.dt, Form::Vector)?.offset),
+            a: GridArg::Weights(self.placement(a, Form::Vector)?.offset),
+            dt: GridArg::Weights(self.placement(dt, Form::Vector)?.offset),
             out: self.arena(out)?,
-            state: GridArg::Kv(self.states[rule.state].offset),
+            state: GridArg::Kv(self.states[state].offset),
             slots: GridArg::Step(self.gpu.step.slot_of_row()),
             positions: GridArg::Step(self.gpu.step.positions()),
             live: LIVE,
@@ -90,10 +89,15 @@ impl Lowering<'_> {
             alpha_stride: self.row_stride(alpha)?,
             beta_stride: self.row_stride(beta)?,
             out_stride: self.row_stride(out)?,
-            slot_stride: GridArg::Const(self.states[rule.state].slot_bytes),
-            eps: bits(rule.eps),
+            slot_stride: GridArg::Const(self.states[state].slot_bytes),
+            eps: bits(eps),
+            norm: match norm {
+                Some(norm) => GridArg::Weights(self.placement(norm.weight, Form::Vector)?.offset),
+                None => NULL,
+            },
+            norm_eps: bits(norm.map_or(0.0, |norm| norm.eps)),
         };
-        let what = (recurrent::delta_rule(&heads), geometry);
+        let what = (recurrent::delta_rule(&heads, norm.is_some()), geometry);
         let accesses = vec![
             self.reads(x)?,
             self.reads(alpha)?,
@@ -105,7 +109,7 @@ impl Lowering<'_> {
             what,
             args.list(),
             accesses,
-            rule.state,
+            state,
         )])
     }
 
