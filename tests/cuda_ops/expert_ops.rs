@@ -1,5 +1,5 @@
 use super::{Device, FORMS, SEEDS, assert_row, values};
-use crate::simt::SimtArg;
+use crate::simt::{ARCH, Simt, SimtArg, Source, syncs, without_sync};
 use coldpress_kernels::experts::{MAX_EXPERTS, MAX_USED, reference};
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::experts::{
@@ -39,17 +39,27 @@ struct Left {
     order: Vec<u32>,
 }
 
-/// Runs a router over `logits`, in a bucket of `rows` rows.
-fn left(
+/// The most items of each list.
+fn bounds(router: Router, rows: usize, stamps: [usize; 3]) -> [usize; 3] {
+    stamps.map(|stamp| match stamp {
+        0 => 0,
+        _ => router.routed.most_items(rows, stamp),
+    })
+}
+
+/// What the kernel `name` of a router leaves for `logits`, in a bucket of `rows` rows, as words.
+///
+/// # Errors
+/// What the shim found wrong.
+fn routed_words(
     device: &Device,
-    router: Router,
+    (name, router): (&str, Router),
     logits: &[Vec<f32>],
     rows: usize,
     stamps: [usize; 3],
     seed: u64,
-) -> Left {
+) -> Result<Vec<u32>, String> {
     let Routed { experts, used } = router.routed;
-    let routes = Routes { rows, used };
     let live = logits.len();
     let bytes = rows * Routes::stride(used);
     let out = device.simt.alloc(bytes);
@@ -60,10 +70,7 @@ fn left(
         0 => device.simt.alloc(4),
         _ => device.rows(&logits.concat(), experts, stride),
     };
-    let bounds = stamps.map(|stamp| match stamp {
-        0 => 0,
-        _ => router.routed.most_items(rows, stamp),
-    });
+    let bounds = bounds(router, rows, stamps);
     let args = RouteArgs {
         logits: flat.into(),
         routes: out.into(),
@@ -80,9 +87,30 @@ fn left(
         bound2: (bounds[2] as u32).into(),
     };
     let geometry = experts::route_geometry(experts, rows);
-    device.launch(&router.kernel(), geometry, args.list(), seed);
-    assert_eq!(device.read_u32(&counters), [0]);
-    let words = device.read_u32(&out);
+    device.simt.launch(name, geometry, &args.list(), seed)?;
+    match device.read_u32(&counters)[..] {
+        [0] => Ok(device.read_u32(&out)),
+        _ => Err("a counter is left".into()),
+    }
+}
+
+/// Runs a router over `logits`, in a bucket of `rows` rows.
+fn left(
+    device: &Device,
+    router: Router,
+    logits: &[Vec<f32>],
+    rows: usize,
+    stamps: [usize; 3],
+    seed: u64,
+) -> Left {
+    let used = router.routed.used;
+    let routes = Routes { rows, used };
+    let live = logits.len();
+    let bytes = rows * Routes::stride(used);
+    let bounds = bounds(router, rows, stamps);
+    let name = router.kernel().name;
+    let words = routed_words(device, (&name, router), logits, rows, stamps, seed);
+    let words = words.unwrap_or_else(|e| panic!("{name} under schedule {seed}: {e}"));
     let pairs = |from: usize, count: usize| -> Vec<(u32, u32)> {
         let words = words[from / 4..].chunks_exact(2);
         words.take(count).map(|w| (w[0], w[1])).collect()
@@ -176,6 +204,38 @@ fn routers_choose_as_the_reference_and_list_every_routed_row() {
             }
         }
     }
+}
+
+/// Without any one of its barriers some schedule gives an error or other words.
+#[test]
+fn every_barrier_of_a_router_is_needed() {
+    let router = router(40, 4, true, true);
+    let kernel = router.kernel();
+    let whole = Source::of(&kernel);
+    let all = syncs(&whole.body);
+    let name = |i: usize| format!("{}_{i}", kernel.name);
+    let mutants = (0..all.len()).map(|i| {
+        let body = without_sync(&whole.body, i).replace(&kernel.name, &name(i));
+        Source::new(&name(i), &body)
+    });
+    let sources: Vec<_> = [whole.clone()].into_iter().chain(mutants).collect();
+    let Some(simt) = Simt::build(&sources, ARCH) else {
+        return;
+    };
+    let device = Device { simt };
+    let logits = logits(67, router.routed.experts, 5);
+    let words = |device: &Device, name: &str, seed| {
+        routed_words(device, (name, router), &logits, 70, [8, 1, 64], seed)
+    };
+    let expected = words(&device, &kernel.name, 1).expect("runs");
+    let idle = all.iter().enumerate().filter(|(i, _)| {
+        (1..40).all(|seed| {
+            let simt = device.simt.fresh();
+            words(&Device { simt }, &name(*i), seed).as_ref() == Ok(&expected)
+        })
+    });
+    let idle: Vec<&String> = idle.map(|(_, sync)| sync).collect();
+    assert!(idle.is_empty(), "nothing needs {idle:?}");
 }
 
 #[test]

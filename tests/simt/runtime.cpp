@@ -37,6 +37,8 @@ static u64 spins;
 static Fiber scheduler;
 static std::vector<Block> blocks;
 static std::vector<Warp*> ready;
+// In every other launch a warp that runs when hardly any other can: what others need of it must be waited for.
+static Warp* laggard;
 
 Entry::Entry(const char* name, u32 threads, u32 params_bytes, void (*run)(const void*))
     : name(name), threads(threads), params_bytes(params_bytes), run(run), next(entries) {
@@ -110,6 +112,7 @@ static Thread* take(bool anybody) {
     if (ready.empty()) return nullptr;
     Warp* warp = self ? self->warp : nullptr;
     if (anybody || !warp || !warp->ready || chance(256) >= stay) warp = ready[chance(u32(ready.size()))];
+    for (u32 i = 0; i < 8 && warp == laggard; i++) warp = ready[chance(u32(ready.size()))];
     const u32 turn = chance(32), turned = warp->ready >> turn | warp->ready << (-turn & 31);
     const u32 lane = (u32(__builtin_ctz(turned)) + turn) & 31;
     warp->ready &= ~(1u << lane);
@@ -342,6 +345,7 @@ bool launch(const Launch& launch) {
         if (posix_memalign(reinterpret_cast<void**>(&blocks[b].shared), 128, launch.shared_bytes)) fail("no memory");
         races_prepare(blocks[b], launch.shared_bytes);
     }
+    laggard = chance(2) ? &blocks[chance(resident)].warps[chance(threads / 32)] : nullptr;
     std::vector<u32> order(count);
     for (u32 i = 0; i < count; i++) order[i] = i;
     for (u32 i = u32(count); i > 1; i--) std::swap(order[i - 1], order[chance(i)]);
