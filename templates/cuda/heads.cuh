@@ -1,25 +1,25 @@
 // Heads of rows, a warp each: RMS norm, rotation, storing in the cache. A lane has elements 128 i + 4 lane ..+ 3, so eight
 // lanes have a scale group.
-constexpr u32 VECTORS = (PADDED + 127) / 128;
+FIXED u32 VECTORS = (PADDED + 127) / 128;
 
 struct Head {
     F4 v[VECTORS];
 };
 
 // A head that is zeros from HEAD_DIM on.
-DEVICE Head load_head(const f32* from) {
+DEVICE Head load_head(const GLOBAL f32* from) {
     Head head;
 #pragma unroll
     for (u32 i = 0; i < VECTORS; i++) {
         const u32 column = 128 * i + 4 * lane();
         head.v[i] = F4{};
-        if (column < HEAD_DIM) head.v[i] = *reinterpret_cast<const F4*>(from + column);
+        if (column < HEAD_DIM) head.v[i] = *reinterpret_cast<const GLOBAL F4*>(from + column);
     }
     return head;
 }
 
-DEVICE void normalise(Head& head, const f32* weight, f32 eps) {
-    F4(&x)[VECTORS] = head.v;
+DEVICE void normalise(LOCAL Head& head, const GLOBAL f32* weight, f32 eps) {
+    LOCAL F4(&x)[VECTORS] = head.v;
     f32 squares = 0.0f;
 #pragma unroll
     for (u32 i = 0; i < VECTORS; i++)
@@ -29,7 +29,7 @@ DEVICE void normalise(Head& head, const f32* weight, f32 eps) {
     for (u32 i = 0; i < VECTORS; i++) {
         const u32 column = 128 * i + 4 * lane();
         if (column < HEAD_DIM) {
-            const F4 w = *reinterpret_cast<const F4*>(weight + column);
+            const F4 w = *reinterpret_cast<const GLOBAL F4*>(weight + column);
             x[i] = F4{x[i].x * inverse * w.x, x[i].y * inverse * w.y, x[i].z * inverse * w.z, x[i].w * inverse * w.w};
         }
     }
@@ -43,7 +43,7 @@ DEVICE u32 pair_distance(u32 rot_dim) { return NEOX ? rot_dim / 2 : 1; }
 struct Turns {
     F2 of[VECTORS][4];
 };
-DEVICE Turns load_turns(const u8* table, u32 rot_dim) {
+DEVICE Turns load_turns(const GLOBAL u8* table, u32 rot_dim) {
     Turns turns;
 #pragma unroll
     for (u32 i = 0; i < VECTORS; i++)
@@ -53,23 +53,23 @@ DEVICE Turns load_turns(const u8* table, u32 rot_dim) {
             turns.of[i][j] = F2{1.0f, 0.0f};
             if (e < rot_dim) {
                 const u32 first = first_of_pair(e, rot_dim);
-                turns.of[i][j] = reinterpret_cast<const F2*>(table)[NEOX ? first : first / 2];
+                turns.of[i][j] = reinterpret_cast<const GLOBAL F2*>(table)[NEOX ? first : first / 2];
             }
         }
     return turns;
 }
 
 // Leaves a head where all lanes see it after a barrier.
-DEVICE void put_head(const Head& head, f32* to) {
+DEVICE void put_head(const LOCAL Head& head, SHARED f32* to) {
 #pragma unroll
     for (u32 i = 0; i < VECTORS; i++) {
         const u32 column = 128 * i + 4 * lane();
-        if (column < PADDED) *reinterpret_cast<F4*>(to + column) = head.v[i];
+        if (column < PADDED) *reinterpret_cast<SHARED F4*>(to + column) = head.v[i];
     }
 }
 
 // Element e of a head: pair (a, b) -> (a cos - b sin, a sin + b cos).
-DEVICE f32 rotated(const f32* head, u32 e, F2 turn, u32 rot_dim) {
+DEVICE f32 rotated(const SHARED f32* head, u32 e, F2 turn, u32 rot_dim) {
     if (e >= rot_dim) return head[e];
     const u32 first = first_of_pair(e, rot_dim);
     const f32 a = head[first];
@@ -78,7 +78,7 @@ DEVICE f32 rotated(const f32* head, u32 e, F2 turn, u32 rot_dim) {
 }
 
 // The head that has been put at `from`, rotated.
-DEVICE Head rotate(const f32* from, const Turns& turns, u32 rot_dim) {
+DEVICE Head rotate(const SHARED f32* from, const LOCAL Turns& turns, u32 rot_dim) {
     Head head;
 #pragma unroll
     for (u32 i = 0; i < VECTORS; i++) {
@@ -92,12 +92,12 @@ DEVICE Head rotate(const f32* from, const Turns& turns, u32 rot_dim) {
 }
 
 // Stores elements column .. column + 3 of a head in the cache; all lanes of the warp. Elements from HEAD_DIM on are zeros.
-DEVICE void store_cached(u8* head, u32 column, F4 v) {
+DEVICE void store_cached(GLOBAL u8* head, u32 column, F4 v) {
     const bool inside = column < PADDED;
     if constexpr (KV == Kv::F32) {
-        if (inside) *reinterpret_cast<F4*>(head + 4 * column) = v;
+        if (inside) *reinterpret_cast<GLOBAL F4*>(head + 4 * column) = v;
     } else if constexpr (KV == Kv::F16) {
-        if (inside) *reinterpret_cast<U2*>(head + 2 * column) = U2{pack_f16(v.x, v.y), pack_f16(v.z, v.w)};
+        if (inside) *reinterpret_cast<GLOBAL U2*>(head + 2 * column) = U2{pack_f16(v.x, v.y), pack_f16(v.z, v.w)};
     } else {
         f32 largest = max_(max_(abs_(v.x), abs_(v.y)), max_(abs_(v.z), abs_(v.w)));
 #pragma unroll
@@ -115,19 +115,19 @@ DEVICE void store_cached(u8* head, u32 column, F4 v) {
         }
         if (inside) {
             if constexpr (head_bytes(KV, HEAD_DIM) % 4 == 0) {
-                *reinterpret_cast<u32*>(head + column) = word;
+                *reinterpret_cast<GLOBAL u32*>(head + column) = word;
             } else {
-                *reinterpret_cast<u16*>(head + column) = static_cast<u16>(word);
-                *reinterpret_cast<u16*>(head + column + 2) = static_cast<u16>(word >> 16);
+                *reinterpret_cast<GLOBAL u16*>(head + column) = static_cast<u16>(word);
+                *reinterpret_cast<GLOBAL u16*>(head + column + 2) = static_cast<u16>(word >> 16);
             }
-            if (column % KV_GROUP == 0) *reinterpret_cast<u16*>(head + PADDED + column / KV_GROUP * 2) = scale.bits;
+            if (column % KV_GROUP == 0) *reinterpret_cast<GLOBAL u16*>(head + PADDED + column / KV_GROUP * 2) = scale.bits;
         }
     }
 }
 
 // Stores a head of K or V of the token at `position` of a slot, whose pages are at `pages`.
-DEVICE void store_head(u8* kv, const u32* pages, u32 position, u32 kv_heads, u32 kv_head, bool of_v, const Head& x) {
-    u8* head = kv + page_offset<KV, HEAD_DIM>(pages[position / PAGE_TOKENS], kv_heads, kv_head, of_v) +
+DEVICE void store_head(GLOBAL u8* kv, const GLOBAL u32* pages, u32 position, u32 kv_heads, u32 kv_head, bool of_v, const LOCAL Head& x) {
+    GLOBAL u8* head = kv + page_offset<KV, HEAD_DIM>(pages[position / PAGE_TOKENS], kv_heads, kv_head, of_v) +
                position % PAGE_TOKENS * head_bytes(KV, HEAD_DIM);
 #pragma unroll
     for (u32 i = 0; i < VECTORS; i++) store_cached(head, 128 * i + 4 * lane(), x.v[i]);

@@ -35,6 +35,16 @@ struct alignas(8) Arg<u64> {
 // A function that kernels call; a table of constants.
 #define DEVICE __device__ __forceinline__
 #define CONSTANT __device__ constexpr
+// A number that the compiler knows.
+#define FIXED constexpr
+// Where that lies to which a pointer or reference leads, for languages that must be told: memory of the device, of the
+// thread block, of the thread, a kernel's parameters.
+#define GLOBAL
+#define SHARED
+#define LOCAL
+#define ARGUMENTS
+// Functions after it may ask which thread runs them, for languages in which others cannot.
+#define PLACED
 // KERNEL(name, threads, Params) { ... p.field ... }
 #define KERNEL(NAME, THREADS, PARAMS) \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ PARAMS p)

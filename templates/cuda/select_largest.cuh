@@ -1,9 +1,9 @@
 // The largest of the keys that a thread block holds in registers, and the order of logits in such keys. All threads of the
 // block call these; `words` is shared memory of WORDS words.
-constexpr u32 WARPS = THREADS / 32;
-constexpr u32 CANDIDATES = <$ candidates $>;
-constexpr u32 PIECE = <$ piece $>;
-constexpr u32 WORDS = 64;
+FIXED u32 WARPS = THREADS / 32;
+FIXED u32 CANDIDATES = <$ candidates $>;
+FIXED u32 PIECE = <$ piece $>;
+FIXED u32 WORDS = 64;
 
 // What is left of a piece of a row.
 struct Piece {
@@ -33,8 +33,9 @@ DEVICE u32 warp_count(u32 count) {
     return count;
 }
 
+PLACED
 // Of calls in a row, every other one has the other half of the words: the barrier of one is enough for the next.
-DEVICE u32 block_count(u32 count, u32* words, bool other) {
+DEVICE u32 block_count(u32 count, SHARED u32* words, bool other) {
     words += other ? WORDS / 2 : 0;
     count = warp_count(count);
     if (lane() == 0) words[warp()] = count;
@@ -44,35 +45,35 @@ DEVICE u32 block_count(u32 count, u32* words, bool other) {
 
 // The bits in which keys of the block differ from `like`; keys of 0 do not count.
 template <u32 N>
-DEVICE u64 differing_bits(const u64 (&keys)[N], u64 like, u32* words) {
+DEVICE u64 differing_bits(const LOCAL u64 (&keys)[N], u64 like, SHARED u32* words) {
     u64 bits = 0;
 #pragma unroll
     for (u32 i = 0; i < N; i++)
         if (keys[i] != 0) bits |= keys[i] ^ like;
-    u32 half[2] = {static_cast<u32>(bits), static_cast<u32>(bits >> 32)};
+    u32 part[2] = {static_cast<u32>(bits), static_cast<u32>(bits >> 32)};
 #pragma unroll
     for (u32 h = 0; h < 2; h++) {
 #pragma unroll
-        for (u32 d = 16; d > 0; d /= 2) half[h] |= shuffle_xor(half[h], d);
+        for (u32 d = 16; d > 0; d /= 2) part[h] |= shuffle_xor(part[h], d);
         sync_block();
-        if (lane() == 0) words[warp()] = half[h];
+        if (lane() == 0) words[warp()] = part[h];
         sync_block();
-        half[h] = lane() < WARPS ? words[lane()] : 0;
+        part[h] = lane() < WARPS ? words[lane()] : 0;
 #pragma unroll
-        for (u32 d = 16; d > 0; d /= 2) half[h] |= shuffle_xor(half[h], d);
+        for (u32 d = 16; d > 0; d /= 2) part[h] |= shuffle_xor(part[h], d);
     }
-    return static_cast<u64>(half[1]) << 32 | half[0];
+    return static_cast<u64>(part[1]) << 32 | part[0];
 }
 
 // The least of the CANDIDATES largest keys, or something above 0 and no larger than any key where there are fewer. `first`
 // is a key of the block. The answer is found bit by bit: the largest number that so many keys reach.
 template <u32 N>
-DEVICE u64 least_candidate(const u64 (&keys)[N], u64 first, u32* words) {
+DEVICE u64 least_candidate(const LOCAL u64 (&keys)[N], u64 first, SHARED u32* words) {
     const u64 differ = differing_bits(keys, first, words);
     u64 least = first & ~differ;
     bool other = false;
     sync_block();
-    for (u64 bit = 1ull << 63; bit > 0; bit >>= 1) {
+    for (u64 bit = static_cast<u64>(1) << 63; bit > 0; bit >>= 1) {
         if ((differ & bit) == 0) continue;
         const u64 tried = least | bit;
         u32 count = 0;
@@ -85,8 +86,8 @@ DEVICE u64 least_candidate(const u64 (&keys)[N], u64 first, u32* words) {
 }
 
 // Writes the keys from `least` on to `out`, one thread's after the other's, and 0 in what is left of it.
-template <u32 N>
-DEVICE void keep_candidates(const u64 (&keys)[N], u64 least, u64* out, u32* words) {
+template <u32 N, typename Out>
+DEVICE void keep_candidates(const LOCAL u64 (&keys)[N], u64 least, Out out, SHARED u32* words) {
     u32 count = 0;
 #pragma unroll
     for (u32 i = 0; i < N; i++) count += keys[i] >= least ? 1 : 0;

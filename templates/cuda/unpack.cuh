@@ -3,27 +3,27 @@
 enum class Store { F32, F16, BF16, INTEGERS, CODES };
 enum class Scales { NONE, HALVES, BYTES, SIGNED_BYTES, NIBBLES, EXPONENTS };
 
-constexpr Store STORE = Store::<$ store $>;
-constexpr u32 BITS = <$ bits $>;
-constexpr u32 GROUP = <$ group $>;
-constexpr i32 ZERO = <$ zero $>;
-constexpr Scales SCALES = Scales::<$ scale_kind $>;
-constexpr bool MIN = <$ min $>;
-constexpr u32 UNIT_K = <$ unit_k $>;
-constexpr u32 UNIT_BYTES = <$ unit_bytes $>;
+FIXED Store STORE = Store::<$ store $>;
+FIXED u32 BITS = <$ bits $>;
+FIXED u32 GROUP = <$ group $>;
+FIXED i32 ZERO = <$ zero $>;
+FIXED Scales SCALES = Scales::<$ scale_kind $>;
+FIXED bool MIN = <$ min $>;
+FIXED u32 UNIT_K = <$ unit_k $>;
+FIXED u32 UNIT_BYTES = <$ unit_bytes $>;
 CONSTANT u32 LEVELS[4] = {<$ levels_0 $>u, <$ levels_4 $>u, <$ levels_8 $>u, <$ levels_12 $>u};
 
-constexpr u32 STORED_BITS = STORE == Store::F32 ? 32 : STORE == Store::F16 || STORE == Store::BF16 ? 16 : BITS;
-constexpr u32 TILE_BYTES = 16 * 64 * STORED_BITS / 8;
+FIXED u32 STORED_BITS = STORE == Store::F32 ? 32 : STORE == Store::F16 || STORE == Store::BF16 ? 16 : BITS;
+FIXED u32 TILE_BYTES = 16 * 64 * STORED_BITS / 8;
 // Scale codes of one output in a unit; 0 without.
-constexpr u32 CODES_OF_ROW = SCALES == Scales::NIBBLES                                        ? UNIT_K / GROUP
+FIXED u32 CODES_OF_ROW = SCALES == Scales::NIBBLES                                        ? UNIT_K / GROUP
                              : SCALES == Scales::BYTES || SCALES == Scales::SIGNED_BYTES ? UNIT_K / GROUP * (MIN ? 2 : 1)
                                                                                          : 0;
 
-DEVICE f32 half_at(const u8* p) { return to_f32(f16{*reinterpret_cast<const u16*>(p)}); }
+DEVICE f32 half_at(const GLOBAL u8* p) { return to_f32(f16{*reinterpret_cast<const GLOBAL u16*>(p)}); }
 
 // Scale and min of output c of a unit for the group that has element k.
-DEVICE void unpack_scale(const u8* scales, u32 c, u32 k, f32& scale, f32& min) {
+DEVICE void unpack_scale(const GLOBAL u8* scales, u32 c, u32 k, LOCAL f32& scale, LOCAL f32& min) {
     const u32 group = k / GROUP;
     scale = 1.0f;
     min = 0.0f;
@@ -35,7 +35,7 @@ DEVICE void unpack_scale(const u8* scales, u32 c, u32 k, f32& scale, f32& min) {
         const u32 e = scales[2 * c + group];
         scale = bits_f32(e < 2 ? (1u << 21) << e : (e - 1) << 23);
     } else if constexpr (SCALES != Scales::NONE) {
-        const u8* codes = scales + 64 + c * CODES_OF_ROW;
+        const GLOBAL u8* codes = scales + 64 + c * CODES_OF_ROW;
         const f32 d = half_at(scales + 4 * c);
         const f32 m = half_at(scales + 4 * c + 2);
         if constexpr (SCALES == Scales::NIBBLES) {
@@ -50,12 +50,12 @@ DEVICE void unpack_scale(const u8* scales, u32 c, u32 k, f32& scale, f32& min) {
 }
 
 // Bytes of the levels of four elements of a tile; of 8-bit levels, less 128.
-DEVICE u32 unpack_levels(const u8* tile, u32 c, u32 k) {
+DEVICE u32 unpack_levels(const GLOBAL u8* tile, u32 c, u32 k) {
     const u32 j = k / 32 % 2;
     const u32 p = k / 16 % 2;
     const u32 h = c / 8;
     const u32 lane = 4 * (c % 8) + k / 4 % 4;
-    const u32* words = reinterpret_cast<const u32*>(tile);
+    const GLOBAL u32* words = reinterpret_cast<const GLOBAL u32*>(tile);
     if constexpr (BITS == 8) return words[(32 * j + lane) * 4 + 2 * p + h];
     u32 levels = 0;
     u32 above = 0;
@@ -73,16 +73,16 @@ DEVICE u32 unpack_levels(const u8* tile, u32 c, u32 k) {
     return levels;
 }
 
-DEVICE F4 unpack4(const u8* matrix, u32 units, u32 row, u32 k) {
-    const u8* unit = matrix + (static_cast<u64>(row / 16) * units + k / UNIT_K) * UNIT_BYTES;
-    const u8* tile = unit + k % UNIT_K / 64 * TILE_BYTES;
+DEVICE F4 unpack4(const GLOBAL u8* matrix, u32 units, u32 row, u32 k) {
+    const GLOBAL u8* unit = matrix + (static_cast<u64>(row / 16) * units + k / UNIT_K) * UNIT_BYTES;
+    const GLOBAL u8* tile = unit + k % UNIT_K / 64 * TILE_BYTES;
     const u32 c = row % 16;
     f32 w[4];
     if constexpr (STORE == Store::F32) {
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) w[i] = reinterpret_cast<const f32*>(tile)[(k % 64 + i) * 16 + c];
+        for (u32 i = 0; i < 4; i++) w[i] = reinterpret_cast<const GLOBAL f32*>(tile)[(k % 64 + i) * 16 + c];
     } else if constexpr (STORE == Store::F16 || STORE == Store::BF16) {
-        const u32* words = reinterpret_cast<const u32*>(tile) + (k % 64 / 16 * 32 + 4 * (c % 8) + k / 4 % 4) * 4 + c / 8;
+        const GLOBAL u32* words = reinterpret_cast<const GLOBAL u32*>(tile) + (k % 64 / 16 * 32 + 4 * (c % 8) + k / 4 % 4) * 4 + c / 8;
         const u32 even = words[0];
         const u32 odd = words[2];
         const u32 bits[4] = {even, odd, even >> 16, odd >> 16};

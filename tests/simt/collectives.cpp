@@ -91,6 +91,18 @@ static void distribute(Warp& warp, bool transposed) {
     }
 }
 
+// a, b and c of each lane in in[0..2], in[2..4] and in[4..6].
+static void multiply_eights(Warp& warp) {
+    f32 m[3][64];
+    for (u32 lane = 0; lane < 32; lane++)
+        for (u32 i = 0; i < 6; i++) m[i / 2][matrix_place(lane, i % 2)] = from_word<f32>(warp.in[lane][i]);
+    for (u32 row = 0; row < 8; row++)
+        for (u32 k = 0; k < 8; k++)
+            for (u32 column = 0; column < 8; column++) m[2][8 * row + column] += m[0][8 * row + k] * m[1][8 * k + column];
+    for (u32 lane = 0; lane < 32; lane++)
+        for (u32 i = 0; i < 2; i++) warp.out[lane][i] = to_word(m[2][matrix_place(lane, i)]);
+}
+
 static void exchange(Warp& warp) {
     for (u32 lane = 0; lane < 32; lane++) warp.out[lane][0] = warp.in[warp.in[lane][1]][0];
 }
@@ -192,6 +204,9 @@ void compute(Warp& warp) {
         case Op::MmaS8K16: multiply_int<16, i8>(warp); break;
         case Op::MmaU8S8K16: multiply_int<16, u8>(warp); break;
         case Op::MmaF16: multiply_half(warp); break;
+        case Op::MatrixMultiply: multiply_eights(warp); break;
+        case Op::MatrixLoad:
+        case Op::MatrixStore: break;
         case Op::Ldmatrix: distribute(warp, false); break;
         case Op::LdmatrixTransposed: distribute(warp, true); break;
         case Op::WgmmaFence: warp.wgmma_fenced = true; break;
@@ -236,6 +251,18 @@ void mma_half(f32* c, const u32* a, const u32* b, u32 line) {
     for (u32 i = 0; i < 4; i++) in[6 + i] = to_word(c[i]);
     meet(Op::MmaF16, line);
     for (u32 i = 0; i < 4; i++) c[i] = from_word<f32>(warp.out[lane][i]);
+}
+
+void multiply_matrices(f32 (&c)[2], const f32 (&a)[2], const f32 (&b)[2], u32 line) {
+    Warp& warp = *self->warp;
+    const u32 lane = self->thread & 31;
+    for (u32 i = 0; i < 2; i++) {
+        warp.in[lane][i] = to_word(a[i]);
+        warp.in[lane][2 + i] = to_word(b[i]);
+        warp.in[lane][4 + i] = to_word(c[i]);
+    }
+    meet(Op::MatrixMultiply, line);
+    for (u32 i = 0; i < 2; i++) c[i] = from_word<f32>(warp.out[lane][i]);
 }
 
 void ldmatrix(Op op, u32* r, const void* row, u32 line) {
