@@ -6,6 +6,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod gpu;
 mod limits;
+pub mod metal;
 
 pub use cpu::CpuDevice;
 pub use gpu::GpuDevice;

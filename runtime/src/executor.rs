@@ -122,6 +122,11 @@ impl Executor {
             .position(|p| std::ptr::eq(p, picked))
             .unwrap_or(0);
         let device: Box<dyn Device> = match &picked.gpu {
+            #[cfg(target_vendor = "apple")]
+            Some(_) if picked.requires.arch == "metal" => {
+                let metal = crate::device::metal::Metal::open()?;
+                Box::new(GpuDevice::new(&bundle, plan, metal)?)
+            }
             Some(_) => {
                 let ordinal = machine.gpu_for(&picked.requires).unwrap_or(0);
                 Box::new(GpuDevice::new(&bundle, plan, Cuda::open(ordinal)?)?)

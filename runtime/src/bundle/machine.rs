@@ -1,15 +1,19 @@
 //! What this machine is, and what a bundle asks that it does not have. Detection only; nothing here fails.
 
 mod gpu;
+mod metal;
 
 pub use gpu::{TARGETS_BY_CAPABILITY, TARGETS_BY_NAME, target_for};
 
 use crate::device::cuda::{self, GpuInfo};
+use crate::device::metal::MetalInfo;
 use crate::manifest::Requirements;
 use coldpress_kernels::cpu;
 
 /// The architecture of plans for NVIDIA GPUs.
 const CUDA: &str = "cuda";
+/// That of plans for Apple GPUs.
+const METAL: &str = "metal";
 
 /// The machine the process runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub struct Machine {
     pub cores: u32,
     /// NVIDIA GPUs in the driver's order, or why there are none.
     pub gpus: Result<Vec<GpuInfo>, String>,
+    /// The Apple GPU, or why there is none.
+    pub metal: Result<MetalInfo, String>,
 }
 
 impl Machine {
@@ -31,21 +37,34 @@ impl Machine {
     pub fn detect() -> Self {
         Self {
             gpus: cuda::detect(),
+            metal: crate::device::metal::detect(),
             ..Self::without_gpus()
         }
     }
 
     /// As [`Machine::detect`]; GPUs only if a plan is for one, since starting their driver takes a while.
     pub fn detect_for<'a>(plans: impl IntoIterator<Item = &'a Requirements>) -> Self {
-        match plans.into_iter().any(|requires| requires.arch == CUDA) {
-            true => Self::detect(),
-            false => Self::without_gpus(),
+        let arches: Vec<&str> = plans.into_iter().map(|p| p.arch.as_str()).collect();
+        let mut machine = Self::without_gpus();
+        if arches.contains(&CUDA) {
+            machine.gpus = cuda::detect();
         }
+        if arches.contains(&METAL) {
+            machine.metal = crate::device::metal::detect();
+        }
+        machine
     }
 
     /// The GPU that runs a plan, by its place in `gpus`: of those that can, one with enough memory if there is one.
     pub fn gpu_for(&self, requires: &Requirements) -> Option<usize> {
         gpu::pick(self.gpus.as_deref().ok()?, requires)
+    }
+
+    /// Everything that keeps this machine from running a plan, memory included; each line ends with what helps.
+    pub fn lacks(&self, requires: &Requirements) -> Vec<String> {
+        let mut lines = self.platform_mismatches(requires);
+        lines.extend(self.memory_mismatch(requires));
+        lines
     }
 
     fn without_gpus() -> Self {
@@ -56,6 +75,7 @@ impl Machine {
             memory_bytes: available_memory(),
             cores: u32::try_from(num_cpus::get()).unwrap_or(u32::MAX),
             gpus: Err("nobody looked for one".into()),
+            metal: Err("nobody looked for one".into()),
         }
     }
 
@@ -64,6 +84,9 @@ impl Machine {
         let target = &requires.target;
         if requires.arch == CUDA {
             return gpu::mismatches(&self.gpus, requires);
+        }
+        if requires.arch == METAL {
+            return metal::mismatches(&self.metal, requires);
         }
         if !target.starts_with("cpu") {
             return vec![format!(
@@ -95,6 +118,9 @@ impl Machine {
     pub(super) fn memory_mismatch(&self, requires: &Requirements) -> Option<String> {
         if requires.arch == CUDA {
             return gpu::memory_mismatch(self.gpus.as_deref().unwrap_or_default(), requires);
+        }
+        if requires.arch == METAL {
+            return metal::memory_mismatch(self.metal.as_ref().ok()?, requires);
         }
         (requires.memory_bytes > self.memory_bytes).then(|| {
             format!(
@@ -140,6 +166,7 @@ mod tests {
             memory_bytes: 1 << 30,
             cores: 4,
             gpus: Err("no NVIDIA driver".into()),
+            metal: Err("this is not a Mac".into()),
         }
     }
 

@@ -425,6 +425,7 @@ fn plans_are_picked_by_machine() {
         memory_bytes: 1 << 30,
         cores: 1,
         gpus: Err("none".into()),
+        metal: Err("none".into()),
     };
     let picked = |machine: &Machine| {
         bundle

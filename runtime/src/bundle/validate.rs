@@ -68,7 +68,7 @@ fn target_plan(
     limits: &Limits,
     header: &Header,
 ) -> Result<(), String> {
-    if plan.gpu.is_some() != (plan.requires.arch == "cuda") {
+    if plan.gpu.is_some() != ["cuda", "metal"].contains(&plan.requires.arch.as_str()) {
         return Err(format!(
             "architecture {} contradicts what its launches are for",
             plan.requires.arch

@@ -74,6 +74,11 @@ impl View<'_> {
                 plan.requires.target
             );
             out.push_str(&needs(plan));
+            if self.picked.is_some() && !picked {
+                for line in self.machine.lacks(&plan.requires) {
+                    let _ = writeln!(out, "not here  {line}");
+                }
+            }
             let weights = self
                 .header
                 .sections
@@ -169,6 +174,7 @@ impl View<'_> {
                 "features": self.machine.features,
                 "memory_bytes": self.machine.memory_bytes,
                 "cores": self.machine.cores,
+                "metal": self.machine.metal.as_ref().ok().map(|gpu| gpu.to_string()),
                 "gpus": self.machine.gpus.iter().flatten().map(gpu_json).collect::<Vec<_>>(),
             },
             "runs_here": self.mismatches.is_empty(),
@@ -199,6 +205,10 @@ fn needs(plan: &TargetPlan) -> String {
         requires.features.join(" ")
     };
     match &plan.gpu {
+        Some(gpu) if requires.arch == "metal" => format!(
+            "needs     a Mac whose GPU is {features} or later; {} kernels\n",
+            gpu.kernels.len()
+        ),
         Some(gpu) => format!(
             "needs     an NVIDIA GPU that runs {features}, driver {OLDEST_DRIVER} or later; {} kernels\n",
             gpu.kernels.len()

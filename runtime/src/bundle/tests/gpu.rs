@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::device::cuda::GpuInfo;
+use crate::device::metal::MetalInfo;
 use crate::manifest::{CandidatePlan, GpuPlan, Grid, GridArg};
 
 #[test]
@@ -100,8 +101,18 @@ fn a_gpu_is_preferred_and_its_absence_is_one_reason() {
     let path = directory.path().join("m.press");
     let mut manifest = sample::manifest();
     manifest.plans.push(sample::gpu_manifest().plans.remove(0));
+    let mut metal = sample::gpu_manifest().plans.remove(0);
+    metal.requires.target = "metal:m4-max".into();
+    metal.requires.arch = "metal".into();
+    metal.requires.features = vec!["apple7".into()];
+    manifest.plans.push(metal);
     sample::write(&path, &manifest).expect("writes");
     let bundle = Bundle::open(&path).expect("opens");
+    let apple = MetalInfo {
+        name: "Apple M3".into(),
+        family: 9,
+        memory_bytes: 16 << 30,
+    };
     let gpu = GpuInfo {
         name: "NVIDIA H200".into(),
         capability: (9, 0),
@@ -112,6 +123,7 @@ fn a_gpu_is_preferred_and_its_absence_is_one_reason() {
     };
     let mut machine = Machine {
         gpus: Ok(vec![gpu]),
+        metal: Err("this is not a Mac".into()),
         arch: std::env::consts::ARCH.into(),
         features: Vec::new(),
         memory_bytes: 1 << 30,
@@ -125,13 +137,19 @@ fn a_gpu_is_preferred_and_its_absence_is_one_reason() {
     assert_eq!(target(&machine), Ok("h200".into()));
     machine.gpus = Err("no NVIDIA driver".into());
     assert_eq!(target(&machine), Ok("cpu:scalar".into()));
+    machine.metal = Ok(apple.clone());
+    assert_eq!(target(&machine), Ok("metal:m4-max".into()));
+    machine.metal = Ok(MetalInfo { family: 6, ..apple });
     machine.arch = "other".into();
     assert_eq!(target(&machine), Err(4));
     let lines = bundle.mismatches(&machine);
-    assert!(
-        lines.iter().any(|line| line.contains("no NVIDIA driver")),
-        "{lines:?}"
-    );
+    for why in [
+        "no NVIDIA driver",
+        "Apple M3 is apple6",
+        "this machine is other",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(why)), "{lines:?}");
+    }
     // Bundles without a GPU plan do not start the driver.
     sample::write(&path, &sample::manifest()).expect("writes");
     let cpu = Bundle::open(&path).expect("opens").machine();

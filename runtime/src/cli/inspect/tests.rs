@@ -82,6 +82,7 @@ fn show(mismatches: &[String], json: bool) -> String {
         memory_bytes: 1 << 30,
         cores: 2,
         gpus: Err("nobody looked for one".into()),
+        metal: Err("nobody looked for one".into()),
     };
     let picked = mismatches.is_empty().then(|| &manifest.plans[0]);
     let path = Path::new("tiny.press");
@@ -167,4 +168,21 @@ fn launches_of_a_layer_are_counted_on_a_gpu() {
     assert_eq!(launches(&program), "7, 2 a layer");
     program.launches.iter_mut().for_each(|l| l.grid = None);
     assert_eq!(launches(&program), "7");
+}
+
+#[test]
+fn a_plan_for_another_machine_says_what_it_needs() {
+    let mut metal = plan();
+    metal.requires.target = "metal:m4-max".into();
+    metal.requires.arch = "metal".into();
+    metal.requires.features = vec!["apple7".into()];
+    metal.gpu = crate::bundle::sample::gpu_manifest().plans[0].gpu.clone();
+    let said = super::needs(&metal);
+    assert!(
+        said.contains("a Mac whose GPU is apple7 or later"),
+        "{said}"
+    );
+    let machine = crate::bundle::Machine::detect_for([]);
+    let why = machine.lacks(&metal.requires);
+    assert!(why[0].contains("metal:m4-max needs a Mac"), "{why:?}");
 }
