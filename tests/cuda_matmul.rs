@@ -8,18 +8,35 @@ mod experts;
 /// Norms that are left pending, and two matmuls in one launch.
 mod fused;
 
-use super::simt::{ARCH, Buffer, Simt, SimtArg, Source};
+use super::simt::{ARCH, Buffer, Dialect, Simt, SimtArg, Source};
 use case::{Case, Rows};
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::matmul::{
     Class, Epilogue, Family, Gate, Query, VARIANTS, Variant, args, counters, geometry, kernel,
     legal, scratch_bytes, variants,
 };
+use coldpress_kernels::gpu::metal::FIRST_ARCH;
 use coldpress_kernels::gpu::tile;
 use coldpress_kernels::quant::{
     BF16, F16, F32, FORMATS, Q4_0, Q4_K, Q5_0, Q6_K, Q8_0, QuantFormat,
 };
 use std::cell::Cell;
+
+/// An architecture that has the family.
+fn arch_of(family: Family) -> u32 {
+    match family.is_metal() {
+        true => FIRST_ARCH,
+        false => ARCH / 10,
+    }
+}
+
+/// Numbers of thread blocks that can share k.
+fn splits(family: Family) -> &'static [u32] {
+    match family.is_metal() {
+        true => &[1],
+        false => &[1, 2],
+    }
+}
 
 /// One compiled kernel.
 #[derive(Clone, Copy)]
@@ -48,18 +65,18 @@ impl Stamped {
             epilogue: self.epilogue,
             pending: rows.pending,
             routed: None,
-            arch: ARCH / 10,
+            arch: arch_of(self.variant.family),
         }
     }
 
     fn source(&self) -> Source {
-        Source::of(&kernel(
-            self.variant,
-            self.class(1),
-            &self.fmt.layout,
-            self.epilogue,
-            false,
-        ))
+        let dialect = match self.variant.family.is_metal() {
+            true => Dialect::Metal,
+            false => Dialect::Cuda,
+        };
+        let class = self.class(1);
+        let kernel = kernel(self.variant, class, &self.fmt.layout, self.epilogue, false);
+        Source::in_dialect(dialect, &kernel)
     }
 }
 
@@ -290,7 +307,7 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
             epilogue: Epilogue::Store,
             pending: false,
             routed: None,
-            arch: ARCH / 10,
+            arch: arch_of(family),
         };
         let class = Class {
             family,
@@ -318,7 +335,7 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
             .collect();
         let widest = same.iter().map(|s| s.variant.stamp as usize).max();
         let all = Rows::new(widest.expect("a stamp") + 1, k);
-        for (k_split, around) in [(1, 3), (2, 1)] {
+        for (&k_split, around) in splits(family).iter().zip([3, 1]) {
             let mut reference: Option<Vec<Vec<u8>>> = None;
             for &stamped in &same {
                 let stamp = stamped.variant.stamp as usize;
@@ -352,17 +369,28 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
         Epilogue::Gated(Gate::Gelu, ActForm::F16),
         Epilogue::Gated(Gate::Gelu, ActForm::Q8),
     ];
-    let kernels = all.map(|epilogue| Stamped {
+    // Apple GPUs have no int8 activations.
+    let formed = |epilogue: &Epilogue| {
+        let q8 = [
+            Epilogue::Gated(Gate::Silu, ActForm::Q8),
+            Epilogue::ResidualNorm(ActForm::Q8),
+            Epilogue::Gated(Gate::Gelu, ActForm::Q8),
+        ];
+        !family.is_metal() || !q8.contains(epilogue)
+    };
+    let kernels = all.into_iter().filter(formed).map(|epilogue| Stamped {
         variant,
         fmt,
         epilogue,
         warps: 8,
     });
+    let kernels: Vec<Stamped> = kernels.collect();
     let Some(device) = Device::new(&kernels, ARCH) else {
         return;
     };
     for stamped in kernels {
         for (n, k_split) in [(1, 1), (17, 2), (40, 1), (64, 2), (97, 1)] {
+            let k_split = k_split.min(splits(family).len() as u32);
             let k = 17 * 256;
             let outputs = match stamped.epilogue {
                 Epilogue::Gated(..) => vec![n, n],
@@ -451,4 +479,37 @@ fn dot_product_kernels_of_all_stamps_agree() {
 #[test]
 fn dot_product_kernels_finish_in_every_way() {
     epilogues(Family::Dp4a, &Q8_0);
+}
+
+#[test]
+fn simd_kernels_read_every_layout() {
+    layouts(Family::Simd);
+    layouts(Family::SimdF32);
+}
+
+#[test]
+fn simd_kernels_of_all_stamps_agree() {
+    stamps(Family::Simd, &[&Q4_K, &Q6_K, &F16]);
+    stamps(Family::SimdF32, &[&F32, &BF16]);
+}
+
+#[test]
+fn simd_kernels_finish_in_every_way() {
+    epilogues(Family::Simd, &Q5_0);
+    epilogues(Family::SimdF32, &F32);
+}
+
+#[test]
+fn matrix_kernels_read_every_layout() {
+    layouts(Family::Matrix);
+}
+
+#[test]
+fn matrix_kernels_of_all_stamps_agree() {
+    stamps(Family::Matrix, &[&Q4_K, &Q6_K, &BF16]);
+}
+
+#[test]
+fn matrix_kernels_finish_in_every_way() {
+    epilogues(Family::Matrix, &Q4_0);
 }

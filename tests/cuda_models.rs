@@ -3,7 +3,7 @@
 
 use crate::harness::*;
 use crate::nvrtc::{ARCHITECTURES, nvrtc};
-use crate::simt::{ARCH, Buffer, Simt, SimtArg, Source};
+use crate::simt::{ARCH, Buffer, Dialect, Simt, SimtArg, Source};
 use coldpress_compiler::codegen::cuda::sass::Inspection;
 use coldpress_compiler::gguf::{Gguf, Value};
 use coldpress_compiler::graph::interpret;
@@ -26,6 +26,9 @@ const FAMILIES: &[&str] = &[
     "gemma3", "gemma4", "llama", "phi3", "qwen2", "qwen3", "qwen3moe",
 ];
 
+/// Of these, those that Apple GPUs do not: experts, recurrent layers.
+const NOT_ON_APPLE: &[&str] = &["qwen3moe", "qwen35", "qwen35moe"];
+
 /// Addresses of buffers are so far apart, and no other argument is so large.
 const APART: u64 = 1 << 40;
 
@@ -47,9 +50,15 @@ impl OnSimt {
             let body = &sources[offset as usize..][..bytes as usize];
             String::from_utf8(body.to_vec()).expect("UTF-8")
         };
+        let dialect = match bundle.manifest().plans[0].requires.arch.as_str() {
+            "metal" => Dialect::Metal,
+            _ => Dialect::Cuda,
+        };
         let kernels = gpu.kernels.iter().map(|kernel| Source {
             name: kernel.name.clone(),
             body: body(kernel.source),
+            dialect,
+            threads: kernel.threads,
         });
         Some(OnSimt {
             simt: Simt::build(&kernels.collect::<Vec<_>>(), ARCH)?,
@@ -150,9 +159,12 @@ impl Accelerator for OnSimt {
     }
 }
 
-/// Compiles for a GPU; `None`, after saying so, without NVRTC.
+/// Compiles for a GPU; `None`, after saying so, without NVRTC where that is needed.
 fn compile(model: &Path, out: &Path, target: &str, flags: &[&str]) -> Option<()> {
-    let library = nvrtc()?.path().to_path_buf();
+    let library = match target.starts_with("metal:") {
+        true => Default::default(),
+        false => nvrtc()?.path().to_path_buf(),
+    };
     let mut args = vec!["compile", arg(model), "-o", arg(out), "--target", target];
     args.extend(["--ctx-size", "96", "--max-batch", "4"]);
     args.extend(flags);
@@ -229,15 +241,27 @@ fn same_bits(a: &[f32], b: &[f32]) -> bool {
 
 #[test]
 fn fixtures_meet_their_bars_and_rows_do_not_depend_on_company() {
+    meet_bars("h200", 5);
+}
+
+#[test]
+fn fixtures_meet_their_bars_on_apple_gpus_as_well() {
+    // Rotation and storing are a launch of their own, and q, k and v of different formats are two.
+    meet_bars("metal:m4-max", 7);
+}
+
+/// `layer`: the most launches of a layer of a plain model.
+fn meet_bars(target: &str, layer: usize) {
     let Some(fixtures) = fixtures() else { return };
     let dir = tempdir().expect("temporary folder");
     let (mut checked, mut counted, mut failures) = (0, 0, Vec::new());
     for (seed, f) in (1..).zip(index(&fixtures)) {
-        if !FAMILIES.contains(&f.arch.as_str()) {
+        let on_apple = !target.starts_with("metal:") || !NOT_ON_APPLE.contains(&f.arch.as_str());
+        if !FAMILIES.contains(&f.arch.as_str()) || !on_apple {
             continue;
         }
         let path = dir.path().join("model.press");
-        if compile(&fixtures.join(&f.file), &path, "h200", &[]).is_none() {
+        if compile(&fixtures.join(&f.file), &path, target, &[]).is_none() {
             return;
         }
         let bundle = Bundle::open(&path).expect("a bundle");
@@ -250,9 +274,9 @@ fn fixtures_meet_their_bars_and_rows_do_not_depend_on_company() {
             let most = most.max().expect("layers");
             // Others have norms between that are launches of their own.
             let least = match f.arch.as_str() {
-                "llama" | "qwen2" | "qwen3" | "phi3" => Some(5),
+                "llama" | "qwen2" | "qwen3" | "phi3" => Some(layer),
                 // Besides, a norm, the router and what it chooses, and the sum over experts.
-                "qwen3moe" => Some(9),
+                "qwen3moe" => Some(layer + 4),
                 _ => None,
             };
             if least.is_some_and(|least| most > least) {
@@ -492,6 +516,21 @@ fn recurrent_layers_are_what_the_interpreter_says() {
             assert!(same_bits(&row, alone), "{} tokens in a batch", tokens.len());
         }
     }
+}
+
+#[test]
+fn what_apple_gpus_lack_is_refused_by_name() {
+    let Some(fixtures) = fixtures() else { return };
+    let mut refused = 0;
+    for f in index(&fixtures) {
+        if NOT_ON_APPLE.contains(&f.arch.as_str()) {
+            let model = fixtures.join(&f.file);
+            let command = ["compile", arg(&model), "--target", "metal:m1", "--dry-run"];
+            fail(&command, 3, &["blk.0.", "on Apple GPUs"]);
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
 }
 
 /// The device is given steps before results are seen, and requests come and go: their tokens are those of steps whose results

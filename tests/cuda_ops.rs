@@ -1,7 +1,7 @@
 //! The GPU kernels that are not matmuls, run by the shim under several schedules against the naive references. Each family
 //! has a file; here is what they share.
 
-use crate::simt::{ARCH, Buffer, Simt, SimtArg, Source};
+use crate::simt::{ARCH, Buffer, Dialect, Simt, SimtArg, Source};
 use coldpress_compiler::codegen::cuda::render;
 use coldpress_kernels::gpu::abi::{ActForm, Q8_GROUP, TILE_K};
 use coldpress_kernels::gpu::{
@@ -20,6 +20,8 @@ mod embed_ops;
 mod expert_ops;
 /// Candidates and log-sum-exp of logits.
 mod logits_ops;
+/// What Apple GPUs do differently.
+mod metal_ops;
 /// Short convolutions and delta rules.
 mod recurrent_ops;
 /// RoPE, head norms and the cache.
@@ -40,10 +42,15 @@ struct Device {
 impl Device {
     /// `None` without a compiler.
     fn of(kernels: &[Kernel]) -> Option<Device> {
+        Device::in_dialect(Dialect::Cuda, kernels)
+    }
+
+    /// The same of another language.
+    fn in_dialect(dialect: Dialect, kernels: &[Kernel]) -> Option<Device> {
         let mut sources: Vec<Source> = Vec::new();
         for kernel in kernels {
             if sources.iter().all(|s| s.name != kernel.name) {
-                sources.push(Source::of(kernel));
+                sources.push(Source::in_dialect(dialect, kernel));
             }
         }
         Simt::build(&sources, ARCH).map(|simt| Device { simt })

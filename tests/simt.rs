@@ -1,10 +1,10 @@
-//! Kernels of `templates/cuda` on the CPU: each is compiled with the system's C++ compiler against `tests/simt/*.hpp`, and
+//! Kernels of `templates/cuda` and `templates/metal` on the CPU: each is compiled with the system's C++ compiler against `tests/simt/*.hpp`, and
 //! runs in a process of its own with AddressSanitizer, one fiber per thread, in an order drawn from a seed. Accesses to
 //! shared memory that no barrier orders, an address outside a buffer, misalignment, collectives without all lanes and
 //! deadlocks are errors of the launch, in the process's own words. Races through global memory show only as results that
 //! differ with the seed.
 
-use coldpress_compiler::codegen::cuda::render;
+use coldpress_compiler::codegen::{cuda, metal};
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -28,27 +28,60 @@ pub use syncs::{syncs, without_sync};
 /// Architecture that kernels see as `SM_ARCH` unless a test asks for another.
 pub const ARCH: u32 = 900;
 
+/// Whose names a kernel's text uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// templates/cuda/intrinsics.cu.
+    Cuda,
+    /// templates/metal/intrinsics.metal.
+    Metal,
+}
+
+impl Dialect {
+    /// Both.
+    pub const ALL: [Dialect; 2] = [Dialect::Cuda, Dialect::Metal];
+}
+
 /// A kernel's text without the intrinsics.
 #[derive(Clone)]
 pub struct Source {
     /// Symbol.
     pub name: String,
-    /// What [`render::body`] gives.
+    /// What `render::body` gives.
     pub body: String,
+    /// Its language.
+    pub dialect: Dialect,
+    /// Threads of a thread block; CUDA's text says them itself.
+    pub threads: u32,
 }
 
 impl Source {
-    /// The rendered source of a kernel.
+    /// The rendered source of a kernel for CUDA.
     pub fn of(kernel: &Kernel) -> Source {
-        let body = render::body(kernel).unwrap_or_else(|e| panic!("{e}"));
-        Source::new(&kernel.name, &body)
+        Source::in_dialect(Dialect::Cuda, kernel)
     }
 
-    /// A kernel written by hand.
+    /// The rendered source of a kernel.
+    pub fn in_dialect(dialect: Dialect, kernel: &Kernel) -> Source {
+        let body = match dialect {
+            Dialect::Cuda => cuda::render::body(kernel),
+            Dialect::Metal => metal::render::body(kernel),
+        };
+        Source {
+            name: kernel.name.clone(),
+            body: body.unwrap_or_else(|e| panic!("{e}")),
+            dialect,
+            threads: kernel.threads,
+        }
+    }
+
+    /// A kernel written by hand, for CUDA.
     pub fn new(name: &str, body: &str) -> Source {
         Source {
             name: name.into(),
             body: body.into(),
+            dialect: Dialect::Cuda,
+            threads: 0,
         }
     }
 }

@@ -20,6 +20,8 @@ mod invariance;
 mod layering;
 /// Whole models against exact logits and against the interpreter.
 mod logits;
+/// Metal sources: address spaces, names, barriers.
+mod metal;
 /// CUDA source to cubins, on every architecture.
 mod nvrtc;
 /// What is counted in machine code, against kernels whose instructions are known.

@@ -2,6 +2,8 @@
 //! packed. What the bytes look like is `coldpress_runtime::bundle`'s business.
 
 use crate::codegen::Code;
+use crate::codegen::cuda::CudaCode;
+use crate::codegen::metal::MetalCode;
 use crate::error::Error;
 use crate::explain::Notes;
 use crate::gguf::Gguf;
@@ -49,6 +51,10 @@ pub fn write(
     for code in contents.codes {
         let code = match code {
             Code::Cpu(code) => (out.write_section(SectionKind::Code, &code.bytes)?, 0),
+            Code::Metal(code) => (
+                out.write_section(SectionKind::Code, code.library.as_bytes())?,
+                out.write_section(SectionKind::Source, &code.sources)?,
+            ),
             Code::Cuda(code) => (
                 out.write_section(SectionKind::Code, &code.bytes)?,
                 out.write_section(SectionKind::Source, &code.sources)?,
@@ -142,7 +148,7 @@ fn target_plan(plan: &Plan, code: &Code, sections: &Sections) -> TargetPlan {
     let mut memory_bytes = plan.arena_bytes as u64 + plan.kv.bytes;
     let (symbols, gpu) = match code {
         Code::Cpu(code) => (code.symbols.clone(), None),
-        Code::Cuda(code) => {
+        Code::Cuda(CudaCode { kernels, .. }) | Code::Metal(MetalCode { kernels, .. }) => {
             let step = plan.step_layout();
             memory_bytes += plan.weight_bytes + step.bytes();
             let gpu = GpuPlan {
@@ -150,7 +156,7 @@ fn target_plan(plan: &Plan, code: &Code, sections: &Sections) -> TargetPlan {
                 zeroed_bytes: plan.zeroed_bytes as u64,
                 candidates: plan.candidates,
                 source_section: sections.source,
-                kernels: code.kernels.clone(),
+                kernels: kernels.clone(),
             };
             (Vec::new(), Some(gpu))
         }
@@ -160,7 +166,7 @@ fn target_plan(plan: &Plan, code: &Code, sections: &Sections) -> TargetPlan {
         rows: program.rows as u32,
         entries: match code {
             Code::Cpu(code) => code.entries[index].clone(),
-            Code::Cuda(_) => Vec::new(),
+            Code::Cuda(_) | Code::Metal(_) => Vec::new(),
         },
         predicted_seconds: program.predicted_seconds(),
         launches: program.launches.iter().map(|l| launch(l, code)).collect(),
@@ -187,9 +193,14 @@ fn target_plan(plan: &Plan, code: &Code, sections: &Sections) -> TargetPlan {
 }
 
 fn launch(launch: &plan::Launch, code: &Code) -> Launch {
-    let grid = match (&launch.work, code) {
-        (Work::Grid(grid), Code::Cuda(code)) => Some(Grid {
-            kernel: code.index(&grid.kernel.name),
+    let index = |name: &str| match code {
+        Code::Cuda(code) => Some(code.index(name)),
+        Code::Metal(code) => Some(code.index(name)),
+        Code::Cpu(_) => None,
+    };
+    let grid = match &launch.work {
+        Work::Grid(grid) => index(&grid.kernel.name).map(|kernel| Grid {
+            kernel,
             grid: grid.geometry.grid,
             shared_bytes: grid.geometry.shared_bytes,
             args: grid.args.clone(),

@@ -3,6 +3,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod metal;
 
 /// The code of a plan.
 #[derive(Debug)]
@@ -11,4 +12,6 @@ pub enum Code {
     Cpu(cpu::CpuCode),
     /// Compiled kernels.
     Cuda(cuda::CudaCode),
+    /// Sources, compiled by the driver that runs them.
+    Metal(metal::MetalCode),
 }

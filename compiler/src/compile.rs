@@ -242,6 +242,11 @@ fn generate(
             let code = codegen::cpu::generate(plan, &target, || progress.advance(1))?;
             return Ok(Code::Cpu(code));
         }
+        Target::Metal(_) => {
+            let code = codegen::metal::MetalCode::of(plan)?;
+            progress.advance(plan.programs.len() as u64);
+            return Ok(Code::Metal(code));
+        }
         Target::Cuda(target) => target,
     };
     let cache = options.kernel_cache.as_deref();
@@ -424,7 +429,8 @@ impl<'a> Emitter<'a> {
                 }
                 Ok(())
             }
-            (Code::Cpu(_), Target::Cuda(_)) => {
+            (Code::Metal(code), _) => write("kernels.metal", code.library.as_bytes()),
+            (Code::Cpu(_), Target::Cuda(_) | Target::Metal(_)) => {
                 Err(Error::Internal("code of another target".into()))
             }
         }

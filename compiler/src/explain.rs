@@ -9,7 +9,7 @@ use crate::plan::select::{Selector, packed_layout};
 use crate::plan::{Form, Launch, Plan, Work};
 use crate::target::Target;
 use coldpress_kernels::matmul::{Reason, SubBatch};
-use coldpress_runtime::manifest::{GridArg, Stage};
+use coldpress_runtime::manifest::{GpuKernel, GridArg, Stage};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
@@ -143,6 +143,10 @@ impl Notes {
                 choice,
             });
         }
+        if let Code::Metal(code) = code {
+            let said = |k: &GpuKernel| (k.name.clone(), format!("{} threads", k.threads));
+            notes.kernels = code.kernels.iter().map(said).collect();
+        }
         if let Code::Cuda(code) = code {
             let kernels = code.resources.iter();
             notes.kernels = kernels
@@ -158,6 +162,10 @@ impl Notes {
                     Code::Cpu(code) => {
                         let ranges = program.launches.iter().zip(&code.launches[index]);
                         ranges.map(|(l, r)| launch(l, (r.start, r.end))).collect()
+                    }
+                    Code::Metal(code) => {
+                        let launches = program.launches.iter();
+                        launches.map(|l| launch(l, code.source_of(l))).collect()
                     }
                     Code::Cuda(code) => {
                         let launches = program.launches.iter();
@@ -208,11 +216,14 @@ impl<'a> Catalogue<'a> {
     fn new(plan: &'a Plan) -> Catalogue<'a> {
         match &plan.target {
             Target::Cpu(profile) => Catalogue::Cpu(Selector::new(profile, plan.workers)),
-            Target::Cuda(target) => {
-                let selector = cuda::Selector::new(target, plan.limits.max_batch as usize);
-                Catalogue::Cuda(selector, plan)
-            }
+            Target::Cuda(target) => Catalogue::gpu(&cuda::Machine::from(target), plan),
+            Target::Metal(profile) => Catalogue::gpu(&cuda::Machine::from(profile), plan),
         }
+    }
+
+    fn gpu(machine: &cuda::Machine, plan: &'a Plan) -> Catalogue<'a> {
+        let selector = cuda::Selector::new(machine, plan.limits.max_batch as usize);
+        Catalogue::Cuda(selector, plan)
     }
 
     /// Candidates for `weight`, whose tiles are at `offset`.

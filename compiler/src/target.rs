@@ -2,11 +2,13 @@
 //! and detection of this machine. Only `plan` and `codegen` may look at a profile; passes never do.
 
 pub mod cuda;
+pub mod metal;
 
 use crate::error::Error;
 use coldpress_kernels::matmul::{Isa, Timing};
 use coldpress_kernels::quant::PackedLayout;
 use cuda::CudaProfile;
+use metal::MetalProfile;
 use std::collections::BTreeMap;
 
 /// A machine to compile for.
@@ -16,6 +18,8 @@ pub enum Target {
     Cpu(TargetProfile),
     /// Compiled CUDA kernels.
     Cuda(CudaTarget),
+    /// Sources of Metal kernels.
+    Metal(MetalProfile),
 }
 
 /// A GPU to compile for, and what is known of the kernels that were compiled for it.
@@ -51,6 +55,7 @@ impl Target {
         match self {
             Target::Cpu(profile) => profile.name,
             Target::Cuda(target) => target.profile.name,
+            Target::Metal(profile) => profile.name,
         }
     }
 
@@ -59,6 +64,7 @@ impl Target {
         match self {
             Target::Cpu(profile) => (profile.arch.to_string(), profile.features()),
             Target::Cuda(target) => ("cuda".into(), vec![target.profile.arch.to_string()]),
+            Target::Metal(_) => ("metal".into(), vec![MetalProfile::NEEDS.into()]),
         }
     }
 
@@ -66,7 +72,7 @@ impl Target {
     pub fn order(&self) -> TileOrder {
         match self {
             Target::Cpu(_) => TileOrder::Cpu,
-            Target::Cuda(_) => TileOrder::Gpu,
+            Target::Cuda(_) | Target::Metal(_) => TileOrder::Gpu,
         }
     }
 
@@ -74,7 +80,7 @@ impl Target {
     pub fn cpu(&self) -> Option<&TargetProfile> {
         match self {
             Target::Cpu(profile) => Some(profile),
-            Target::Cuda(_) => None,
+            Target::Cuda(_) | Target::Metal(_) => None,
         }
     }
 
@@ -83,6 +89,9 @@ impl Target {
     /// # Errors
     /// `Unsupported` with the names that exist.
     pub fn parse(name: &str) -> Result<Target, Error> {
+        if let Some(profile) = MetalProfile::named(name) {
+            return Ok(Target::Metal(profile));
+        }
         match CudaProfile::named(name) {
             Some(profile) => Ok(Target::Cuda(CudaTarget {
                 profile,

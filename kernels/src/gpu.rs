@@ -10,6 +10,7 @@ pub mod embed;
 pub mod experts;
 pub mod logits;
 pub mod matmul;
+pub mod metal;
 pub mod rates;
 pub mod recurrent;
 pub mod rope;

@@ -24,7 +24,7 @@ fn norms(family: Family, fmt: &'static QuantFormat) {
     let k = 256 * 9;
     let case = Case::new(fmt, &[80], k, 5);
     let all = Rows::new(widest.expect("a stamp") + 1, k).pending();
-    for k_split in [1, 2] {
+    for &k_split in splits(family) {
         let reference = device.check(kernels[0], &case, &all, k_split);
         for &stamped in &kernels {
             for count in [1, stamped.variant.stamp as usize + 1] {
@@ -43,6 +43,8 @@ fn norms_of_rows_do_not_depend_on_the_stamp() {
     norms(Family::Wgmma, &F16);
     norms(Family::Fma, &F16);
     norms(Family::Dp4a, &Q8_0);
+    norms(Family::Simd, &Q4_K);
+    norms(Family::Matrix, &Q4_K);
 }
 
 #[test]

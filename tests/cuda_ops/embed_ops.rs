@@ -1,5 +1,5 @@
 use super::{Device, SEEDS};
-use crate::simt::SimtArg;
+use crate::simt::{Dialect, SimtArg};
 use coldpress_kernels::gpu::Kernel;
 use coldpress_kernels::gpu::abi::StepLayout;
 use coldpress_kernels::gpu::embed::{self, EmbedArgs, embed};
@@ -8,8 +8,14 @@ use coldpress_kernels::quant::{FORMATS, dequantise_row};
 
 #[test]
 fn embeddings_are_the_dequantised_rows_in_every_format() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(embeddings_are_the_dequantised_rows_in_every_format_in);
+}
+
+fn embeddings_are_the_dequantised_rows_in_every_format_in(dialect: Dialect) {
     let kernels: Vec<Kernel> = FORMATS.iter().map(|fmt| embed(&fmt.layout)).collect();
-    let Some(device) = Device::of(&kernels) else {
+    let Some(device) = Device::in_dialect(dialect, &kernels) else {
         return;
     };
     let (vocab, tokens, live) = (35, [16u32, 0, 34, u32::MAX], 3);

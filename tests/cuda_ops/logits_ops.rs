@@ -1,4 +1,5 @@
 use super::{Device, SEEDS, values};
+use crate::simt::Dialect;
 use coldpress_kernels::gpu::logits::{
     self, CANDIDATES, PiecesArgs, RowsArgs, pieces, scratch_bytes,
 };
@@ -65,7 +66,13 @@ fn check(device: &Device, all: &[f32], vocab: usize, seed: u64) {
 
 #[test]
 fn candidates_are_the_largest_logits_in_order() {
-    let Some(device) = Device::of(&[pieces(), logits::rows()]) else {
+    Dialect::ALL
+        .into_iter()
+        .for_each(candidates_are_the_largest_logits_in_order_in);
+}
+
+fn candidates_are_the_largest_logits_in_order_in(dialect: Dialect) {
+    let Some(device) = Device::in_dialect(dialect, &[pieces(), logits::rows()]) else {
         return;
     };
     // Fewer than the candidates, a piece, parts of pieces. Values repeat after 2003, so the last ones have ties.
@@ -79,7 +86,13 @@ fn candidates_are_the_largest_logits_in_order() {
 
 #[test]
 fn candidates_of_extreme_rows_are_in_order() {
-    let Some(device) = Device::of(&[pieces(), logits::rows()]) else {
+    Dialect::ALL
+        .into_iter()
+        .for_each(candidates_of_extreme_rows_are_in_order_in);
+}
+
+fn candidates_of_extreme_rows_are_in_order_in(dialect: Dialect) {
+    let Some(device) = Device::in_dialect(dialect, &[pieces(), logits::rows()]) else {
         return;
     };
     let vocab = 5000;

@@ -1,5 +1,6 @@
 use super::cache::Cache;
 use super::{Device, SEEDS, values};
+use crate::simt::Dialect;
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::gpu::Kernel;
 use coldpress_kernels::gpu::rope::{self, AppendArgs, TableArgs, append, append_geometry};
@@ -7,8 +8,14 @@ use coldpress_kernels::rope::{Shape, reference, reference_table};
 
 #[test]
 fn tables_are_exact_up_to_long_positions() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(tables_are_exact_up_to_long_positions_in);
+}
+
+fn tables_are_exact_up_to_long_positions_in(dialect: Dialect) {
     let kernel = rope::table();
-    let Some(device) = Device::of(std::slice::from_ref(&kernel)) else {
+    let Some(device) = Device::in_dialect(dialect, std::slice::from_ref(&kernel)) else {
         return;
     };
     let positions = [0, 1, 4095, 131_071, 9_999_991, (1 << 24) - 1, 77];
@@ -217,6 +224,12 @@ impl Case {
 
 #[test]
 fn heads_are_normalised_rotated_and_stored() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(heads_are_normalised_rotated_and_stored_in);
+}
+
+fn heads_are_normalised_rotated_and_stored_in(dialect: Dialect) {
     for kv in [KvType::F32, KvType::F16, KvType::Q8_0] {
         let base = Case {
             kv,
@@ -276,7 +289,7 @@ fn heads_are_normalised_rotated_and_stored() {
             ..base
         });
         let kernels: Vec<Kernel> = cases.iter().map(Case::kernel).collect();
-        let Some(device) = Device::of(&kernels) else {
+        let Some(device) = Device::in_dialect(dialect, &kernels) else {
             return;
         };
         for (case, seed) in cases.iter().zip(SEEDS.into_iter().cycle()) {

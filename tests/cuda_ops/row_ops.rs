@@ -1,4 +1,5 @@
 use super::{Device, FORMS, SEEDS, assert_row, values};
+use crate::simt::Dialect;
 use coldpress_kernels::gpu::abi::{ActForm, Q8_GROUP, TILE_K};
 use coldpress_kernels::gpu::rows::{
     self, ElementwiseArgs, GatherArgs, NormArgs, Op, elementwise, gather_rows, norm,
@@ -14,8 +15,14 @@ fn stride(width: usize) -> usize {
 
 #[test]
 fn norms_are_the_reference_in_every_form() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(norms_are_the_reference_in_every_form_in);
+}
+
+fn norms_are_the_reference_in_every_form_in(dialect: Dialect) {
     let kernels = FORMS.map(|form| WIDTHS.map(|width| norm(form, width)));
-    let Some(device) = Device::of(kernels.as_flattened()) else {
+    let Some(device) = Device::in_dialect(dialect, kernels.as_flattened()) else {
         return;
     };
     for width in WIDTHS {
@@ -65,8 +72,14 @@ fn norms_are_the_reference_in_every_form() {
 
 #[test]
 fn a_norm_in_place_is_the_norm() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(a_norm_in_place_is_the_norm_in);
+}
+
+fn a_norm_in_place_is_the_norm_in(dialect: Dialect) {
     let (width, kernel) = (4128, norm(ActForm::F32, 4128));
-    let Some(device) = Device::of(std::slice::from_ref(&kernel)) else {
+    let Some(device) = Device::in_dialect(dialect, std::slice::from_ref(&kernel)) else {
         return;
     };
     let x = values(3, 2 * width, 3.0);
@@ -97,8 +110,14 @@ fn a_norm_in_place_is_the_norm() {
 
 #[test]
 fn element_wise_functions_are_the_reference_in_every_form() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(element_wise_functions_are_the_reference_in_every_form_in);
+}
+
+fn element_wise_functions_are_the_reference_in_every_form_in(dialect: Dialect) {
     let kernels = FORMS.map(|form| Op::ALL.map(|op| elementwise(op, form)));
-    let Some(device) = Device::of(kernels.as_flattened()) else {
+    let Some(device) = Device::in_dialect(dialect, kernels.as_flattened()) else {
         return;
     };
     let factor = 7.5f32;
@@ -148,8 +167,14 @@ fn element_wise_functions_are_the_reference_in_every_form() {
 
 #[test]
 fn quantised_rows_are_exact_to_the_last_bit() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(quantised_rows_are_exact_to_the_last_bit_in);
+}
+
+fn quantised_rows_are_exact_to_the_last_bit_in(dialect: Dialect) {
     let kernel = elementwise(Op::Copy, ActForm::Q8);
-    let Some(device) = Device::of(std::slice::from_ref(&kernel)) else {
+    let Some(device) = Device::in_dialect(dialect, std::slice::from_ref(&kernel)) else {
         return;
     };
     let width = 96;
@@ -198,8 +223,14 @@ fn quantised_rows_are_exact_to_the_last_bit() {
 
 #[test]
 fn gathered_rows_follow_logit_rows_up_to_the_live_ones() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(gathered_rows_follow_logit_rows_up_to_the_live_ones_in);
+}
+
+fn gathered_rows_follow_logit_rows_up_to_the_live_ones_in(dialect: Dialect) {
     let kernel = gather_rows();
-    let Some(device) = Device::of(std::slice::from_ref(&kernel)) else {
+    let Some(device) = Device::in_dialect(dialect, std::slice::from_ref(&kernel)) else {
         return;
     };
     for width in [32, 516, 4096] {

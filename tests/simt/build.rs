@@ -1,7 +1,7 @@
 //! Kernels and the shim's runtime to one executable. Objects and executables are kept under names of their content, so that
 //! a second run compiles nothing.
 
-use super::Source;
+use super::{Dialect, Source};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -103,6 +103,7 @@ pub fn link(compiler: &Compiler, kernels: &[Source], arch: u32) -> PathBuf {
         }
     };
     let names = read("intrinsics.hpp");
+    let metal_names = names.clone() + &read("metal.hpp");
     let private = ["races.hpp", "runtime.hpp", "fiber.hpp"].map(read).concat();
     let runtime = RUNTIME.map(|name| {
         unit(
@@ -113,9 +114,17 @@ pub fn link(compiler: &Compiler, kernels: &[Source], arch: u32) -> PathBuf {
     });
     let arch = format!("-DSIMT_ARCH={arch}");
     let kernel_flags = [&KERNEL_FLAGS[..], &compiler.access_calls(), &[&arch]].concat();
-    let kernels = kernels.iter().map(|Source { name, body }| {
-        let text = format!("#include \"intrinsics.hpp\"\nnamespace k_{name} {{\n#line 1 \"{name}.cu\"\n{body}\n}}\n");
-        unit(text, &names, &kernel_flags)
+    let kernels = kernels.iter().map(|source| {
+        let Source { name, body, .. } = source;
+        let (header, ending, names, entry) = match source.dialect {
+            Dialect::Cuda => ("intrinsics.hpp", "cu", &names, String::new()),
+            Dialect::Metal => {
+                let entry = format!("ENTRY({name}, {})\n", source.threads);
+                ("metal.hpp", "metal", &metal_names, entry)
+            }
+        };
+        let text = format!("#include \"{header}\"\nnamespace k_{name} {{\n#line 1 \"{name}.{ending}\"\n{body}\n}}\n{entry}");
+        unit(text, names, &kernel_flags)
     });
     let units: Vec<Unit> = runtime.into_iter().chain(kernels).collect();
     compile_all(compiler, &units);

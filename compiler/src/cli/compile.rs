@@ -200,6 +200,7 @@ fn summary(plan: &Plan) -> String {
     let by = match &plan.target {
         Target::Cpu(_) => format!("{} workers", plan.workers),
         Target::Cuda(target) => target.profile.arch.to_string(),
+        Target::Metal(profile) => profile.feature(),
     };
     let windows = match m.kv_windows {
         0 => String::new(),

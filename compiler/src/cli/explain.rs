@@ -36,7 +36,7 @@ impl ExplainArgs {
             let shown = |start: u64, end: u64| {
                 let bytes = code.get(start as usize..end as usize).unwrap_or_default();
                 match plan.requires.arch.as_str() {
-                    "cuda" => String::from_utf8_lossy(bytes).into_owned(),
+                    "cuda" | "metal" => String::from_utf8_lossy(bytes).into_owned(),
                     "x86_64" => disassembled(bytes, start),
                     _ => hexadecimal(bytes, start),
                 }

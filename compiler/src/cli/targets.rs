@@ -2,11 +2,12 @@
 
 use crate::error::Error;
 use crate::model::ARCHITECTURES;
-use crate::target::{PRESETS, TargetProfile, cuda};
+use crate::target::{PRESETS, TargetProfile, cuda, metal};
 use clap::Args;
 use coldpress_kernels::quant;
 use coldpress_runtime::bundle::{Machine, target_for};
 use coldpress_runtime::cli as rt;
+use coldpress_runtime::device::metal::MetalInfo;
 use std::fmt::Write;
 
 /// Arguments of `coldpress targets`.
@@ -44,6 +45,18 @@ impl TargetsArgs {
                 gpu.bandwidth / 1e9
             );
         }
+        for gpu in metal::PRESETS {
+            let _ = writeln!(
+                text,
+                "{:<15} {} ({}, {} cores, {:.1} TFLOPS, {:.0} GB/s)",
+                gpu.name,
+                gpu.about,
+                gpu.feature(),
+                gpu.cores,
+                gpu.flops() / 1e12,
+                gpu.bandwidth() / 1e9
+            );
+        }
         let machine = Machine::detect();
         let _ = writeln!(
             text,
@@ -61,8 +74,17 @@ impl TargetsArgs {
                 let _ = writeln!(text, "gpu: {why}");
             }
         }
+        if let Ok(gpu) = &machine.metal {
+            let _ = writeln!(text, "gpu: {gpu}; --target {}", metal_target(gpu));
+        }
         Ok(rt::print(&text)?)
     }
+}
+
+/// The preset of an Apple GPU: `Apple M4 Max` is `metal:m4-max`; of one without a preset the smallest.
+fn metal_target(gpu: &MetalInfo) -> &'static str {
+    let own = metal::PRESETS.iter().find(|p| p.about == gpu.name);
+    own.map_or("metal:m1", |p| p.name)
 }
 
 /// Architectures by the names that files give them, then weight formats.

@@ -188,7 +188,7 @@ impl Compiler {
 }
 
 /// Puts `bytes` at the next multiple of 64: (offset, bytes).
-fn append(section: &mut Vec<u8>, bytes: &[u8]) -> (u64, u64) {
+pub(in crate::codegen) fn append(section: &mut Vec<u8>, bytes: &[u8]) -> (u64, u64) {
     section.resize(section.len().next_multiple_of(64), b'\n');
     let place = (section.len() as u64, bytes.len() as u64);
     section.extend_from_slice(bytes);

@@ -1,7 +1,7 @@
 //! Assembles a plan: weights, KV pool, stages, then every bucket of every stage, and has `verify` check the result.
 
 use super::lower::cpu::Cpu;
-use super::lower::cuda::Cuda;
+use super::lower::cuda::{Cuda, Machine};
 use super::lower::{Backend, Context};
 use super::memory::{ALIGN, place};
 use super::select::Selector;
@@ -57,14 +57,19 @@ pub fn build(graph: &OpGraph, target: &Target, options: Options) -> Result<Plan,
             };
             assemble(graph, target, options, &backend)
         }
-        Target::Cuda(cuda) => {
+        Target::Cuda(_) | Target::Metal(_) => {
+            let machine = match target {
+                Target::Metal(profile) => Machine::from(profile),
+                Target::Cuda(cuda) => Machine::from(cuda),
+                Target::Cpu(_) => return Err(Error::Internal("a CPU is no GPU".into())),
+            };
             let step = StepLayout {
                 max_rows: narrow(buckets::max_rows(options.max_batch))?,
                 slots: narrow(options.max_batch)?,
                 pages_per_slot: narrow(options.max_context.div_ceil(PAGE_TOKENS))?,
                 tables: narrow(1 + kv_windows(graph, options).len())?,
             };
-            let (graph, backend) = Cuda::new(graph, cuda, options, step)?;
+            let (graph, backend) = Cuda::new(graph, machine, options, step)?;
             assemble(&graph, target, options, &backend)
         }
     }
@@ -145,7 +150,7 @@ fn assemble(
         workers: match target {
             Target::Cpu(_) => options.workers,
             // Thread blocks divide every launch among themselves.
-            Target::Cuda(_) => 1,
+            Target::Cuda(_) | Target::Metal(_) => 1,
         },
         limits: Limits {
             max_batch: narrow(options.max_batch)?,

@@ -272,7 +272,7 @@ pub fn plan_geometry() -> Geometry {
 }
 
 /// Name of a cache type in template constants.
-pub(super) const fn kv_word(kv: KvType) -> &'static str {
+pub(crate) const fn kv_word(kv: KvType) -> &'static str {
     match kv {
         KvType::F32 => "F32",
         KvType::F16 => "F16",

@@ -1,5 +1,6 @@
 //! The matmul family on GPUs: `y[m, n] = sum_k x[m, k] * w[n, k]` with weights in tiles ([`super::tile`]). Variants, what
-//! they can compute and what they cost; the kernels are `templates/cuda/matmul_*`. Which one wins is the plan's decision.
+//! they can compute and what they cost; the kernels are `templates/cuda/matmul_*` and `templates/metal/matmul_*`. Which one wins
+//! is the plan's decision.
 //!
 //! A thread block owns `16 * tiles` outputs of one matrix, or of gate and up both, and `stamp` rows. Its warps divide k in
 //! steps, taken in turn; their sums are added in order, and so are those of thread blocks that share a `k_split`. A row's
@@ -28,6 +29,7 @@ use std::fmt;
 
 use super::abi::ActForm;
 use super::experts::Routed;
+use super::metal;
 use super::rates::shared_limit;
 use super::tile::{self, TILE_N};
 use crate::quant::{PackedLayout, Store};
@@ -50,6 +52,12 @@ pub enum Family {
     Fma,
     /// int8 activations and integer weights, dot products of four.
     Dp4a,
+    /// Apple's: f16 activations; products and sums in f32, a lane at a time.
+    Simd,
+    /// As `Simd`, of f32 activations and float weights.
+    SimdF32,
+    /// Apple's: f16 activations; weights become halves, which meet them in 8 x 8 matrices.
+    Matrix,
 }
 
 impl Family {
@@ -61,15 +69,23 @@ impl Family {
             Family::Wgmma => "wgmma",
             Family::Fma => "fma",
             Family::Dp4a => "dp4a",
+            Family::Simd => "simd",
+            Family::SimdF32 => "simd_f32",
+            Family::Matrix => "matrix",
         }
+    }
+
+    /// Whether it is for Apple GPUs, all others being for NVIDIA's.
+    pub const fn is_metal(self) -> bool {
+        matches!(self, Family::Simd | Family::SimdF32 | Family::Matrix)
     }
 
     /// Form of the activations it reads.
     pub const fn act(self) -> ActForm {
         match self {
             Family::MmaI8 | Family::Dp4a => ActForm::Q8,
-            Family::MmaF16 | Family::Wgmma => ActForm::F16,
-            Family::Fma => ActForm::F32,
+            Family::MmaF16 | Family::Wgmma | Family::Simd | Family::Matrix => ActForm::F16,
+            Family::Fma | Family::SimdF32 => ActForm::F32,
         }
     }
 
@@ -83,8 +99,10 @@ impl Family {
     pub const fn reads(self, layout: &PackedLayout) -> bool {
         match self {
             Family::MmaI8 | Family::Dp4a => layout.int_bits().is_some(),
-            Family::MmaF16 | Family::Wgmma => !matches!(layout.store, Store::F32),
-            Family::Fma => layout.int_bits().is_none(),
+            Family::MmaF16 | Family::Wgmma | Family::Simd | Family::Matrix => {
+                !matches!(layout.store, Store::F32)
+            }
+            Family::Fma | Family::SimdF32 => layout.int_bits().is_none(),
         }
     }
 }
@@ -105,20 +123,17 @@ pub struct Variant {
 }
 
 const fn row(family: Family, stamp: u32, tiles: u32) -> Variant {
+    let (min_arch, max_arch) = match family {
+        Family::Wgmma => (90, 90),
+        _ if family.is_metal() => (metal::FIRST_ARCH, u32::MAX),
+        _ => (75, 999),
+    };
     Variant {
         family,
         stamp,
         tiles,
-        min_arch: if matches!(family, Family::Wgmma) {
-            90
-        } else {
-            75
-        },
-        max_arch: if matches!(family, Family::Wgmma) {
-            90
-        } else {
-            u32::MAX
-        },
+        min_arch,
+        max_arch,
     }
 }
 
@@ -175,6 +190,38 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::Dp4a, 4, 2),
     row(Family::Dp4a, 8, 1),
     row(Family::Dp4a, 8, 2),
+    row(Family::Simd, 1, 1),
+    row(Family::Simd, 1, 2),
+    row(Family::Simd, 1, 4),
+    row(Family::Simd, 2, 1),
+    row(Family::Simd, 2, 2),
+    row(Family::Simd, 2, 4),
+    row(Family::Simd, 4, 1),
+    row(Family::Simd, 4, 2),
+    row(Family::Simd, 4, 4),
+    row(Family::Simd, 8, 1),
+    row(Family::Simd, 8, 2),
+    row(Family::Simd, 8, 4),
+    row(Family::Simd, 14, 1),
+    row(Family::Simd, 14, 2),
+    row(Family::Simd, 14, 4),
+    row(Family::SimdF32, 1, 1),
+    row(Family::SimdF32, 1, 2),
+    row(Family::SimdF32, 2, 1),
+    row(Family::SimdF32, 2, 2),
+    row(Family::SimdF32, 4, 1),
+    row(Family::SimdF32, 4, 2),
+    row(Family::SimdF32, 8, 1),
+    row(Family::SimdF32, 8, 2),
+    row(Family::Matrix, 8, 1),
+    row(Family::Matrix, 8, 2),
+    row(Family::Matrix, 8, 4),
+    row(Family::Matrix, 16, 1),
+    row(Family::Matrix, 16, 2),
+    row(Family::Matrix, 16, 4),
+    row(Family::Matrix, 32, 1),
+    row(Family::Matrix, 32, 2),
+    row(Family::Matrix, 32, 4),
 ];
 
 /// What a row's bits depend on besides its activations and the weights. One is chosen per matrix, for all row counts.
@@ -246,7 +293,7 @@ impl Epilogue {
     }
 
     /// Matrices whose same outputs one thread block computes.
-    const fn abreast(self) -> u32 {
+    pub(super) const fn abreast(self) -> u32 {
         match self {
             Epilogue::Gated(..) => 2,
             Epilogue::Store | Epilogue::Residual | Epilogue::ResidualNorm(_) => 1,
@@ -271,7 +318,7 @@ pub struct Query<'a> {
     pub pending: bool,
     /// How rows meet experts, if each part is a matrix for each expert.
     pub routed: Option<Routed>,
-    /// Compute capability times 10.
+    /// Compute capability times 10, or an Apple GPU ([`metal::FIRST_ARCH`]).
     pub arch: u32,
 }
 
@@ -347,6 +394,19 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
             rows,
         });
     }
+    if family.is_metal() {
+        if class.k_split > 1 {
+            return Err(Reason::Split(family));
+        }
+        if query.routed.is_some() {
+            return Err(Reason::Experts(family));
+        }
+        if let Epilogue::Gated(_, form @ ActForm::Q8) | Epilogue::ResidualNorm(form @ ActForm::Q8) =
+            epilogue
+        {
+            return Err(Reason::Form(family, form));
+        }
+    }
     let team = family.row_warps();
     if class.warps == 0 || class.warps > 32 || !class.warps.is_multiple_of(team) {
         return Err(Reason::Warps {
@@ -368,11 +428,12 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         });
     }
     let values = family.values(&layout, stamp, tiles / team * epilogue.abreast());
-    if values > MAX_VALUES {
-        return Err(Reason::Values {
-            values,
-            limit: MAX_VALUES,
-        });
+    let limit = match family.is_metal() {
+        true => metal::MAX_VALUES,
+        false => MAX_VALUES,
+    };
+    if values > limit {
+        return Err(Reason::Values { values, limit });
     }
     let (bytes, limit) = (
         kernel::shared_bytes(variant, class, &layout, epilogue),
@@ -389,16 +450,16 @@ impl Family {
     const fn row_warps(self) -> u32 {
         match self {
             Family::Wgmma => 4,
-            Family::MmaI8 | Family::MmaF16 | Family::Fma | Family::Dp4a => 1,
+            _ => 1,
         }
     }
 
     /// Sums of one thread that has so many tiles.
     const fn sums(self, stamp: u32, tiles: u32) -> u32 {
         match self {
-            Family::MmaI8 | Family::MmaF16 | Family::Wgmma => stamp * tiles / 2,
+            Family::MmaI8 | Family::MmaF16 | Family::Wgmma | Family::Matrix => stamp * tiles / 2,
             Family::Fma => stamp * tiles * 4,
-            Family::Dp4a => stamp * tiles * 2,
+            Family::Dp4a | Family::Simd | Family::SimdF32 => stamp * tiles * 2,
         }
     }
 
@@ -410,12 +471,18 @@ impl Family {
             Family::MmaF16 => 16,
             Family::Wgmma => 32,
             Family::Fma => 4,
+            // Levels of 64 k, and half of them as numbers.
+            Family::Simd if layout.int_bits().is_some() => 24 + scales / 2,
+            Family::Simd | Family::SimdF32 => 16,
+            Family::Matrix => 0,
         };
         // The exact integers of a product, before they are scaled; twice as many in groups of 16.
         let products = match self {
             Family::MmaI8 if layout.group == 16 => 24 + stamp,
             Family::MmaI8 => 24,
-            Family::MmaF16 | Family::Wgmma | Family::Fma | Family::Dp4a => 0,
+            // Matrices of rows, and a tile on its way.
+            Family::Matrix => stamp + 24,
+            _ => 0,
         };
         self.sums(stamp, tiles) + tiles * of_tile + products
     }
@@ -435,6 +502,9 @@ pub fn classes(query: &Query) -> Vec<Class> {
         Family::Wgmma,
         Family::Fma,
         Family::Dp4a,
+        Family::Simd,
+        Family::SimdF32,
+        Family::Matrix,
     ] {
         for warps in [2, 4, 8] {
             for k_split in [1, 2, 4, 8, 16] {

@@ -3,7 +3,8 @@
 /// One GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GpuRates {
-    /// Compute capability times 10, as in `sm_90`: 90; with its own features (`sm_90a`) or not.
+    /// Compute capability times 10, as in `sm_90`: 90; with its own features (`sm_90a`) or not. Of Apple GPUs see
+    /// [`super::metal::FIRST_ARCH`].
     pub arch: u32,
     /// Multiprocessors.
     pub sms: u32,
@@ -36,11 +37,12 @@ pub const fn shared_limit(arch: u32) -> u32 {
         80 | 87 => 163,
         86 | 89 => 99,
         90..120 => 227,
+        1000.. => 32,
         _ => 99,
     }
 }
 
 /// Shared memory that the system takes of each thread block, bytes.
 pub const fn shared_reserved(arch: u32) -> u32 {
-    if arch < 80 { 0 } else { 1024 }
+    if arch < 80 || arch >= 1000 { 0 } else { 1024 }
 }

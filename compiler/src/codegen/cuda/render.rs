@@ -19,7 +19,7 @@ macro_rules! template {
 }
 
 /// Every template and every part that templates include, by file name.
-const TEMPLATES: &[(&str, &str)] = &[
+pub(in crate::codegen) const TEMPLATES: &[(&str, &str)] = &[
     template!("attention.cu.tera"),
     template!("attention.cuh"),
     template!("attention_f32.cu.tera"),
@@ -78,10 +78,21 @@ pub fn source(kernel: &Kernel) -> Result<String, Error> {
 /// # Errors
 /// `Error::Internal` with the template engine's words if the template is absent or does not render.
 pub fn body(kernel: &Kernel) -> Result<String, Error> {
+    let file = format!("{}.cu.tera", kernel.template);
+    render(templates(), &file, kernel, body)
+}
+
+/// `kernel` by the template `file`; `inner` renders kernels that are constants.
+pub(in crate::codegen) fn render(
+    templates: &Result<Tera, String>,
+    file: &str,
+    kernel: &Kernel,
+    inner: fn(&Kernel) -> Result<String, Error>,
+) -> Result<String, Error> {
     let failed = |error: &dyn std::fmt::Display| {
         Error::Internal(format!("rendering {}: {error}", kernel.name))
     };
-    let templates = templates().as_ref().map_err(|e| failed(e))?;
+    let templates = templates.as_ref().map_err(|e| failed(e))?;
     let mut context = Context::new();
     context.insert("name", &kernel.name);
     context.insert("threads", &kernel.threads);
@@ -90,11 +101,10 @@ pub fn body(kernel: &Kernel) -> Result<String, Error> {
             Constant::Int(value) => context.insert(*name, value),
             Constant::Flag(value) => context.insert(*name, value),
             Constant::Word(value) => context.insert(*name, value),
-            Constant::Kernel(inner) => context.insert(*name, &body(inner)?),
+            Constant::Kernel(kernel) => context.insert(*name, &inner(kernel)?),
         }
     }
-    let file = format!("{}.cu.tera", kernel.template);
-    templates.render(&file, &context).map_err(|e| failed(&e))
+    templates.render(file, &context).map_err(|e| failed(&e))
 }
 
 fn templates() -> &'static Result<Tera, String> {
@@ -102,7 +112,8 @@ fn templates() -> &'static Result<Tera, String> {
     TERA.get_or_init(|| load(TEMPLATES).map_err(|e| e.to_string()))
 }
 
-fn load(files: &[(&'static str, &'static str)]) -> tera::TeraResult<Tera> {
+/// An engine with these files.
+pub(in crate::codegen) fn load(files: &[(&'static str, &'static str)]) -> tera::TeraResult<Tera> {
     let mut tera = Tera::new();
     // Neither CUDA nor MSL uses these; the defaults mean something in inline assembly.
     tera.set_delimiters(Delimiters {

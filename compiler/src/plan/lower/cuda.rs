@@ -8,7 +8,9 @@ mod choices;
 mod delta;
 mod experts;
 mod logits;
+mod machine;
 mod matmul;
+mod metal;
 mod rope;
 mod rows;
 mod select;
@@ -17,8 +19,6 @@ use super::{Backend, Context};
 use crate::error::Error;
 use crate::graph::{DType, Op, OpGraph, Value, Weight};
 use crate::plan::{Access, Grid, Launch, Options, ProgramPlan, Scratch, Split, Work};
-use crate::target::CudaTarget;
-use crate::target::cuda::CudaProfile;
 use attention::Attentions;
 use choices::Choices;
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
@@ -30,11 +30,12 @@ use logits::Sorted;
 use petgraph::stable_graph::NodeIndex;
 use std::ops::Deref;
 
+pub use machine::Machine;
 pub use select::Selector;
 
-/// A GPU that runs CUDA kernels.
+/// A GPU that runs CUDA or Metal kernels.
 pub struct Cuda {
-    profile: CudaProfile,
+    machine: Machine,
     options: Options,
     step: StepLayout,
     /// Bytes of counters.
@@ -53,20 +54,31 @@ impl Cuda {
     /// `Unsupported` naming the weight that no kernel multiplies.
     pub fn new(
         graph: &OpGraph,
-        target: &CudaTarget,
+        machine: Machine,
         options: Options,
         step: StepLayout,
     ) -> Result<(OpGraph, Cuda), Error> {
-        let graph = adapt::adapt(graph, Family::MmaF16.exists_on(target.profile.sm()))?;
-        let choices = Choices::new(&graph, target, options, step)?;
-        let attentions = Attentions::new(&graph, &target.profile, options, step);
+        if machine.is_metal() {
+            for node in graph.order() {
+                if let Some(what) = metal::absent(&graph.nodes[node].op) {
+                    let why = format!("{what} on Apple GPUs, only on others and on CPUs");
+                    return Err(refused(&graph.nodes[node].label, why));
+                }
+            }
+        }
+        let graph = adapt::adapt(
+            graph,
+            machine.is_metal() || Family::MmaF16.exists_on(machine.rates.arch),
+        )?;
+        let choices = Choices::new(&graph, &machine, options, step)?;
+        let attentions = Attentions::new(&graph, &machine, options, step);
         // Every launch leaves the counters it used at zero, so all launches share them.
         let is_router = |node: NodeIndex| matches!(graph.nodes[node].op, Op::Route(_));
         let router = graph.order().into_iter().any(is_router);
         let zeroed = choices.counter_bytes().max(attentions.counter_bytes(step));
         let zeroed = zeroed.max(if router { ROUTE_COUNTERS } else { 0 });
         let backend = Cuda {
-            profile: target.profile,
+            machine,
             options,
             step,
             candidates: Sorted::new(&graph, zeroed + attentions.plan_bytes(), options.max_batch),
@@ -275,14 +287,14 @@ impl Lowering<'_> {
         accesses: Vec<Access>,
         bytes: u64,
     ) -> Launch {
-        let profile = &self.gpu.profile;
+        let machine = &self.gpu.machine;
         Launch {
             label: label.to_string(),
             work: Work::Grid(Grid {
                 kernel,
                 geometry,
                 args,
-                overlaps: profile.pdl,
+                overlaps: machine.overlaps,
                 weights: Vec::new(),
                 main_loop: None,
             }),
@@ -291,7 +303,7 @@ impl Lowering<'_> {
             reason: String::new(),
             bytes: 0,
             macs: 0,
-            seconds: profile.launch_seconds + bytes as f64 / profile.l2_bandwidth,
+            seconds: machine.launch_seconds + bytes as f64 / machine.rates.l2_bandwidth,
         }
     }
 
@@ -337,6 +349,6 @@ fn bits(value: f32) -> GridArg {
 fn refused(label: &str, why: impl std::fmt::Display) -> Error {
     Error::Unsupported {
         what: label.to_string(),
-        why: format!("no CUDA kernel: {why}"),
+        why: format!("no GPU kernel: {why}"),
     }
 }

@@ -248,6 +248,38 @@ fn no_batch_size_is_a_cliff_for_experts() {
     }
 }
 
+/// On Apple GPUs weights are made numbers once for up to 14 rows, and again for the next: where that is a large part of the
+/// work, the first row too many costs more than those before it. Up to eight rows none does. One row is bound by memory,
+/// eight by arithmetic.
+#[test]
+fn apple_gpus_lose_little_where_rows_are_cut() {
+    for (dims, ty) in [
+        (&QWEN3, TensorType::Q8_0),
+        (&QWEN3, TensorType::Q4_K),
+        (&QWEN3_8B, TensorType::Q8_0),
+        (&QWEN3_8B, TensorType::Q4_K),
+    ] {
+        let graph = qwen3(dims, ty);
+        for name in ["metal:m1", "metal:m3-pro", "metal:m4-max", "metal:m5"] {
+            let target = Target::parse(name).expect("a preset");
+            for max_batch in [8, 32] {
+                let plan = build(&graph, &target, options(1, max_batch)).expect("plans");
+                let what = format!("{ty} {name} of {max_batch}");
+                let (least, batch) = lowest(&plan);
+                let tolerated = if max_batch == 8 { 1.0 - 1e-9 } else { 0.9 };
+                assert!(
+                    least >= tolerated,
+                    "{what}, batch {batch}: {least} of a smaller one's"
+                );
+                let curve = plan.curve();
+                let rate = |b: usize| b as f64 / curve[b - 1].predicted_seconds;
+                let gain = rate(8) / rate(1);
+                assert!(gain >= 3.5, "{what}: eight rows give {gain} times one's");
+            }
+        }
+    }
+}
+
 /// Bytes of experts' weights that a trunk of `rows` rows reads.
 fn expert_bytes(plan: &Plan, rows: usize) -> u64 {
     let mut programs = plan.programs.iter();

@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::{Class, Epilogue, Family, Query, Variant, kernel, steps};
 
+use crate::gpu::metal;
 use crate::gpu::rates::{GpuRates, shared_reserved};
 use crate::gpu::tile::{self, TILE_N};
 use crate::quant::{PackedLayout, Scale, Store};
@@ -91,6 +92,9 @@ pub fn cost(
     rates: &GpuRates,
     resources: Option<Resources>,
 ) -> Cost {
+    if variant.family.is_metal() {
+        return metal::cost(variant, class, query, rates);
+    }
     let Query {
         layout,
         outputs,
@@ -171,7 +175,7 @@ pub fn cost(
         // Eights of rows that do not exist are left out.
         (Family::MmaI8 | Family::MmaF16, None) => rows.next_multiple_of(8) as f64,
         (Family::MmaI8 | Family::MmaF16, Some(_)) => stamped.min(rows as f64 + 7.0 * columns),
-        (Family::Dp4a | Family::Fma | Family::Wgmma, _) => stamped,
+        _ => stamped,
     };
     let macs = ((padded_n * padded_k) as f64 * padded_rows) as u64;
     let instructions_per_weight = instructions_per_weight(variant, &layout, streams);
@@ -220,7 +224,7 @@ fn arithmetic_per_clk(family: Family, rates: &GpuRates) -> Option<f64> {
         Family::MmaI8 => Some(rates.i8_tensor_ops_per_clk_sm),
         Family::MmaF16 => Some(rates.f16_tensor_flops_per_clk_sm),
         Family::Wgmma => Some(rates.wgmma_flops_per_clk_sm),
-        Family::Fma | Family::Dp4a => None,
+        _ => None,
     }
 }
 
@@ -299,7 +303,7 @@ fn instructions_per_weight(variant: &Variant, layout: &PackedLayout, streams: u3
             unpack + scales + halves + stamp * 0.01 / streams + 1.8
         }
         Family::Fma => 1.0 + stamp * (1.0 + 0.2 / streams) + 0.6 / streams,
-        Family::Dp4a => {
+        _ => {
             let fix = if layout.min { 4.0 } else { 3.0 } * 4.0 / group;
             unpack + scales + stamp * (0.25 + fix + 0.15 / streams) + 0.8 / streams
         }

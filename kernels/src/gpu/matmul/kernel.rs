@@ -2,6 +2,7 @@
 
 use super::{Class, Epilogue, Family, Gate, Query, Variant};
 use crate::gpu::abi::{ActForm, TILE_K};
+use crate::gpu::metal;
 use crate::gpu::tile::{self, TILE_N};
 use crate::gpu::{Constant, Geometry, Kernel};
 use crate::quant::{PackedLayout, Scale, Store};
@@ -98,6 +99,9 @@ pub(super) fn shared_bytes(
     layout: &PackedLayout,
     epilogue: Epilogue,
 ) -> u64 {
+    if variant.family.is_metal() {
+        return metal::matmul_shared(variant, class, epilogue);
+    }
     let ring =
         step_bytes(variant, class, layout, epilogue) * stages(variant, class, layout, epilogue);
     let teams = class.warps / variant.family.row_warps();
@@ -107,7 +111,7 @@ pub(super) fn shared_bytes(
             let k = step_units(layout) as usize * tile::unit_k(layout);
             u64::from(2 * teams * variant.stamp) * ActForm::F16.stride(k) as u64
         }
-        Family::MmaI8 | Family::MmaF16 | Family::Fma | Family::Dp4a => 0,
+        _ => 0,
     };
     let row = u64::from(16 * variant.tiles * epilogue.abreast() + 4) * 4;
     let factors = u64::from(variant.stamp) * 4;
@@ -124,7 +128,7 @@ fn barrier_bytes(
 ) -> u64 {
     match variant.family {
         Family::Wgmma => u64::from(class.warps) * stages(variant, class, layout, epilogue) * 8,
-        Family::MmaI8 | Family::MmaF16 | Family::Fma | Family::Dp4a => 0,
+        _ => 0,
     }
 }
 
@@ -157,6 +161,9 @@ pub fn kernel(
     epilogue: Epilogue,
     routed: bool,
 ) -> Kernel {
+    if variant.family.is_metal() {
+        return metal::matmul_kernel(variant, class, layout, epilogue);
+    }
     let word = |word: &str| Constant::Word(word.into());
     let int = |value: u64| Constant::Int(value as i64);
     let (store, bits) = match layout.store {
@@ -209,7 +216,7 @@ pub fn kernel(
             Family::MmaI8 | Family::MmaF16 => "matmul_mma",
             Family::Wgmma => "matmul_wgmma",
             Family::Fma => "matmul_fma",
-            Family::Dp4a => "matmul_dp4a",
+            _ => "matmul_dp4a",
         },
         constants: vec![
             ("store", word(store)),
@@ -258,7 +265,7 @@ fn unroll(variant: &Variant, epilogue: Epilogue) -> u32 {
         Family::MmaI8 | Family::MmaF16 => variant.stamp == 8 && streams <= 2,
         Family::Dp4a => variant.stamp * streams <= 2,
         // Steps of a tile, and products that go on while the next tile is made halves.
-        Family::Fma | Family::Wgmma => true,
+        _ => true,
     };
     if few { 4 } else { 1 }
 }
@@ -270,6 +277,9 @@ pub fn weights_per_pass(
     layout: &PackedLayout,
     epilogue: Epilogue,
 ) -> u32 {
+    if variant.family.is_metal() {
+        return metal::weights_per_pass(variant, class, layout, epilogue);
+    }
     let units = step_bytes(variant, class, layout, epilogue) / tile::unit_bytes(layout) as u64;
     let step_tiles = step_units(layout) * (tile::unit_k(layout) / TILE_K) as u32;
     let step = units as u32 * (tile::unit_k(layout) * TILE_N) as u32;

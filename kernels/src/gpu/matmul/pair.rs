@@ -10,7 +10,7 @@ pub type Half<'a> = (&'a Variant, Class, Query<'a>);
 
 /// Whether thread blocks of one kernel can have either class.
 pub fn joinable(a: Class, b: Class) -> bool {
-    (a.warps, a.k_split) == (b.warps, b.k_split)
+    (a.warps, a.k_split) == (b.warps, b.k_split) && !a.family.is_metal()
 }
 
 /// The kernel of two joinable halves. Its arguments are those of the first, then those of the second.

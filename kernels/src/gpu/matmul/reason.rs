@@ -3,6 +3,8 @@
 use std::fmt;
 
 use super::{Class, Family};
+use crate::gpu::abi::ActForm;
+use crate::gpu::metal::is_metal;
 use crate::quant::PackedLayout;
 
 /// Why a variant cannot compute a query.
@@ -65,6 +67,12 @@ pub enum Reason {
         /// The most.
         limit: u32,
     },
+    /// Thread blocks of the family do not share k.
+    Split(Family),
+    /// The family has no kernels of routed rows.
+    Experts(Family),
+    /// The family leaves no rows in such a form.
+    Form(Family, ActForm),
     /// The thread block needs too much shared memory.
     Shared {
         /// Bytes needed.
@@ -77,6 +85,17 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Reason::Arch { arch, min, .. } if is_metal(*arch) != is_metal(*min) => {
+                write!(
+                    f,
+                    "is for {}",
+                    if is_metal(*min) {
+                        "Apple GPUs"
+                    } else {
+                        "NVIDIA GPUs"
+                    }
+                )
+            }
             Reason::Arch { arch, min, max } if arch > max => {
                 write!(f, "ends with sm_{max}, the target is sm_{arch}")
             }
@@ -104,6 +123,15 @@ impl fmt::Display for Reason {
             }
             Reason::Values { values, limit } => {
                 write!(f, "{values} values in a thread, at most {limit} fit")
+            }
+            Reason::Split(family) => {
+                write!(f, "thread blocks of {} do not share k", family.name())
+            }
+            Reason::Experts(family) => {
+                write!(f, "{} does not multiply by expert", family.name())
+            }
+            Reason::Form(family, form) => {
+                write!(f, "{} leaves no rows in {}", family.name(), form.name())
             }
             Reason::Shared { bytes, limit } => {
                 write!(f, "{bytes} bytes of shared memory, there are {limit}")

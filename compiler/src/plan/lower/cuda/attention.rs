@@ -1,15 +1,15 @@
 //! Attention: how a step is divided, and one launch for all between the q, k, v projections and the output projection.
 
+use super::machine::Machine;
 use super::{LIVE, Lowering, NULL, bits, number, refused};
 use crate::error::Error;
 use crate::graph::{Op, OpGraph, RopeStyle, Value};
 use crate::plan::memory::scratch_value;
 use crate::plan::{Access, Form, Launch, Options, Space, Split};
-use crate::target::cuda::CudaProfile;
 use coldpress_kernels::attention::Shape;
 use coldpress_kernels::gpu::abi::StepLayout;
 use coldpress_kernels::gpu::attention::{self, AttentionArgs, PlanArgs};
-use coldpress_kernels::gpu::rope;
+use coldpress_kernels::gpu::{metal, rope};
 use coldpress_runtime::manifest::GridArg;
 use petgraph::stable_graph::NodeIndex;
 
@@ -18,13 +18,15 @@ pub(super) struct Attentions {
     kinds: Vec<Kind>,
     options: Options,
     processors: usize,
+    /// Whether attention needs neither plans nor memory of its own.
+    metal: bool,
 }
 
 /// Attention nodes that divide a step in the same way.
-struct Kind {
+pub(super) struct Kind {
     shape: Shape,
     /// Tokens of a split.
-    split: usize,
+    pub(super) split: usize,
     /// Bytes of its plan for the largest step.
     bytes: usize,
     /// The node of the first layer, which makes the plan.
@@ -34,14 +36,15 @@ struct Kind {
 impl Attentions {
     pub(super) fn new(
         graph: &OpGraph,
-        profile: &CudaProfile,
+        machine: &Machine,
         options: Options,
         step: StepLayout,
     ) -> Attentions {
         let mut all = Attentions {
             kinds: Vec::new(),
             options,
-            processors: profile.sms as usize,
+            processors: machine.rates.sms as usize,
+            metal: machine.is_metal(),
         };
         for node in graph.order() {
             let Some(shape) = shape(graph, node) else {
@@ -50,13 +53,19 @@ impl Attentions {
             if all.kind(&shape).is_some() {
                 continue;
             }
-            let split = attention::split(&shape, options.max_context, all.processors);
-            let rows = step.max_rows as usize;
-            let cells = all.cells(rows, split);
+            let (split, bytes) = match all.metal {
+                true => (metal::split(), 0),
+                false => {
+                    let split = attention::split(&shape, options.max_context, all.processors);
+                    let rows = step.max_rows as usize;
+                    let bytes = attention::plan_bytes(rows, all.cells(rows, split));
+                    (split, bytes.next_multiple_of(64))
+                }
+            };
             all.kinds.push(Kind {
                 shape,
                 split,
-                bytes: attention::plan_bytes(rows, cells).next_multiple_of(64),
+                bytes,
                 node,
             });
         }
@@ -70,6 +79,9 @@ impl Attentions {
 
     /// Counters of all launches, zero between them, in bytes.
     pub(super) fn counter_bytes(&self, step: StepLayout) -> usize {
+        if self.metal {
+            return 0;
+        }
         let rows = step.max_rows as usize;
         let bytes = |k: &Kind| attention::counter_bytes(rows, k.shape.kv_heads, k.shape.group());
         let most = self.kinds.iter().map(bytes).max().unwrap_or(0);
@@ -78,6 +90,9 @@ impl Attentions {
 
     /// Bytes of partial results of the attention at `node`.
     pub(super) fn scratch_bytes(&self, graph: &OpGraph, node: NodeIndex, rows: usize) -> usize {
+        if self.metal {
+            return 0;
+        }
         let kind = shape(graph, node).and_then(|shape| Some((shape, self.kind(&shape)?.1)));
         kind.map_or(0, |(shape, kind)| {
             let cells = self.cells(rows, kind.split);
@@ -149,9 +164,12 @@ impl Lowering<'_> {
             .attentions
             .kind(&shape)
             .ok_or_else(|| Error::Internal(format!("{label}: attention of no kind")))?;
+        if self.gpu.machine.is_metal() {
+            return self.metal_attention((node, layer), rotation, out, (&shape, kind));
+        }
         let plan = GridArg::Arena((self.gpu.zeroed + offset) as u64);
         let (rows, step) = (self.rows, &self.gpu.step);
-        let processors = self.gpu.profile.sms as usize;
+        let processors = self.gpu.machine.rates.sms as usize;
         let kv_type = self.options.kv_type;
         let form = self.form(out);
         let geometry = attention::geometry(kv_type, shape.head_dim, processors);

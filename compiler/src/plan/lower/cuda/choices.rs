@@ -2,15 +2,16 @@
 //! share a launch, and the memory that all of them need.
 
 use super::adapt;
+use super::machine::Machine;
 use super::select::{Pick, Selector, Shape, buckets};
 use crate::error::Error;
 use crate::graph::{Activation, DType, Op, OpGraph, Part, Value};
 use crate::plan::Options;
 use crate::plan::select::{matrix_of, packed_layout};
-use crate::target::CudaTarget;
 use coldpress_kernels::gpu::abi::{ActForm, StepLayout};
 use coldpress_kernels::gpu::experts::Routed;
 use coldpress_kernels::gpu::matmul::{self, Class, Epilogue, Gate, Query, VARIANTS};
+use coldpress_kernels::gpu::metal;
 use coldpress_kernels::quant::Scale;
 use petgraph::stable_graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,12 +40,12 @@ pub(super) struct Choices {
 impl Choices {
     pub(super) fn new(
         graph: &OpGraph,
-        target: &CudaTarget,
+        machine: &Machine,
         options: Options,
         step: StepLayout,
     ) -> Result<Choices, Error> {
         let mut choices = Choices {
-            selector: Selector::new(target, options.max_batch),
+            selector: Selector::new(machine, options.max_batch),
             forms: BTreeMap::new(),
             counters: 0,
         };
@@ -124,7 +125,10 @@ impl Choices {
                 family: variant.family,
                 ..class
             };
-            if let Err(reason) = matmul::legal(variant, class, &query) {
+            let own = variant.family.is_metal() == metal::is_metal(query.arch);
+            if let Err(reason) = matmul::legal(variant, class, &query)
+                && own
+            {
                 let line = format!("{}: {reason}", variant.family.name());
                 if !why.contains(&line) {
                     why.push(line);

@@ -138,7 +138,7 @@ impl Lowering<'_> {
         let rows = (touched * self.rows) as u64;
         let launch = self.grid(label, what, args, accesses, rows);
         // Nothing keeps states near from one step to the next.
-        let seconds = launch.seconds + states as f64 / self.gpu.profile.bandwidth;
+        let seconds = launch.seconds + states as f64 / self.gpu.machine.rates.bandwidth;
         Launch { seconds, ..launch }
     }
 }

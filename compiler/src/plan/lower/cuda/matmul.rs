@@ -109,7 +109,7 @@ impl Lowering<'_> {
             (c.pick.variant, c.pick.class, query)
         });
         let common = chosen.map(|c| c.pick.cost.fixed_seconds);
-        let twice = self.gpu.profile.launch_seconds + common[0].min(common[1]);
+        let twice = self.gpu.machine.launch_seconds + common[0].min(common[1]);
         let mut accesses = first.accesses;
         for access in second.accesses {
             if !accesses.contains(&access) {
@@ -283,7 +283,7 @@ impl Lowering<'_> {
             });
         }
         let seconds = launch.seconds + pick.cost.seconds;
-        let wall = bytes as f64 / self.gpu.profile.bandwidth / seconds;
+        let wall = bytes as f64 / self.gpu.machine.rates.bandwidth / seconds;
         let reason = format!(
             "{}; {:.0} % of the memory wall; {}, cheapest of {}{}",
             pick.cost,

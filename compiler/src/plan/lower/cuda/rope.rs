@@ -10,14 +10,14 @@ use coldpress_kernels::gpu::rope::{self, AppendArgs, TableArgs};
 use coldpress_runtime::manifest::GridArg;
 
 /// What `rope_append` does to a row; what it does not do is left out.
-struct Appended {
-    q: Option<(Value, usize)>,
+pub(super) struct Appended {
+    pub(super) q: Option<(Value, usize)>,
     /// K and V, and the layer.
-    kv: Option<(Value, Value, usize)>,
-    table: Option<Value>,
-    shape: RopeShape,
-    q_norm: Option<HeadNorm>,
-    k_norm: Option<HeadNorm>,
+    pub(super) kv: Option<(Value, Value, usize)>,
+    pub(super) table: Option<Value>,
+    pub(super) shape: RopeShape,
+    pub(super) q_norm: Option<HeadNorm>,
+    pub(super) k_norm: Option<HeadNorm>,
 }
 
 impl Lowering<'_> {
@@ -126,7 +126,7 @@ impl Lowering<'_> {
     }
 
     /// `rotated` is what the rows of q hold from then on.
-    fn append(
+    pub(super) fn append(
         &self,
         label: &str,
         what: &Appended,

@@ -1,17 +1,18 @@
 //! Kernels of one shape: its numeric class, which all buckets share so that a row's bits do not depend on its company, then
 //! the cheapest variant of the class for each bucket. What shapes a model has is not known here.
 
+use super::machine::Machine;
 use crate::error::Error;
 use crate::explain::CandidateNote;
 use crate::graph::Weight;
 use crate::plan::select::{matrix_of, packed_layout};
-use crate::target::cuda::CudaProfile;
-use crate::target::{Compiled, CudaTarget};
+use crate::target::Compiled;
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::experts::Routed;
 use coldpress_kernels::gpu::matmul::{
     self, Class, Cost, Epilogue, Query, Reason, Resources, VARIANTS, Variant,
 };
+use coldpress_kernels::gpu::metal;
 use coldpress_kernels::gpu::rates::GpuRates;
 use coldpress_kernels::gpu::tile;
 use coldpress_kernels::quant::PackedLayout;
@@ -33,27 +34,6 @@ pub(super) fn buckets(batch: usize, most: usize) -> Vec<usize> {
     rows.sort_unstable();
     rows.dedup();
     rows
-}
-
-/// What the cost model reads of a profile.
-fn rates(profile: &CudaProfile) -> GpuRates {
-    GpuRates {
-        arch: profile.sm(),
-        sms: profile.sms,
-        hz: profile.hz,
-        bandwidth: profile.bandwidth,
-        l2_bandwidth: profile.l2_bandwidth,
-        l2_bytes: profile.l2_bytes,
-        issue_per_clk: 128.0,
-        f16_tensor_flops_per_clk_sm: profile.f16_tensor * profile.mma_share,
-        i8_tensor_ops_per_clk_sm: profile.i8_tensor * profile.mma_share,
-        wgmma_flops_per_clk_sm: match profile.arch {
-            "sm_90a" => profile.f16_tensor,
-            _ => 0.0,
-        },
-        smem_per_sm: profile.shared_per_sm,
-        regs_per_sm: profile.registers_per_sm,
-    }
 }
 
 /// Packed bytes of a weight, which is so many equally large matrices.
@@ -86,7 +66,8 @@ pub(super) struct Pick {
     pub(super) legal: usize,
 }
 
-/// The best class of a shape, if there is one, and the time it takes over all decode batches, seconds.
+/// The best class of a shape, if there is one, and the time it takes over all decode batches, seconds; on Apple GPUs a
+/// mean of logarithms.
 type Judged = Option<(Class, f64)>;
 
 /// The classes of two shapes that can be one launch, if there are any.
@@ -104,12 +85,12 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// A selector for `target`, judging by decode batches up to `max_batch`.
-    pub fn new(target: &CudaTarget, max_batch: usize) -> Selector {
+    /// A selector for `machine`, judging by decode batches up to `max_batch`.
+    pub fn new(machine: &Machine, max_batch: usize) -> Selector {
         Selector {
-            rates: rates(&target.profile),
-            target: target.profile.name,
-            compiled: target.compiled.clone(),
+            rates: machine.rates,
+            target: machine.name,
+            compiled: machine.compiled.clone(),
             batches: buckets(max_batch, max_batch),
             classes: RefCell::default(),
             pairs: RefCell::default(),
@@ -146,13 +127,26 @@ impl Selector {
         let classes = matmul::classes(&self.query(shape, 1));
         let of_form = classes.into_iter().filter(|c| c.family.act() == form);
         let judged = of_form.filter_map(|class| {
-            let seconds = self.batches.iter().map(|&rows| {
-                let best = self.cheapest(shape, class, rows)?;
-                Some(best.cost.seconds)
-            });
-            Some((class, seconds.sum::<Option<f64>>()?))
+            let at = |&rows: &usize| Some(self.cheapest(shape, class, rows)?.cost.seconds);
+            let curve: Vec<f64> = self.batches.iter().map(at).collect::<Option<_>>()?;
+            Some((class, self.judge(&curve)))
         });
         judged.collect()
+    }
+
+    /// What a class is worth that takes so long at every decode batch, less being better.
+    fn judge(&self, curve: &[f64]) -> f64 {
+        if !metal::is_metal(self.rates.arch) {
+            return curve.iter().sum();
+        }
+        // Matrices take from few rows as much as they give to many: a share lost counts alike at 1 row, at 2 and 3, and at
+        // all from 16 to 31 together; a fall by that share counts for two.
+        let (mut mean, mut weights) = (0.0, 0.0);
+        for (&rows, &seconds) in self.batches.iter().zip(curve) {
+            mean += seconds.ln() / rows as f64;
+            weights += 1.0 / rows as f64;
+        }
+        mean / weights + 2.0 * self.deepest_fall(curve)
     }
 
     /// Seconds of the launches of `shapes`, in the classes that read `form`, at every decode batch.
@@ -286,7 +280,9 @@ impl Selector {
             let Some((class, _)) = self.class(&shape, form) else {
                 continue;
             };
-            for variant in VARIANTS.iter().filter(|v| v.family.act() == form) {
+            for variant in VARIANTS.iter().filter(|v| {
+                v.family.act() == form && v.family.is_metal() == metal::is_metal(query.arch)
+            }) {
                 let verdict = match matmul::legal(variant, class, &query) {
                     Err(Reason::Class(..)) => continue,
                     Err(reason) => Err(reason.to_string()),
