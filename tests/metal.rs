@@ -4,6 +4,7 @@
 //! tested where the same kernels of CUDA are.
 
 use crate::simt::{ARCH, Dialect, Simt, SimtArg, Source, syncs, without_sync};
+use crate::wheel;
 use coldpress_compiler::codegen::metal::render;
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::gpu::abi::ActForm;
@@ -74,25 +75,32 @@ fn kernels() -> BTreeMap<String, Kernel> {
     all.into_iter().map(|k| (k.name.clone(), k)).collect()
 }
 
-/// Clang as a command with its first arguments: `COLDPRESS_CLANG`, which may be of several words, or `clang`; `None`, after
-/// saying so, without one, except in CI where that is a failure.
+/// A wheel that has clang in it, for machines without.
+const CLANG: (&str, &str) = ("ziglang==0.16.0", "ziglang/zig");
+
+/// Clang as a command with its first arguments: `COLDPRESS_CLANG`, which may be of several words, `clang`, or what a wheel
+/// has; `None`, after saying so, without any, except in CI where that is a failure.
 fn clang() -> Option<Vec<String>> {
-    let named = std::env::var("COLDPRESS_CLANG").ok();
-    let named = named.map(|c| c.split_whitespace().map(String::from).collect());
-    let found: Vec<String> = named.unwrap_or_else(|| vec!["clang".into()]);
-    let version = Command::new(&found[0])
-        .args(&found[1..])
-        .arg("--version")
-        .output();
-    if version.is_ok_and(|v| String::from_utf8_lossy(&v.stdout).contains("clang")) {
-        return Some(found);
+    let works = |command: &[String]| {
+        let (program, args) = command.split_first()?;
+        let version = Command::new(program).args(args).arg("--version").output();
+        let text = String::from_utf8_lossy(&version.ok()?.stdout).into_owned();
+        text.contains("clang").then(|| command.to_vec())
+    };
+    if let Ok(named) = std::env::var("COLDPRESS_CLANG") {
+        let command: Vec<String> = named.split_whitespace().map(String::from).collect();
+        let found = works(&command).ok_or_else(|| format!("COLDPRESS_CLANG: {named} is no clang"));
+        return wheel::or_skip(found);
     }
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "no clang: install it, or set COLDPRESS_CLANG"
-    );
-    eprintln!("skipped: no clang (install it, or set COLDPRESS_CLANG, as to `zig clang`)");
-    None
+    wheel::or_skip(works(&["clang".into()]).map_or_else(
+        || {
+            let zig =
+                wheel::file(CLANG.0, CLANG.1).map_err(|e| format!("no clang; {}: {e}", CLANG.0))?;
+            let command = [zig.display().to_string(), "clang".into()];
+            works(&command).ok_or_else(|| format!("{} does not run", command[0]))
+        },
+        Ok,
+    ))
 }
 
 /// What clang says of a library.

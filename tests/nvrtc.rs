@@ -1,14 +1,13 @@
 //! CUDA source to cubins, for every architecture there is a template for. Needs NVRTC: taken from this machine, or installed
 //! once below the build folder. Without both the tests say they were skipped, and fail in CI.
 
+use crate::wheel;
 use coldpress_compiler::codegen::cuda::cache::Cache;
 use coldpress_compiler::codegen::cuda::nvrtc::{INSTALL, Nvrtc};
 use coldpress_compiler::codegen::cuda::resources::{Resources, Use};
 use coldpress_compiler::codegen::cuda::sass::Inspection;
 use coldpress_compiler::target::cuda::PRESETS;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::fs;
 use std::sync::OnceLock;
 
 /// Every architecture that kernels are compiled for.
@@ -22,48 +21,13 @@ pub fn nvrtc() -> Option<&'static Nvrtc> {
     static FOUND: OnceLock<Result<Nvrtc, String>> = OnceLock::new();
     let found = FOUND.get_or_init(|| {
         Nvrtc::find().or_else(|absent| {
-            let file = install().map_err(|e| format!("{absent}; installing it: {e}"))?;
+            let package = INSTALL.split_whitespace().last().expect("a package");
+            let file = wheel::file(package, "nvidia/cu13/lib/libnvrtc.so.13");
+            let file = file.map_err(|e| format!("{absent}; installing it: {e}"))?;
             Nvrtc::open(&file).map_err(|e| e.to_string())
         })
     });
-    match found {
-        Ok(nvrtc) => Some(nvrtc),
-        Err(why) => {
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
-            eprintln!("skipped: {why}");
-            None
-        }
-    }
-}
-
-/// Installs the wheel below the build folder, unless a run before this one did; the library in it.
-fn install() -> Result<PathBuf, String> {
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let wheel = INSTALL.split_whitespace().last().expect("a package");
-    let folder = root.join(wheel);
-    let file = folder.join("nvidia/cu13/lib/libnvrtc.so.13");
-    let io = |e: std::io::Error| e.to_string();
-    // One test process installs, others wait for it.
-    let lock = File::create(root.join("nvrtc.lock")).map_err(io)?;
-    lock.lock().map_err(io)?;
-    if file.is_file() {
-        return Ok(file);
-    }
-    let partial = root.join(format!("{wheel}.partial"));
-    let _ = fs::remove_dir_all(&partial);
-    let out = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
-        .arg(&partial)
-        .arg(wheel)
-        .output()
-        .map_err(|e| format!("python3: {e}"))?;
-    if !out.status.success() {
-        let text = String::from_utf8_lossy(&out.stderr);
-        let line = text.lines().rfind(|l| l.starts_with("ERROR"));
-        return Err(line.unwrap_or("pip failed").to_string());
-    }
-    fs::rename(&partial, &folder).map_err(io)?;
-    Ok(file)
+    wheel::or_skip(found.as_ref().map_err(Clone::clone))
 }
 
 /// Copies 16 bytes per thread through shared memory.

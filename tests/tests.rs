@@ -36,3 +36,5 @@ mod tiny;
 mod tokenizer;
 /// Kernels timed on this machine, and compiles that use the times.
 mod tune;
+/// Packages from PyPI that tests run.
+mod wheel;
