@@ -354,7 +354,7 @@ DEVICE void wgmma_wait(f32 (&acc)[M]) {
 template <u32 N>
 DEVICE void wgmma_f16(f32 (&acc)[N / 2], const u32 (&a)[4], u64 descriptor) {
     static_assert(WGMMA<N>, "wgmma needs sm_90a");
-    static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128, "wgmma_f16: N is 8, 16, 32, 64 or 128");
+    static_assert(N == 8 || N == 16 || N == 32 || N == 48 || N == 64 || N == 128, "wgmma_f16: N is 8, 16, 32, 48, 64 or 128");
     if constexpr (N == 8)
         asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {"
             "%0,%1,%2,%3}, {%4,%5,%6,%7}, %8, 1, 1, 1, 0;"
@@ -369,6 +369,11 @@ DEVICE void wgmma_f16(f32 (&acc)[N / 2], const u32 (&a)[4], u64 descriptor) {
         asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
             "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, 1, 1, 1, 0;"
             : ACC16(0)
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor));
+    else if constexpr (N == 48)
+        asm volatile("wgmma.mma_async.sync.aligned.m64n48k16.f32.f16.f16 {"
+            "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23}, {%24,%25,%26,%27}, %28, 1, 1, 1, 0;"
+            : ACC16(0), ACC8(16)
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor));
     else if constexpr (N == 64)
         asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"

@@ -208,7 +208,7 @@ fn half_tensor_cores_multiply_matrices() {
 #[test]
 fn warpgroup_tensor_cores_multiply_matrices() {
     // Two groups of 32 k each; B is stored element by element where wgmma_offset says.
-    for n in [8usize, 16, 32, 64, 128] {
+    for n in [8usize, 16, 32, 48, 64, 128] {
         let mut random = Random(13);
         let a: Vec<f16> = (0..64 * 64).map(|_| random_half(&mut random)).collect();
         let b: Vec<f16> = (0..64 * n).map(|_| random_half(&mut random)).collect();

@@ -319,7 +319,7 @@ DEVICE void wgmma_wait(f32 (&)[M], SIMT_LINE) {
 template <u32 N>
 DEVICE void wgmma_f16(f32 (&acc)[N / 2], const u32 (&a)[4], u64 descriptor, SIMT_LINE) {
     static_assert(WGMMA<N>, "wgmma needs sm_90a");
-    static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128, "wgmma_f16: N is 8, 16, 32, 64 or 128");
+    static_assert(N == 8 || N == 16 || N == 32 || N == 48 || N == 64 || N == 128, "wgmma_f16: N is 8, 16, 32, 48, 64 or 128");
     simt::wgmma(acc, N, a, descriptor, line);
 }
 

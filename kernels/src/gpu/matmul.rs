@@ -173,6 +173,7 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::Wgmma, 8, 4),
     row(Family::Wgmma, 16, 4),
     row(Family::Wgmma, 32, 4),
+    row(Family::Wgmma, 48, 4),
     row(Family::Wgmma, 64, 4),
     row(Family::Fma, 1, 1),
     row(Family::Fma, 1, 2),
