@@ -1,9 +1,9 @@
 //! A finished compile to bundle bytes: manifest, code, tokenizer, golden prompts, notes, then the weights as they are
 //! packed. What the bytes look like is `coldpress_runtime::bundle`'s business.
 
-use crate::codegen::Code;
 use crate::codegen::cuda::CudaCode;
 use crate::codegen::metal::MetalCode;
+use crate::codegen::{Code, gpu};
 use crate::error::Error;
 use crate::explain::Notes;
 use crate::gguf::Gguf;
@@ -193,14 +193,9 @@ fn target_plan(plan: &Plan, code: &Code, sections: &Sections) -> TargetPlan {
 }
 
 fn launch(launch: &plan::Launch, code: &Code) -> Launch {
-    let index = |name: &str| match code {
-        Code::Cuda(code) => Some(code.index(name)),
-        Code::Metal(code) => Some(code.index(name)),
-        Code::Cpu(_) => None,
-    };
     let grid = match &launch.work {
-        Work::Grid(grid) => index(&grid.kernel.name).map(|kernel| Grid {
-            kernel,
+        Work::Grid(grid) => code.gpu_kernels().map(|kernels| Grid {
+            kernel: gpu::index(kernels, &grid.kernel.name),
             grid: grid.geometry.grid,
             shared_bytes: grid.geometry.shared_bytes,
             args: grid.args.clone(),

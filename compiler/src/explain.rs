@@ -1,7 +1,7 @@
 //! What a bundle remembers of the decisions behind it, and how one tensor is followed from GGUF to machine code:
 //! type and shape, packed place, candidates with costs, launch lines, instructions.
 
-use crate::codegen::Code;
+use crate::codegen::{Code, gpu};
 use crate::error::Error;
 use crate::graph::{OpGraph, Weight, dump};
 use crate::plan::lower::cuda;
@@ -163,13 +163,11 @@ impl Notes {
                         let ranges = program.launches.iter().zip(&code.launches[index]);
                         ranges.map(|(l, r)| launch(l, (r.start, r.end))).collect()
                     }
-                    Code::Metal(code) => {
+                    Code::Cuda(_) | Code::Metal(_) => {
+                        let kernels = code.gpu_kernels().unwrap_or_default();
                         let launches = program.launches.iter();
-                        launches.map(|l| launch(l, code.source_of(l))).collect()
-                    }
-                    Code::Cuda(code) => {
-                        let launches = program.launches.iter();
-                        launches.map(|l| launch(l, code.source_of(l))).collect()
+                        let noted = launches.map(|l| launch(l, gpu::source_of(kernels, l)));
+                        noted.collect()
                     }
                 },
             })

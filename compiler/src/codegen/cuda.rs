@@ -9,12 +9,12 @@ pub mod render;
 pub mod resources;
 pub mod sass;
 
+use super::gpu::{append, grids, kernels};
 use crate::error::Error;
-use crate::plan::{Grid, Launch, Plan, Work};
+use crate::plan::Plan;
 use crate::target::Compiled;
 use crate::target::cuda::CudaProfile;
 use cache::Cache;
-use coldpress_kernels::gpu::Kernel;
 use coldpress_runtime::manifest::GpuKernel;
 use nvrtc::{Cubin, Nvrtc};
 use resources::{Resources, Use};
@@ -33,38 +33,6 @@ pub struct CudaCode {
     pub kernels: Vec<GpuKernel>,
     /// What each kernel takes of the target, by name.
     pub resources: BTreeMap<String, Resources>,
-}
-
-impl CudaCode {
-    /// Index of the kernel `name`, which some launch of the plan runs.
-    pub fn index(&self, name: &str) -> u32 {
-        let found = self.kernels.binary_search_by(|k| k.name.as_str().cmp(name));
-        found.unwrap_or_default() as u32
-    }
-
-    /// Where the source of a launch's kernel is: (start, end).
-    pub fn source_of(&self, launch: &Launch) -> (u64, u64) {
-        let Work::Grid(grid) = &launch.work else {
-            return (0, 0);
-        };
-        let (offset, bytes) = self.kernels[self.index(&grid.kernel.name) as usize].source;
-        (offset, offset + bytes)
-    }
-}
-
-/// The distinct kernels that a plan's launches run, by name.
-pub fn kernels(plan: &Plan) -> BTreeMap<&str, &Kernel> {
-    grids(plan)
-        .map(|grid| (grid.kernel.name.as_str(), &grid.kernel))
-        .collect()
-}
-
-fn grids(plan: &Plan) -> impl Iterator<Item = &Grid> {
-    let launches = plan.programs.iter().flat_map(|p| &p.launches);
-    launches.filter_map(|l| match &l.work {
-        Work::Grid(grid) => Some(grid),
-        _ => None,
-    })
 }
 
 /// Compiles kernels for one architecture, and keeps what it has compiled.
@@ -185,12 +153,4 @@ impl Compiler {
         }
         Ok(code)
     }
-}
-
-/// Puts `bytes` at the next multiple of 64: (offset, bytes).
-pub(in crate::codegen) fn append(section: &mut Vec<u8>, bytes: &[u8]) -> (u64, u64) {
-    section.resize(section.len().next_multiple_of(64), b'\n');
-    let place = (section.len() as u64, bytes.len() as u64);
-    section.extend_from_slice(bytes);
-    place
 }

@@ -3,9 +3,9 @@
 
 pub mod render;
 
-use crate::codegen::cuda;
+use super::gpu;
 use crate::error::Error;
-use crate::plan::{Launch, Plan, Work};
+use crate::plan::Plan;
 use coldpress_runtime::manifest::GpuKernel;
 
 /// The kernels of a plan.
@@ -26,34 +26,19 @@ impl MetalCode {
     /// `Internal` naming the kernel that does not render.
     pub fn of(plan: &Plan) -> Result<MetalCode, Error> {
         let mut code = MetalCode::default();
-        let kernels = cuda::kernels(plan);
+        let kernels = gpu::kernels(plan);
         code.library = render::library(kernels.values().copied())?;
         for kernel in kernels.into_values() {
             let source = render::body(kernel)?;
             code.kernels.push(GpuKernel {
                 name: kernel.name.clone(),
                 code: (0, code.library.len() as u64),
-                source: cuda::append(&mut code.sources, source.as_bytes()),
+                source: gpu::append(&mut code.sources, source.as_bytes()),
                 threads: kernel.threads,
                 registers: 0,
                 spill_bytes: 0,
             });
         }
         Ok(code)
-    }
-
-    /// Index of the kernel `name`, which some launch of the plan runs.
-    pub fn index(&self, name: &str) -> u32 {
-        let found = self.kernels.binary_search_by(|k| k.name.as_str().cmp(name));
-        found.unwrap_or_default() as u32
-    }
-
-    /// Where the source of a launch's kernel is: (start, end).
-    pub fn source_of(&self, launch: &Launch) -> (u64, u64) {
-        let Work::Grid(grid) = &launch.work else {
-            return (0, 0);
-        };
-        let (offset, bytes) = self.kernels[self.index(&grid.kernel.name) as usize].source;
-        (offset, offset + bytes)
     }
 }
