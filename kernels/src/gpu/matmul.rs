@@ -34,6 +34,7 @@ use super::rates::shared_limit;
 use super::tile::{self, TILE_N};
 use crate::quant::{PackedLayout, Store};
 
+pub(in crate::gpu) use cost::Sizes;
 pub use cost::{Cost, Resources, cost};
 pub use kernel::{args, counters, geometry, kernel, scratch_bytes, weights_per_pass};
 pub use pair::{Half, joinable, pair_geometry, pair_kernel};

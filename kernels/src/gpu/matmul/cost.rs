@@ -84,6 +84,42 @@ const THREADS_PER_SM: u32 = 1536;
 /// Thread blocks of a multiprocessor.
 const BLOCKS_PER_SM: u32 = 16;
 
+/// Bytes that one matrix and one row take, whatever GPU multiplies them.
+pub(in crate::gpu) struct Sizes {
+    /// Packed weights of one matrix, or of one expert's.
+    pub matrix: u64,
+    /// A row of activations as it is read.
+    pub act: u64,
+    /// A row of results as it is left.
+    pub result: u64,
+    /// Whether results are left with their norm pending, too.
+    pub normed: bool,
+}
+
+impl Sizes {
+    /// Those of a query.
+    pub fn of(variant: &Variant, query: &Query) -> Sizes {
+        let matrices = query.outputs.iter();
+        let matrices = matrices.filter_map(|&n| tile::matrix_bytes(&query.layout, n, query.k));
+        let form = variant.family.act();
+        let act = match query.pending {
+            true => form.pending_stride(query.k),
+            false => form.stride(query.k),
+        };
+        let n: usize = query.outputs.iter().sum();
+        let normed = match query.epilogue {
+            Epilogue::ResidualNorm(form) => form.pending_stride(n),
+            Epilogue::Store | Epilogue::Residual | Epilogue::Gated(..) => 0,
+        };
+        Sizes {
+            matrix: matrices.sum::<usize>() as u64,
+            act: act as u64,
+            result: (n * 4 + normed) as u64,
+            normed: normed > 0,
+        }
+    }
+}
+
 /// Cost of a legal query; `resources` replace an estimate of registers.
 pub fn cost(
     variant: &Variant,
@@ -117,22 +153,13 @@ pub fn cost(
     let rows = rows * routed.map_or(1, |routed| routed.used);
     let streams = variant.tiles / variant.family.row_warps() * epilogue.abreast();
 
-    let matrix: u64 = outputs
-        .iter()
-        .filter_map(|&n| tile::matrix_bytes(&layout, n, k))
-        .map(|bytes| bytes as u64)
-        .sum();
-    let form = variant.family.act();
-    let act = match pending {
-        true => form.pending_stride(k),
-        false => form.stride(k),
-    } as u64;
-    let n: usize = outputs.iter().sum();
-    let normed = match epilogue {
-        Epilogue::ResidualNorm(form) => form.pending_stride(n),
-        Epilogue::Store | Epilogue::Residual | Epilogue::Gated(..) => 0,
-    };
-    let results = (rows * (n * 4 + normed)) as u64;
+    let Sizes {
+        matrix,
+        act,
+        result,
+        normed,
+    } = Sizes::of(variant, query);
+    let results = rows as u64 * result;
     let scratch = 2.0 * kernel::scratch_bytes(variant, class, query) as f64 * columns / y;
     let asked = (matrix as f64 * columns) as u64;
     // Thread blocks of other rows ask for the same weights at the same time.
@@ -203,7 +230,7 @@ pub fn cost(
     let split = if class.k_split > 1 { SPLIT } else { 0.0 };
     // An item says where its weights are, and nothing says so before the launch before has ended.
     let found = routed.map_or(0.0, |_| L2_LATENCY);
-    let fixed_seconds = FILL + split + found + if normed > 0 { NORM } else { 0.0 };
+    let fixed_seconds = FILL + split + found + if normed { NORM } else { 0.0 };
     Cost {
         seconds: wall + fixed_seconds,
         fixed_seconds,

@@ -1,7 +1,7 @@
 //! What a matmul variant costs on an Apple GPU: bytes from memory, bytes from the cache that all cores share, and issued
 //! instructions, which products are part of. It orders candidates, it promises nothing: no Apple GPU has been measured.
 
-use crate::gpu::matmul::{Class, Cost, Epilogue, Family, Query, Variant, geometry};
+use crate::gpu::matmul::{Class, Cost, Family, Query, Sizes, Variant, geometry};
 use crate::gpu::rates::GpuRates;
 use crate::gpu::tile::{self, TILE_N};
 use crate::quant::{PackedLayout, Scale, Store};
@@ -27,7 +27,6 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
         k,
         rows,
         epilogue,
-        pending,
         ..
     } = *query;
     let geometry = geometry(variant, class, query);
@@ -36,25 +35,16 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
     let columns = rows.div_ceil(variant.stamp as usize);
     let streams = f64::from(variant.tiles * epilogue.abreast());
 
-    let weights: u64 = outputs
-        .iter()
-        .filter_map(|&n| tile::matrix_bytes(&layout, n, k))
-        .map(|bytes| bytes as u64)
-        .sum();
-    let form = variant.family.act();
-    let act = match pending {
-        true => form.pending_stride(k),
-        false => form.stride(k),
-    } as u64;
-    let n: usize = outputs.iter().sum();
-    let normed = match epilogue {
-        Epilogue::ResidualNorm(form) => form.pending_stride(n),
-        Epilogue::Store | Epilogue::Residual | Epilogue::Gated(..) => 0,
-    };
-    let results = (rows * (n * 4 + normed)) as u64;
+    let Sizes {
+        matrix,
+        act,
+        result,
+        ..
+    } = Sizes::of(variant, query);
+    let results = rows as u64 * result;
     // Thread blocks of the same weights start side by side: what one has read the others find in the cache.
-    let bytes = weights + act * rows as u64 + results;
-    let l2 = weights * columns as u64 + x as u64 * rows as u64 * act + results;
+    let bytes = matrix + act * rows as u64 + results;
+    let l2 = matrix * columns as u64 + x as u64 * rows as u64 * act + results;
 
     let cores = f64::from(rates.sms);
     let by_shared = (SHARED_PER_CORE / f64::from(geometry.shared_bytes).max(1.0)).floor();
