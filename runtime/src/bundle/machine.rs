@@ -122,16 +122,27 @@ impl Machine {
         if requires.arch == METAL {
             return metal::memory_mismatch(self.metal.as_ref().ok()?, requires);
         }
-        (requires.memory_bytes > self.memory_bytes).then(|| {
-            format!(
-                "target {} allocates {:.2} GiB, {:.2} GiB are available; \
-                 recompile with a smaller --max-batch, --ctx-size or --kv-type",
-                requires.target,
-                gib(requires.memory_bytes),
-                gib(self.memory_bytes)
-            )
+        short_of_memory(requires, self.memory_bytes, |gib| {
+            format!("{gib} are available")
         })
     }
+}
+
+/// The line that says a plan needs more than `bytes`, if it does; `there` says in words who has how much.
+fn short_of_memory(
+    requires: &Requirements,
+    bytes: u64,
+    there: impl Fn(&str) -> String,
+) -> Option<String> {
+    (requires.memory_bytes > bytes).then(|| {
+        format!(
+            "target {} allocates {:.2} GiB, {}; \
+             recompile with a smaller --max-batch, --ctx-size or --kv-type",
+            requires.target,
+            gib(requires.memory_bytes),
+            there(&format!("{:.2} GiB", gib(bytes)))
+        )
+    })
 }
 
 fn gib(bytes: u64) -> f64 {

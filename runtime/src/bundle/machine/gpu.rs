@@ -1,6 +1,6 @@
 //! Which GPU runs a plan's kernels, and what every GPU lacks for it, in words.
 
-use super::gib;
+use super::short_of_memory;
 use crate::device::cuda::{GpuInfo, OLDEST_CUDA, OLDEST_DRIVER};
 use crate::manifest::Requirements;
 
@@ -148,15 +148,8 @@ pub(super) fn memory_mismatch(gpus: &[GpuInfo], requires: &Requirements) -> Opti
     let able = pick(gpus, requires);
     let largest = || gpus.iter().max_by_key(|gpu| gpu.memory_bytes);
     let gpu = able.map_or_else(largest, |i| gpus.get(i))?;
-    (requires.memory_bytes > gpu.memory_bytes).then(|| {
-        format!(
-            "target {} allocates {:.2} GiB, {} has {:.2} GiB; \
-             recompile with a smaller --max-batch, --ctx-size or --kv-type",
-            requires.target,
-            gib(requires.memory_bytes),
-            gpu.name,
-            gib(gpu.memory_bytes)
-        )
+    short_of_memory(requires, gpu.memory_bytes, |gib| {
+        format!("{} has {gib}", gpu.name)
     })
 }
 

@@ -1,6 +1,6 @@
 //! What an Apple GPU lacks for a plan, in words.
 
-use super::gib;
+use super::short_of_memory;
 use crate::device::metal::MetalInfo;
 use crate::manifest::Requirements;
 
@@ -35,15 +35,8 @@ pub(super) fn mismatches(gpu: &Result<MetalInfo, String>, requires: &Requirement
 
 /// The line that says memory is short, if it is.
 pub(super) fn memory_mismatch(gpu: &MetalInfo, requires: &Requirements) -> Option<String> {
-    (requires.memory_bytes > gpu.memory_bytes).then(|| {
-        format!(
-            "target {} allocates {:.2} GiB, {} may use {:.2} GiB; \
-             recompile with a smaller --max-batch, --ctx-size or --kv-type",
-            requires.target,
-            gib(requires.memory_bytes),
-            gpu.name,
-            gib(gpu.memory_bytes)
-        )
+    short_of_memory(requires, gpu.memory_bytes, |gib| {
+        format!("{} may use {gib}", gpu.name)
     })
 }
 
