@@ -7,6 +7,7 @@ use coldpress_kernels::recurrent::{
 
 use super::attention::{Attention, QkNorm};
 use super::decoder::{Branch, Feed, Head};
+use super::experts::{ExpertShape, ExpertWidth, Shared};
 use super::parts::{Builder, Runs};
 use super::rope::Rope;
 use super::window;
@@ -51,6 +52,13 @@ struct Shape {
 /// Of the keys that are read for every architecture, those that these models may have, without experts or with them.
 pub(super) const READS: &[&str] = &["nextn_predict_layers"];
 pub(super) const READS_WITH_EXPERTS: &[&str] = &["nextn_predict_layers", "expert_count"];
+
+/// The experts of those that have some: in every layer, and beside them a network that all rows pass, through a gate.
+pub(super) const EXPERTS: ExpertShape = ExpertShape {
+    width: ExpertWidth::OwnKey,
+    shared: Shared::GatedAndScaled,
+    ..ExpertShape::MIXTRAL
+};
 
 /// Taps of the convolution, its last inputs included.
 const TAPS: &str = "ssm.conv_kernel";

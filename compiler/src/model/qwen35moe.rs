@@ -4,7 +4,7 @@
 use super::Architecture;
 use super::decoder::Feed;
 use super::delta::{self, DeltaNet};
-use super::experts::{self, ExpertShape, ExpertWidth, Shared};
+use super::experts;
 use super::parts::Builder;
 use super::rope::RopeSpec;
 use crate::error::Error;
@@ -17,15 +17,9 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     build,
 };
 
-const EXPERTS: ExpertShape = ExpertShape {
-    width: ExpertWidth::OwnKey,
-    shared: Shared::GatedAndScaled,
-    ..ExpertShape::MIXTRAL
-};
-
 fn build(b: &mut Builder) -> Result<(), Error> {
     let sections = b.rope_sections(true)?;
     let spec = b.rope_spec(RopeStyle::Neox)?;
     let rope = b.rope("", &RopeSpec { sections, ..spec })?;
-    b.delta_decoder(rope, DeltaNet::TILED, Feed::Experts(EXPERTS))
+    b.delta_decoder(rope, DeltaNet::TILED, Feed::Experts(delta::EXPERTS))
 }

@@ -5,7 +5,7 @@
 use super::Architecture;
 use super::decoder::Feed;
 use super::delta::{self, DeltaNet};
-use super::experts::{self, ExpertShape, ExpertWidth, Shared};
+use super::experts;
 use super::parts::Builder;
 use crate::error::Error;
 use crate::graph::RopeStyle;
@@ -17,12 +17,6 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
     build,
 };
 
-const EXPERTS: ExpertShape = ExpertShape {
-    width: ExpertWidth::OwnKey,
-    shared: Shared::GatedAndScaled,
-    ..ExpertShape::MIXTRAL
-};
-
 fn build(b: &mut Builder) -> Result<(), Error> {
     // Queries, keys, values and gates in one tensor, in files that have them in two as well.
     for layer in 0..b.hparams.layers {
@@ -32,5 +26,5 @@ fn build(b: &mut Builder) -> Result<(), Error> {
         }
     }
     let rope = b.plain_rope(RopeStyle::Neox)?;
-    b.delta_decoder(rope, DeltaNet::GROUPED, Feed::Experts(EXPERTS))
+    b.delta_decoder(rope, DeltaNet::GROUPED, Feed::Experts(delta::EXPERTS))
 }
