@@ -1,10 +1,10 @@
 //! What a bundle remembers of the decisions behind it, and how one tensor is followed from GGUF to machine code:
 //! type and shape, packed place, candidates with costs, launch lines, instructions.
 
-use crate::codegen::{Code, gpu};
+use crate::codegen::{self, Code};
 use crate::error::Error;
 use crate::graph::{OpGraph, Weight, dump};
-use crate::plan::lower::cuda;
+use crate::plan::lower::gpu::{self, Machine};
 use crate::plan::select::{Selector, packed_layout};
 use crate::plan::{Form, Launch, Plan, Work};
 use crate::target::Target;
@@ -166,7 +166,8 @@ impl Notes {
                     Code::Cuda(_) | Code::Metal(_) => {
                         let kernels = code.gpu_kernels().unwrap_or_default();
                         let launches = program.launches.iter();
-                        let noted = launches.map(|l| launch(l, gpu::source_of(kernels, l)));
+                        let noted =
+                            launches.map(|l| launch(l, codegen::gpu::source_of(kernels, l)));
                         noted.collect()
                     }
                 },
@@ -207,21 +208,21 @@ fn stage_of(plan: &Plan, offset: u64) -> Option<Stage> {
 /// Whoever chose the variants of a plan, to be asked again.
 enum Catalogue<'a> {
     Cpu(Selector<'a>),
-    Cuda(cuda::Selector, &'a Plan),
+    Gpu(gpu::Selector, &'a Plan),
 }
 
 impl<'a> Catalogue<'a> {
     fn new(plan: &'a Plan) -> Catalogue<'a> {
         match &plan.target {
             Target::Cpu(profile) => Catalogue::Cpu(Selector::new(profile, plan.workers)),
-            Target::Cuda(target) => Catalogue::gpu(&cuda::Machine::from(target), plan),
-            Target::Metal(profile) => Catalogue::gpu(&cuda::Machine::from(profile), plan),
+            Target::Cuda(target) => Catalogue::gpu(&Machine::from(target), plan),
+            Target::Metal(profile) => Catalogue::gpu(&Machine::from(profile), plan),
         }
     }
 
-    fn gpu(machine: &cuda::Machine, plan: &'a Plan) -> Catalogue<'a> {
-        let selector = cuda::Selector::new(machine, plan.limits.max_batch as usize);
-        Catalogue::Cuda(selector, plan)
+    fn gpu(machine: &Machine, plan: &'a Plan) -> Catalogue<'a> {
+        let selector = gpu::Selector::new(machine, plan.limits.max_batch as usize);
+        Catalogue::Gpu(selector, plan)
     }
 
     /// Candidates for `weight`, whose tiles are at `offset`.
@@ -233,7 +234,7 @@ impl<'a> Catalogue<'a> {
     ) -> Result<Vec<CandidateNote>, Error> {
         match self {
             Catalogue::Cpu(selector) => candidates(selector, weight, rows),
-            Catalogue::Cuda(selector, plan) => {
+            Catalogue::Gpu(selector, plan) => {
                 let used = |symbol: &str| runs(plan, offset, rows, symbol);
                 selector.notes(weight, rows, &used)
             }

@@ -1,7 +1,7 @@
 //! Assembles a plan: weights, KV pool, stages, then every bucket of every stage, and has `verify` check the result.
 
 use super::lower::cpu::Cpu;
-use super::lower::cuda::{Cuda, Machine};
+use super::lower::gpu::{Gpu, Machine};
 use super::lower::{Backend, Context};
 use super::memory::{ALIGN, place};
 use super::select::Selector;
@@ -69,7 +69,7 @@ pub fn build(graph: &OpGraph, target: &Target, options: Options) -> Result<Plan,
                 pages_per_slot: narrow(options.max_context.div_ceil(PAGE_TOKENS))?,
                 tables: narrow(1 + kv_windows(graph, options).len())?,
             };
-            let (graph, backend) = Cuda::new(graph, machine, options, step)?;
+            let (graph, backend) = Gpu::new(graph, machine, options, step)?;
             assemble(&graph, target, options, &backend)
         }
     }

@@ -1,7 +1,7 @@
-//! Graph nodes to launches. What all kinds of machine have in common is here; `cpu` and `cuda` know their kernels.
+//! Graph nodes to launches. What all kinds of machine have in common is here; `cpu` and `gpu` know their kernels.
 
 pub mod cpu;
-pub mod cuda;
+pub mod gpu;
 
 use super::memory::{Placed, rows_of};
 use super::{Access, Buffer, Form, Launch, Options, Placement, ProgramPlan, Scratch, Space, Split};

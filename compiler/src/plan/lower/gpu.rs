@@ -1,5 +1,5 @@
 //! Graph nodes to grid launches: which kernel a node or a group of nodes becomes, with its arguments, and what it touches.
-//! Only this module knows both the ops and the GPU kernels' arguments; what kernels compute is in `templates/cuda`, how
+//! Only this module knows both the ops and the GPU kernels' arguments; what kernels compute is in `templates`, how
 //! they are called in `coldpress_kernels::gpu`.
 
 mod adapt;
@@ -34,7 +34,7 @@ pub use machine::Machine;
 pub use select::Selector;
 
 /// A GPU that runs CUDA or Metal kernels.
-pub struct Cuda {
+pub struct Gpu {
     machine: Machine,
     options: Options,
     step: StepLayout,
@@ -46,7 +46,7 @@ pub struct Cuda {
     candidates: Option<Sorted>,
 }
 
-impl Cuda {
+impl Gpu {
     /// The graph as the GPU runs it, and what is decided about it as a whole: the numeric class of every matrix, the form
     /// of every activation, how attention is divided.
     ///
@@ -57,7 +57,7 @@ impl Cuda {
         machine: Machine,
         options: Options,
         step: StepLayout,
-    ) -> Result<(OpGraph, Cuda), Error> {
+    ) -> Result<(OpGraph, Gpu), Error> {
         if machine.is_metal() {
             for node in graph.order() {
                 if let Some(what) = metal::absent(&graph.nodes[node].op) {
@@ -77,7 +77,7 @@ impl Cuda {
         let router = graph.order().into_iter().any(is_router);
         let zeroed = choices.counter_bytes().max(attentions.counter_bytes(step));
         let zeroed = zeroed.max(if router { ROUTE_COUNTERS } else { 0 });
-        let backend = Cuda {
+        let backend = Gpu {
             machine,
             options,
             step,
@@ -90,7 +90,7 @@ impl Cuda {
     }
 }
 
-impl Backend for Cuda {
+impl Backend for Gpu {
     fn zeroed(&self) -> usize {
         self.zeroed
     }
@@ -179,7 +179,7 @@ impl Backend for Cuda {
 /// Everything lowering needs to know besides the nodes.
 struct Lowering<'a> {
     context: &'a Context<'a>,
-    gpu: &'a Cuda,
+    gpu: &'a Gpu,
 }
 
 impl<'a> Deref for Lowering<'a> {
