@@ -10,6 +10,7 @@ mod checksum;
 pub mod embedded;
 pub mod header;
 mod machine;
+mod mapped;
 mod validate;
 mod writer;
 
@@ -20,6 +21,7 @@ mod tests;
 
 pub use header::{Header, Section, SectionKind};
 pub use machine::{Machine, TARGETS_BY_CAPABILITY, TARGETS_BY_NAME, target_for};
+pub use mapped::MappedSection;
 pub use writer::BundleWriter;
 
 use crate::error::Error;
@@ -80,7 +82,8 @@ impl Bundle {
         Ok(bundle)
     }
 
-    /// Maps and checks the bundle that starts at byte `offset` of `path`, a multiple of 4096; bytes may follow it.
+    /// Maps and checks the bundle that starts at byte `offset` of `path`, a multiple of [`header::SECTION_ALIGN`]; bytes
+    /// may follow it.
     ///
     /// # Errors
     /// As [`Bundle::open`].

@@ -13,7 +13,7 @@
 //!              per target: name, arch, u16 features, each feature, u64 memory bytes; a text is u16 bytes, then UTF-8
 //!              per section: u32 kind, u32 index, u64 offset, u64 bytes, u64 checksum
 //! ```
-//! Sections start at multiples of 4096, in file order, and do not overlap; the bytes between them are zero.
+//! Sections start at multiples of 16384, in file order, and do not overlap; the bytes between them are zero.
 
 use crate::manifest::Requirements;
 use xxhash_rust::xxh3::Xxh3;
@@ -21,13 +21,14 @@ use xxhash_rust::xxh3::Xxh3;
 /// First bytes of a bundle. The high bit and the line ending reveal a transfer in text mode, as in PNG.
 pub const MAGIC: [u8; 8] = *b"\x89press\r\n";
 /// Version of the layout of the header, the sections and the manifest; any change raises it.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 /// Largest header accepted, bytes.
 pub const MAX_HEADER_BYTES: u64 = 1 << 20;
 /// Most sections accepted.
 pub const MAX_SECTIONS: usize = 4096;
-/// Sections start at multiples of this many bytes.
-pub const SECTION_ALIGN: u64 = 4096;
+/// Sections start at multiples of this many bytes: a page of Apple's machines, a multiple of everybody else's, so that a
+/// section that is mapped begins a page.
+pub const SECTION_ALIGN: u64 = 16384;
 /// Bytes before the producer.
 pub(super) const PREFIX_BYTES: usize = 48;
 
