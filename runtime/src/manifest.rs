@@ -168,7 +168,8 @@ pub struct Requirements {
     pub arch: String,
     /// CPU features by the names `is_x86_feature_detected!` uses.
     pub features: Vec<String>,
-    /// Bytes the runtime allocates (arena, KV), beside the mapped file.
+    /// Bytes the machine must have for it: what the runtime allocates (arena, KV), and on a GPU the weights, which it copies,
+    /// or reads where the file is mapped.
     pub memory_bytes: u64,
 }
 

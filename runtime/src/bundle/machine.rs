@@ -122,21 +122,23 @@ impl Machine {
         if requires.arch == METAL {
             return metal::memory_mismatch(self.metal.as_ref().ok()?, requires);
         }
-        short_of_memory(requires, self.memory_bytes, |gib| {
+        short_of_memory(requires, "allocates", self.memory_bytes, |gib| {
             format!("{gib} are available")
         })
     }
 }
 
-/// The line that says a plan needs more than `bytes`, if it does; `there` says in words who has how much.
+/// The line that says a plan needs more than `bytes`, if it does; `takes` says what the plan does with its memory, `there`
+/// who has how much.
 fn short_of_memory(
     requires: &Requirements,
+    takes: &str,
     bytes: u64,
     there: impl Fn(&str) -> String,
 ) -> Option<String> {
     (requires.memory_bytes > bytes).then(|| {
         format!(
-            "target {} allocates {:.2} GiB, {}; \
+            "target {} {takes} {:.2} GiB, {}; \
              recompile with a smaller --max-batch, --ctx-size or --kv-type",
             requires.target,
             gib(requires.memory_bytes),

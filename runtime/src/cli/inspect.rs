@@ -231,10 +231,12 @@ fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table
         states => format!(", {} per sequence in recurrent states", bytes(states)),
     };
     let mut table = table(["what", "size", "how"]);
+    let in_place = plan.gpu.is_some() && plan.requires.arch == "metal";
     table.add_row([
         "weights".into(),
         bytes(weights),
         match plan.gpu {
+            Some(_) if in_place => "mapped from the bundle; the GPU reads them there".into(),
             Some(_) => "copied to the GPU".into(),
             None => "mapped from the bundle, shared and evictable".into(),
         },
@@ -258,11 +260,20 @@ fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table
         bytes(plan.arena_bytes),
         "one arena for every bucket".into(),
     ]);
+    // What an Apple GPU needs is allocated but for the weights.
+    let mapped = if in_place { weights } else { 0 };
     table.add_row([
         "allocated".into(),
-        bytes(plan.requires.memory_bytes),
+        bytes(plan.requires.memory_bytes.saturating_sub(mapped)),
         "all of it before the first step".into(),
     ]);
+    if in_place {
+        table.add_row([
+            "in all".into(),
+            bytes(plan.requires.memory_bytes),
+            "what the GPU must be allowed to use, the weights once".into(),
+        ]);
+    }
     table
 }
 

@@ -148,7 +148,7 @@ pub(super) fn memory_mismatch(gpus: &[GpuInfo], requires: &Requirements) -> Opti
     let able = pick(gpus, requires);
     let largest = || gpus.iter().max_by_key(|gpu| gpu.memory_bytes);
     let gpu = able.map_or_else(largest, |i| gpus.get(i))?;
-    short_of_memory(requires, gpu.memory_bytes, |gib| {
+    short_of_memory(requires, "allocates", gpu.memory_bytes, |gib| {
         format!("{} has {gib}", gpu.name)
     })
 }

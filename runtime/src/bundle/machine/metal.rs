@@ -35,7 +35,7 @@ pub(super) fn mismatches(gpu: &Result<MetalInfo, String>, requires: &Requirement
 
 /// The line that says memory is short, if it is.
 pub(super) fn memory_mismatch(gpu: &MetalInfo, requires: &Requirements) -> Option<String> {
-    short_of_memory(requires, gpu.memory_bytes, |gib| {
+    short_of_memory(requires, "uses with its weights", gpu.memory_bytes, |gib| {
         format!("{} may use {gib}", gpu.name)
     })
 }
@@ -50,6 +50,7 @@ mod tests {
             Ok(MetalInfo {
                 name: "Apple M3".into(),
                 family,
+                cores: Some(10),
                 memory_bytes: 16 << 30,
             })
         };

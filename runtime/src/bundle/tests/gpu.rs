@@ -111,6 +111,7 @@ fn a_gpu_is_preferred_and_its_absence_is_one_reason() {
     let apple = MetalInfo {
         name: "Apple M3".into(),
         family: 9,
+        cores: Some(10),
         memory_bytes: 16 << 30,
     };
     let gpu = GpuInfo {

@@ -171,6 +171,34 @@ fn launches_of_a_layer_are_counted_on_a_gpu() {
 }
 
 #[test]
+fn weights_that_a_gpu_reads_in_place_are_counted_once() {
+    let mut gpu = plan();
+    gpu.gpu = crate::bundle::sample::gpu_manifest().plans[0].gpu.clone();
+    // 3 MiB of arena and KV, 5 MiB of weights.
+    gpu.requires.memory_bytes = 8 << 20;
+    let limits = Limits {
+        max_batch: 2,
+        max_context: 128,
+        max_rows: 8,
+    };
+    let line = |plan: &TargetPlan, what: &str| {
+        let text = memory(plan, 5 << 20, limits).to_string();
+        text.lines()
+            .find(|l| l.contains(what))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    gpu.requires.arch = "metal".into();
+    assert!(line(&gpu, "weights ").contains("mapped from the bundle"));
+    assert!(line(&gpu, "allocated").contains("3.00 MiB"));
+    assert!(line(&gpu, "in all").contains("8.00 MiB"));
+    gpu.requires.arch = "cuda".into();
+    assert!(line(&gpu, "weights ").contains("copied to the GPU"));
+    assert!(line(&gpu, "allocated").contains("8.00 MiB"));
+    assert_eq!(line(&gpu, "in all"), "");
+}
+
+#[test]
 fn a_plan_for_another_machine_says_what_it_needs() {
     let mut metal = plan();
     metal.requires.target = "metal:m4-max".into();
