@@ -4,7 +4,7 @@ mod gpu;
 
 use super::header::{self, FORMAT_VERSION, PREFIX_BYTES, SECTION_ALIGN};
 use super::*;
-use crate::manifest::{BatchPrediction, KvWindow, Requirements, Stage, StatePlan};
+use crate::manifest::{BatchPrediction, KvWindow, Requirements, Stage, StatePlan, TargetPlan};
 use std::fs;
 use std::io::Write;
 use tempfile::TempDir;

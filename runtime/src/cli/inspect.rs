@@ -74,10 +74,8 @@ impl View<'_> {
                 plan.requires.target
             );
             out.push_str(&needs(plan));
-            if self.picked.is_some() && !picked {
-                for line in self.machine.lacks(&plan.requires) {
-                    let _ = writeln!(out, "not here  {line}");
-                }
+            for line in self.why_not(plan) {
+                let _ = writeln!(out, "not here  {line}");
             }
             let weights = self
                 .header
@@ -94,6 +92,16 @@ impl View<'_> {
             let _ = write!(out, "\nkernels\n{}\n", kernels::table(plan));
         }
         out
+    }
+
+    /// Why another plan runs here than this one; nothing if this one does, or none.
+    fn why_not(&self, plan: &TargetPlan) -> Vec<String> {
+        match self.picked {
+            Some(picked) if !std::ptr::eq(picked, plan) => {
+                self.machine.refusal(&plan.requires, &picked.requires)
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn head(&self) -> String {
@@ -137,6 +145,9 @@ impl View<'_> {
         for gpu in machine.gpus.iter().flatten() {
             let _ = writeln!(out, "gpu       {gpu}");
         }
+        if let Ok(gpu) = &machine.metal {
+            let _ = writeln!(out, "gpu       {gpu}");
+        }
         match self.mismatches {
             [] => out.push_str("verdict   this machine runs it\n"),
             lines => {
@@ -163,6 +174,14 @@ impl View<'_> {
                 })
             })
             .collect();
+        let refused: Vec<serde_json::Value> = self
+            .manifest
+            .plans
+            .iter()
+            .map(|plan| (plan, self.why_not(plan)))
+            .filter(|(_, why)| !why.is_empty())
+            .map(|(plan, why)| serde_json::json!({"target": plan.requires.target, "why": why}))
+            .collect();
         let value = serde_json::json!({
             "file": self.path.display().to_string(),
             "file_bytes": self.header.file_bytes,
@@ -180,6 +199,7 @@ impl View<'_> {
             "runs_here": self.mismatches.is_empty(),
             "mismatches": self.mismatches,
             "target": self.picked.map(|plan| &plan.requires.target),
+            "refused": refused,
             "manifest": self.manifest,
         });
         format!("{value:#}\n")

@@ -26,10 +26,8 @@ pub(super) fn mismatches(gpu: &Result<MetalInfo, String>, requires: &Requirement
         return Vec::new();
     }
     vec![format!(
-        "target {target} needs {}, {} is apple{}; recompile with --target native",
-        missing.join(", "),
-        gpu.name,
-        gpu.family
+        "target {target} needs {}, this is {gpu}; recompile with --target native",
+        missing.join(", ")
     )]
 }
 
@@ -59,6 +57,7 @@ mod tests {
             arch: "metal".into(),
             features: vec![feature.into()],
             memory_bytes: 20 << 30,
+            planned_for: None,
         };
         assert_eq!(mismatches(&gpu(9), &requires("apple7")), [""; 0]);
         assert_eq!(mismatches(&gpu(9), &requires("apple9")), [""; 0]);

@@ -11,6 +11,7 @@ fn plan() -> TargetPlan {
             arch: "x86_64".into(),
             features: vec!["avx512f".into()],
             memory_bytes: 3 << 20,
+            planned_for: None,
         },
         workers: 4,
         symbols: Vec::new(),
