@@ -4,6 +4,8 @@
 #[cfg(any(target_vendor = "apple", test))]
 mod archive;
 #[cfg(target_vendor = "apple")]
+mod bandwidth;
+#[cfg(target_vendor = "apple")]
 mod commands;
 #[cfg(target_vendor = "apple")]
 mod cores;

@@ -104,15 +104,16 @@ impl Commands {
         })
     }
 
-    /// Zeroes `bytes` bytes of `buffer` from `offset` on, a range that has been checked.
-    pub(super) fn zero(
+    /// Writes `value` to `bytes` bytes of `buffer` from `offset` on, a range that has been checked.
+    pub(super) fn fill(
         &mut self,
         buffer: &ProtocolObject<dyn MTLBuffer>,
         offset: usize,
         bytes: usize,
+        value: u8,
     ) -> Result<(), String> {
         let range = NSRange::new(offset, bytes);
-        self.blit(|encoder| encoder.fillBuffer_range_value(buffer, range, 0))
+        self.blit(|encoder| encoder.fillBuffer_range_value(buffer, range, value))
     }
 
     fn blit(

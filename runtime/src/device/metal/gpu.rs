@@ -4,6 +4,7 @@
 //!
 //! With `COLDPRESS_METAL_SYNC=1` in the environment launches run one at a time and a failing one is named.
 
+use super::bandwidth;
 use super::commands::{CommandQueue, Reachable};
 use super::pipelines::{self, Kernel};
 use super::spares::Spares;
@@ -369,7 +370,7 @@ impl Accelerator for Metal {
             return Ok(());
         }
         let commands = self.steps.open(None)?;
-        let zeroed = commands.zero(&buffer.buffer, at, bytes as usize);
+        let zeroed = commands.fill(&buffer.buffer, at, bytes as usize, 0);
         zeroed.map_err(Error::Device)
     }
 
@@ -414,6 +415,10 @@ impl Accelerator for Metal {
 
     fn run_timed(&mut self, recorded: &mut Recorded) -> Result<Vec<f64>, Error> {
         self.step_through(recorded)
+    }
+
+    fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
+        bandwidth::measure(&self.device, &mut self.steps, &self.memory)
     }
 
     fn synchronise(&mut self) -> Result<(), Error> {

@@ -46,7 +46,9 @@ pub(super) fn load(
     let mut kernels = Vec::with_capacity(images.len());
     // Kernels of one library follow each other.
     for images in images.chunk_by(|a, b| a.code == b.code) {
-        let library = compile(device, &images[0])?;
+        let text = std::str::from_utf8(images[0].code);
+        let text = text.map_err(|_| failed(&images[0], "its source is no text"))?;
+        let library = compile(device, text)?;
         let mut wanted = Vec::with_capacity(images.len());
         for image in images {
             let function = library.newFunctionWithName(&NSString::from_str(image.name));
@@ -74,13 +76,27 @@ pub(super) fn load(
     Ok(kernels)
 }
 
-/// The library of a kernel's source.
-fn compile(
-    device: &Device,
-    image: &KernelImage<'_>,
-) -> Result<Retained<ProtocolObject<dyn MTLLibrary>>, Error> {
-    let text = std::str::from_utf8(image.code);
-    let text = text.map_err(|_| failed(image, "its source is no text"))?;
+impl Kernel {
+    /// Most threads of a threadgroup.
+    pub(super) fn most_threads(&self) -> usize {
+        self.pipeline.maxTotalThreadsPerThreadgroup()
+    }
+}
+
+/// Kernel `name` of a text of the runtime's own.
+pub(super) fn single(device: &Device, text: &str, name: &str) -> Result<Kernel, Error> {
+    let why = |why: &str| Error::Device(format!("loading kernel {name}: {why}"));
+    let function = compile(device, text)?.newFunctionWithName(&NSString::from_str(name));
+    let function = function.ok_or_else(|| why("it is not in its library"))?;
+    let pipeline = device.newComputePipelineStateWithFunction_error(&function);
+    Ok(Kernel {
+        name: name.to_owned(),
+        pipeline: pipeline.map_err(|e| why(&words(&e)))?,
+    })
+}
+
+/// The library of a text.
+fn compile(device: &Device, text: &str) -> Result<Retained<ProtocolObject<dyn MTLLibrary>>, Error> {
     let options = MTLCompileOptions::new();
     // Also said in the source, for systems that know that.
     #[expect(deprecated, reason = "what replaces it begins with macOS 15")]
