@@ -1,8 +1,9 @@
 //! The framework's command queue, and how launches and copies are put into a command buffer. When one is given to the GPU
-//! and waited for is the business of `steps`.
+//! and waited for is the business of `steps`. The framework leaves objects to pools, of which a Rust program has none: here
+//! are those that every step needs.
 
 use super::steps::{Progress, Queue};
-use objc2::rc::Retained;
+use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::ProtocolObject;
 use objc2_foundation::NSRange;
 use objc2_metal::{
@@ -31,7 +32,7 @@ impl Queue for CommandQueue {
     type Commands = Commands;
 
     fn begin(&self) -> Result<Commands, String> {
-        let buffer = self.0.commandBuffer();
+        let buffer = autoreleasepool(|_| self.0.commandBuffer());
         let buffer = buffer.ok_or_else(|| "Metal makes no command buffer".to_owned())?;
         Ok(Commands {
             buffer,
@@ -40,8 +41,10 @@ impl Queue for CommandQueue {
     }
 
     fn commit(&self, commands: &mut Commands) {
-        commands.end_launches();
-        commands.buffer.commit();
+        autoreleasepool(|_| {
+            commands.end_launches();
+            commands.buffer.commit();
+        });
     }
 
     fn progress(&self, commands: &Commands) -> Progress {
@@ -66,9 +69,9 @@ impl Commands {
             Some(encoder) => encoder,
             None => {
                 let concurrent = MTLDispatchType::Concurrent;
-                let encoder = self
-                    .buffer
-                    .computeCommandEncoderWithDispatchType(concurrent);
+                let buffer = &self.buffer;
+                let encoder =
+                    autoreleasepool(|_| buffer.computeCommandEncoderWithDispatchType(concurrent));
                 let encoder = encoder.ok_or("Metal makes no compute encoder")?;
                 for memory in memory {
                     let mut usage = MTLResourceUsage::Read;
@@ -120,12 +123,14 @@ impl Commands {
         &mut self,
         encode: impl FnOnce(&ProtocolObject<dyn MTLBlitCommandEncoder>),
     ) -> Result<(), String> {
-        self.end_launches();
-        let encoder = self.buffer.blitCommandEncoder();
-        let encoder = encoder.ok_or("Metal makes no encoder of copies")?;
-        encode(&encoder);
-        encoder.endEncoding();
-        Ok(())
+        autoreleasepool(|_| {
+            self.end_launches();
+            let encoder = self.buffer.blitCommandEncoder();
+            let encoder = encoder.ok_or("Metal makes no encoder of copies")?;
+            encode(&encoder);
+            encoder.endEncoding();
+            Ok(())
+        })
     }
 
     fn end_launches(&mut self) {

@@ -14,7 +14,7 @@ use crate::bundle::MappedSection;
 use crate::device::accelerator::{Accelerator, BoundLaunch, KernelImage};
 use crate::error::Error;
 use block2::RcBlock;
-use objc2::rc::Retained;
+use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::ProtocolObject;
 use objc2_metal::{
     MTLBarrierScope, MTLBuffer, MTLComputeCommandEncoder, MTLCreateSystemDefaultDevice, MTLDevice,
@@ -375,7 +375,7 @@ impl Accelerator for Metal {
     }
 
     fn load_kernels(&mut self, kernels: &[KernelImage<'_>]) -> Result<(), Error> {
-        self.kernels = pipelines::load(&self.device, &self.info, kernels)?;
+        self.kernels = autoreleasepool(|_| pipelines::load(&self.device, &self.info, kernels))?;
         Ok(())
     }
 
@@ -418,7 +418,7 @@ impl Accelerator for Metal {
     }
 
     fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
-        bandwidth::measure(&self.device, &mut self.steps, &self.memory)
+        autoreleasepool(|_| bandwidth::measure(&self.device, &mut self.steps, &self.memory))
     }
 
     fn synchronise(&mut self) -> Result<(), Error> {
