@@ -318,6 +318,7 @@ fn section_digest(map: &Mmap, bytes: &[u8]) -> u64 {
     let chunks: Vec<&[u8]> = bytes.chunks(checksum::CHUNK_BYTES).collect();
     let threads = (bytes.len() / PARALLEL_BYTES + 1).min(num_cpus::get());
     let next = AtomicUsize::new(0);
+    #[cfg(target_os = "linux")]
     let start = map.as_ptr() as usize;
     let check = || {
         let mut digests = Vec::new();

@@ -39,4 +39,17 @@ impl Bundle {
             .find(|plan| machine.memory_mismatch(&plan.requires).is_none())
             .ok_or(Error::Memory(shortage))
     }
+
+    /// Why `machine` runs none of the plans for GPUs, where it runs one for the CPU in their place; else nothing.
+    pub fn passed_over(&self, machine: &Machine) -> Vec<String> {
+        let plans = &self.manifest.plans;
+        match self.pick_plan(machine) {
+            Ok(picked) if picked.gpu.is_none() => plans
+                .iter()
+                .filter(|plan| plan.gpu.is_some())
+                .flat_map(|plan| machine.refusal(&plan.requires, &picked.requires))
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
 }

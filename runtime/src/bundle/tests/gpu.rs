@@ -173,6 +173,7 @@ fn a_gpu_is_preferred_and_its_absence_is_one_reason() {
             .map_err(|e| e.exit_code())
     };
     assert_eq!(target(&machine), Ok("h200".into()));
+    assert_eq!(bundle.passed_over(&machine), [""; 0]);
     let why = refusals(&bundle, &machine);
     assert!(
         why[0].contains("cpu:scalar runs here too, but h200 runs on the GPU"),
@@ -182,6 +183,7 @@ fn a_gpu_is_preferred_and_its_absence_is_one_reason() {
     machine.gpus = Err("no NVIDIA driver".into());
     assert_eq!(target(&machine), Ok("cpu:scalar".into()));
     let why = refusals(&bundle, &machine);
+    assert_eq!(bundle.passed_over(&machine), why);
     assert!(
         why[0].contains("h200 needs an NVIDIA GPU: no NVIDIA driver"),
         "{why:?}"
