@@ -2,7 +2,7 @@ use super::cache::Cache;
 use super::{Device, SEEDS, assert_row, values};
 use crate::simt::Dialect;
 use coldpress_compiler::codegen::metal::render;
-use coldpress_kernels::attention::{Shape, reference};
+use coldpress_kernels::attention::{Shape, reference_with_sinks};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::gpu::Kernel;
 use coldpress_kernels::gpu::abi::ActForm;
@@ -17,6 +17,7 @@ struct Case {
     kv: KvType,
     shape: Shape,
     split: usize,
+    sinks: bool,
 }
 
 impl Case {
@@ -30,7 +31,12 @@ impl Case {
             softcap: 0.0,
         };
         let split = 32;
-        Case { kv, shape, split }
+        Case {
+            kv,
+            shape,
+            split,
+            sinks: false,
+        }
     }
 
     fn forms(&self) -> &'static [ActForm] {
@@ -50,6 +56,13 @@ impl Case {
 
     fn width(&self) -> usize {
         self.shape.heads * self.shape.head_dim
+    }
+
+    /// Of some heads far below all scores, of others above.
+    fn sink_scores(&self) -> Vec<f32> {
+        (0..self.shape.heads)
+            .map(|h| h as f32 * 4.0 - 9.0)
+            .collect()
     }
 
     fn query(&self, (slot, position): (u32, u32)) -> Vec<f32> {
@@ -80,7 +93,9 @@ impl Case {
             let tokens = tokens.flat_map(|t| cache.read(row.0 as usize, t, v));
             tokens.collect::<Vec<f32>>()
         };
-        reference(&self.query(row), &all(false), &all(true), &self.shape)
+        let (query, k, v) = (self.query(row), all(false), all(true));
+        let sinks = self.sinks.then(|| self.sink_scores());
+        reference_with_sinks(&query, &k, &v, &self.shape, sinks.as_deref())
     }
 
     /// The step's output rows in `form`, one that is not live included.
@@ -100,6 +115,10 @@ impl Case {
             .alloc((rows.len() + 1) * form.stride(self.width()));
         let args = AttentionArgs {
             q: device.rows(&q, self.width(), q_stride).into(),
+            sinks: match self.sinks {
+                true => device.f32s(&self.sink_scores()).into(),
+                false => 0.into(),
+            },
             kv: device.simt.upload(&cache.pool).into(),
             out: out.into(),
             positions: device.u32s(&positions).into(),
@@ -159,9 +178,18 @@ fn attention_on_apple_gpus_is_the_reference() {
         for case in cases {
             case.check(&device, &rows);
         }
+        for case in [cases[3], cases[6]] {
+            Case {
+                sinks: true,
+                ..case
+            }
+            .check(&device, &rows);
+        }
         for (window, softcap, split) in [(20, 0.0, 64), (30, 5.0, 32), (1, 0.0, 32)] {
             let mut case = Case { split, ..cases[0] };
             (case.shape.window, case.shape.softcap) = (window, softcap);
+            case.check(&device, &rows);
+            case.sinks = true;
             case.check(&device, &rows);
         }
     }
