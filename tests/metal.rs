@@ -7,26 +7,28 @@ use crate::simt::{ARCH, Dialect, Simt, SimtArg, Source, syncs, without_sync};
 use crate::wheel;
 use coldpress_compiler::codegen::metal::render;
 use coldpress_kernels::cpu::abi::KvType;
+use coldpress_kernels::experts::MAX_EXPERTS;
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::matmul::{
     self, Class, Epilogue, Family, Gate, Query, VARIANTS, Variant, args,
 };
 use coldpress_kernels::gpu::metal::{self, FIRST_ARCH};
-use coldpress_kernels::gpu::{Kernel, embed, logits, rope, rows, tile};
+use coldpress_kernels::gpu::{Kernel, embed, experts, logits, recurrent, rope, rows, tile};
 use coldpress_kernels::quant::{F16, FORMATS, Q4_K, Q6_K, QuantFormat};
+use coldpress_kernels::recurrent::Heads;
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Output};
 
 const FAMILIES: [Family; 3] = [Family::Simd, Family::SimdF32, Family::Matrix];
 
-fn matmul_kernel(variant: &Variant, fmt: &QuantFormat, epilogue: Epilogue) -> Kernel {
+fn matmul_kernel(variant: &Variant, fmt: &QuantFormat, epilogue: Epilogue, routed: bool) -> Kernel {
     let class = Class {
         family: variant.family,
         warps: 4,
         k_split: 1,
     };
-    matmul::kernel(variant, class, &fmt.layout, epilogue, false)
+    matmul::kernel(variant, class, &fmt.layout, epilogue, routed)
 }
 
 /// Kernels whose texts differ in every way that texts can differ.
@@ -36,9 +38,30 @@ fn kernels() -> BTreeMap<String, Kernel> {
         rope::table(),
         logits::pieces(),
         logits::rows(),
+        experts::scale(),
+        experts::gate_rows(),
+        experts::sum(4096, None),
     ];
+    for of_used in [false, true] {
+        for (experts, rows) in [(8, 1), (MAX_EXPERTS, 100)] {
+            let router = (experts, of_used, !of_used);
+            let launches = experts::route_apart(router, rows, metal::SHARED_BYTES as usize);
+            all.extend(launches.into_iter().map(|(kernel, _)| kernel));
+        }
+    }
+    all.extend([2, 8].map(recurrent::short_conv));
+    for (dim, grouped, normed) in [(16, false, false), (80, true, true), (128, false, true)] {
+        let heads = Heads {
+            key_heads: 1,
+            heads: 2,
+            dim,
+            grouped,
+        };
+        all.push(recurrent::delta_rule(&heads, normed));
+    }
     for form in [ActForm::F32, ActForm::F16, ActForm::Q8] {
         all.extend([64, 4096].map(|width| rows::norm(form, width)));
+        all.push(experts::sum(64, Some(form)));
         all.extend(rows::Op::ALL.map(|op| rows::elementwise(op, form)));
     }
     all.extend(FORMATS.iter().map(|fmt| embed::embed(&fmt.layout)));
@@ -60,16 +83,19 @@ fn kernels() -> BTreeMap<String, Kernel> {
             FORMATS
                 .iter()
                 .filter(read)
-                .map(|fmt| matmul_kernel(first, fmt, Epilogue::Store)),
+                .map(|fmt| matmul_kernel(first, fmt, Epilogue::Store, false)),
         );
-        all.extend(own().map(|variant| matmul_kernel(variant, &F16, Epilogue::Residual)));
+        all.extend(own().map(|variant| matmul_kernel(variant, &F16, Epilogue::Residual, false)));
         for epilogue in [
             Epilogue::ResidualNorm(ActForm::F16),
             Epilogue::Gated(Gate::Silu, ActForm::F16),
             Epilogue::Gated(Gate::Gelu, ActForm::F32),
             Epilogue::Gated(Gate::Clamped, ActForm::F16),
         ] {
-            all.push(matmul_kernel(first, &F16, epilogue));
+            if !matches!(epilogue, Epilogue::ResidualNorm(_)) {
+                all.push(matmul_kernel(first, &F16, epilogue, true));
+            }
+            all.push(matmul_kernel(first, &F16, epilogue, false));
         }
     }
     all.into_iter().map(|k| (k.name.clone(), k)).collect()
@@ -293,7 +319,7 @@ fn every_barrier_of_a_matmul_is_needed() {
             routed: None,
             arch: FIRST_ARCH,
         };
-        let kernel = matmul_kernel(variant, fmt, Epilogue::Store);
+        let kernel = matmul_kernel(variant, fmt, Epilogue::Store, false);
         let whole = Source::in_dialect(Dialect::Metal, &kernel);
         let all = syncs(&whole.body);
         assert!(!all.is_empty());

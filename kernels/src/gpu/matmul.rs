@@ -400,9 +400,6 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         if class.k_split > 1 {
             return Err(Reason::Split(family));
         }
-        if query.routed.is_some() {
-            return Err(Reason::Experts(family));
-        }
         if let Epilogue::Gated(_, form @ ActForm::Q8) | Epilogue::ResidualNorm(form @ ActForm::Q8) =
             epilogue
         {

@@ -69,8 +69,6 @@ pub enum Reason {
     },
     /// Thread blocks of the family do not share k.
     Split(Family),
-    /// The family has no kernels of routed rows.
-    Experts(Family),
     /// The family leaves no rows in such a form.
     Form(Family, ActForm),
     /// The thread block needs too much shared memory.
@@ -126,9 +124,6 @@ impl fmt::Display for Reason {
             }
             Reason::Split(family) => {
                 write!(f, "thread blocks of {} do not share k", family.name())
-            }
-            Reason::Experts(family) => {
-                write!(f, "{} does not multiply by expert", family.name())
             }
             Reason::Form(family, form) => {
                 write!(f, "{} leaves no rows in {}", family.name(), form.name())

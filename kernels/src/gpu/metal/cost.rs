@@ -27,12 +27,19 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
         k,
         rows,
         epilogue,
+        routed,
         ..
     } = *query;
     let geometry = geometry(variant, class, query);
-    let [y, x, _] = geometry.grid.map(f64::from);
-    let blocks = x * y;
-    let columns = rows.div_ceil(variant.stamp as usize);
+    let [_, x, _] = geometry.grid.map(f64::from);
+    // Matrices that are read, and rows of thread blocks that have work, each of which reads one; of experts, in the mean.
+    let (matrices, columns) = match routed {
+        Some(routed) => routed.expected(rows, variant.stamp as usize),
+        None => (1.0, rows.div_ceil(variant.stamp as usize) as f64),
+    };
+    let blocks = (x * columns).max(1.0);
+    // Rows that are multiplied.
+    let rows = rows * routed.map_or(1, |routed| routed.used);
     let streams = f64::from(variant.tiles * epilogue.abreast());
 
     let Sizes {
@@ -43,8 +50,8 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
     } = Sizes::of(variant, query);
     let results = rows as u64 * result;
     // Thread blocks of the same weights start side by side: what one has read the others find in the cache.
-    let bytes = matrix + act * rows as u64 + results;
-    let l2 = matrix * columns as u64 + x as u64 * rows as u64 * act + results;
+    let bytes = (matrix as f64 * matrices) as u64 + act * rows as u64 + results;
+    let l2 = (matrix as f64 * columns) as u64 + x as u64 * rows as u64 * act + results;
 
     let cores = f64::from(rates.sms);
     let by_shared = (SHARED_PER_CORE / f64::from(geometry.shared_bytes).max(1.0)).floor();
@@ -59,14 +66,18 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
 
     let padded_k = tile::units(&layout, k) * tile::unit_k(&layout);
     let padded_n: usize = outputs.iter().map(|n| n.next_multiple_of(TILE_N)).sum();
-    let padded_rows = match variant.family {
-        Family::Matrix => rows.next_multiple_of(8),
-        _ => rows,
+    let padded_rows = match (variant.family, routed) {
+        (Family::Matrix, None) => rows.next_multiple_of(8) as f64,
+        (Family::Matrix, Some(_)) => {
+            let stamped = columns * f64::from(variant.stamp);
+            stamped.min(rows as f64 + 7.0 * columns)
+        }
+        _ => rows as f64,
     };
-    let macs = (padded_n * padded_k * padded_rows) as u64;
-    let of_rows = padded_rows as f64 / columns as f64;
+    let macs = ((padded_n * padded_k) as f64 * padded_rows) as u64;
+    let of_rows = padded_rows / columns;
     let instructions_per_weight = instructions_per_weight(variant, &layout, streams, of_rows);
-    let per_core = instructions_per_weight * (padded_n * padded_k * columns) as f64 / blocks * most;
+    let per_core = instructions_per_weight * (padded_n * padded_k) as f64 * columns / blocks * most;
     let issue_seconds = per_core / (rates.issue_per_clk * rates.hz * FILLED);
     // A matrix product issues once for 16 multiply-adds of a lane, and keeps the pipes as busy as those would.
     let arithmetic_seconds = match variant.family {
