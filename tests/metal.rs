@@ -344,3 +344,15 @@ fn every_barrier_of_a_matmul_is_needed() {
         }
     }
 }
+
+/// The kernel that the runtime measures bandwidth with is not rendered, and is looked at all the same.
+#[test]
+fn clang_takes_the_runtimes_own_kernel() {
+    let Some(clang) = clang() else { return };
+    let text = include_str!("../runtime/src/device/metal/read_rate.metal");
+    let said = checked(&clang, text);
+    let words = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success(), "{words}");
+    let wrong = text.replace("words[at]", "word[at]");
+    assert!(!checked(&clang, &wrong).status.success());
+}
