@@ -1,6 +1,3 @@
-/// Kernels without one of their barriers.
-mod barriers;
-
 use super::{Device, FORMS, SEEDS, assert_row, values};
 use crate::simt::{Dialect, SimtArg};
 use coldpress_kernels::experts::{MAX_EXPERTS, MAX_USED, reference};
@@ -11,6 +8,9 @@ use coldpress_kernels::gpu::experts::{
 use coldpress_kernels::gpu::metal::SHARED_BYTES;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_kernels::norm;
+
+/// Kernels without one of their barriers.
+mod barriers;
 
 /// A router, and how it weighs.
 #[derive(Clone, Copy)]
