@@ -1,5 +1,5 @@
 use super::{Device, FORMS, SEEDS, assert_row, values};
-use crate::simt::{ARCH, Dialect, Simt, SimtArg, Source, syncs, without_sync};
+use crate::simt::{Dialect, SimtArg};
 use coldpress_kernels::experts::{MAX_EXPERTS, MAX_USED, reference};
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::experts::{
@@ -8,6 +8,9 @@ use coldpress_kernels::gpu::experts::{
 use coldpress_kernels::gpu::metal::SHARED_BYTES;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_kernels::norm;
+
+/// Kernels without one of their barriers.
+mod barriers;
 
 /// A router, and how it weighs.
 #[derive(Clone, Copy)]
@@ -240,53 +243,6 @@ fn routers_choose_as_the_reference_and_list_every_routed_row_in(dialect: Dialect
             }
         }
     }
-}
-
-/// Without any one of its barriers some schedule gives an error or other words.
-#[test]
-fn every_barrier_of_a_router_is_needed() {
-    let few = router(40, 4, true, true);
-    every_barrier_is_needed_in(Dialect::Cuda, few, 70, 67);
-    every_barrier_is_needed_in(Dialect::Metal, few, 70, 67);
-    // So many experts that one thread block does not count each row apart.
-    every_barrier_is_needed_in(Dialect::Metal, router(300, 24, true, true), 32, 30);
-}
-
-/// Those of the launch that lists.
-fn every_barrier_is_needed_in(dialect: Dialect, router: Router, rows: usize, live: usize) {
-    let launches = router.launches(dialect, rows);
-    let (last, before) = launches.split_last().expect("a launch");
-    let (kernel, geometry) = last;
-    let before = before.iter().map(|(kernel, g)| (kernel.name.clone(), *g));
-    let before: Vec<Named> = before.collect();
-    let whole = Source::in_dialect(dialect, kernel);
-    let all = syncs(&whole.body);
-    let name = |i: usize| format!("{}_{i}", kernel.name);
-    let mutants = (0..all.len()).map(|i| Source {
-        name: name(i),
-        body: without_sync(&whole.body, i).replace(&kernel.name, &name(i)),
-        ..whole.clone()
-    });
-    let kernels = launches.iter().map(|(k, _)| Source::in_dialect(dialect, k));
-    let sources: Vec<_> = kernels.chain(mutants).collect();
-    let Some(simt) = Simt::build(&sources, ARCH) else {
-        return;
-    };
-    let device = Device { simt };
-    let logits = logits(live, router.routed.experts, 5);
-    let words = |device: &Device, name: String, seed| {
-        let launches = [&before[..], &[(name, *geometry)]].concat();
-        routed_words(device, (&launches, router), &logits, rows, [8, 1, 64], seed)
-    };
-    let expected = words(&device, kernel.name.clone(), 1).expect("runs");
-    let idle = all.iter().enumerate().filter(|(i, _)| {
-        (1..40).all(|seed| {
-            let simt = device.simt.fresh();
-            words(&Device { simt }, name(*i), seed).as_ref() == Ok(&expected)
-        })
-    });
-    let idle: Vec<&String> = idle.map(|(_, sync)| sync).collect();
-    assert!(idle.is_empty(), "{}: nothing needs {idle:?}", kernel.name);
 }
 
 #[test]
