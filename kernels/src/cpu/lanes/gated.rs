@@ -31,7 +31,7 @@ unsafe fn gated<V: Lanes, const A: usize>(gate: V, up: V) -> V {
             Activation::GeluTanh => {
                 let square = V::mul(gate, gate);
                 let factor = V::fma(square, V::splat(0.044_715), V::splat(1.0));
-                let inner = V::mul(V::mul(gate, V::splat(-2.0 * 0.797_884_56)), factor);
+                let inner = V::mul(V::mul(gate, V::splat(-2.0 * 0.797_884_6)), factor);
                 V::mul(over_sigmoid(gate, inner), up)
             }
             Activation::ClampedSwish => {

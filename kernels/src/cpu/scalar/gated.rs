@@ -36,7 +36,7 @@ fn gated(activation: Activation, gate: f32, up: f32) -> f32 {
         Activation::Sigmoid => sigmoid(gate) * up,
         // 0.5 (1 + tanh(y)) is the sigmoid of 2 y.
         Activation::GeluTanh => {
-            let inner = 2.0 * 0.797_884_56 * gate * (0.044_715 * gate * gate + 1.0);
+            let inner = 2.0 * 0.797_884_6 * gate * (0.044_715 * gate * gate + 1.0);
             gate * sigmoid(inner) * up
         }
         Activation::ClampedSwish => {

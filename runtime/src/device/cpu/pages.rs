@@ -151,7 +151,7 @@ FilePmdMapped:         0 kB
     fn weights_that_are_read_again_are_the_same() {
         let mut file = tempfile::NamedTempFile::new().expect("temporary file");
         let bytes: Vec<u8> = (0..WORTH + 3 * LARGE)
-            .map(|i| (i * 31 >> 4) as u8)
+            .map(|i| ((i * 31) >> 4) as u8)
             .collect();
         // Small pieces, as a copy leaves them.
         for piece in bytes.chunks(5000) {
