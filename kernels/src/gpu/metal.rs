@@ -2,8 +2,8 @@
 //! and cost, and attention. Everything else runs from the kernels of all GPUs. Templates are in `templates/metal`.
 //!
 //! There is one numeric form of activations, halves (floats where weights are f32). M1 to M4 multiply 8 x 8 matrices with the
-//! same pipes as everything else, so [`Family::Matrix`] pays where its fixed work per weight is shared by many rows; for few
-//! rows [`Family::Simd`] computes no row that is not there. Thread blocks never share k: their memory is only coherent
+//! same pipes as everything else, so [`Family::Simd`], which computes no row that is not there, loses nothing by doing without
+//! them; [`Family::Matrix`] reads activations less often. Thread blocks never share k: their memory is only coherent
 //! between launches.
 
 mod attention;
@@ -14,7 +14,7 @@ pub use attention::{
 };
 pub use cost::cost;
 
-use super::abi::ActForm;
+use super::abi::{ActForm, TILE_K};
 use super::embed::layout_constants;
 use super::matmul::{Class, Epilogue, Family, Gate, Variant};
 use super::tile::{self, TILE_N};
@@ -35,20 +35,87 @@ pub const SHARED_BYTES: u32 = 32 << 10;
 /// Sums, weights and scales that a thread can hold.
 pub(super) const MAX_VALUES: u32 = 112;
 
+/// Registers of a core, 32 bits each: 208 KB on M1 and M2 by the microbenchmarks of github.com/philipturner/metal-benchmarks.
+pub(super) const REGISTERS: u32 = 208 << 8;
+
 /// Halves between rows of a tile in shared memory.
 const MATRIX_ROW: u64 = 64 + 8;
 
-/// Shared memory of a matmul's thread block: what its warps multiply from, then in its place their sums; behind both the
-/// factors of rows.
+/// From so many rows on, warps of [`Family::Simd`] share the making of halves.
+const SHARED_ROWS: u32 = 16;
+
+/// Warps that divide the rows of a thread block between them: as many as keep the sums of each in registers, and 1 where
+/// they share no weights.
+pub(super) const fn row_warps(variant: &Variant, epilogue: Epilogue) -> u32 {
+    match variant.family {
+        Family::Simd if variant.stamp >= SHARED_ROWS => {
+            let rows = match variant.tiles * epilogue.abreast() {
+                ..=2 => 16,
+                streams => 32 / streams,
+            };
+            let warps = variant.stamp.div_ceil(rows);
+            if warps < 2 { 2 } else { warps }
+        }
+        _ => 1,
+    }
+}
+
+/// Warps that divide k between them; those that share weights take several of the class's slices, one after the other.
+pub(super) const fn k_warps(variant: &Variant, class: Class, epilogue: Epilogue) -> u32 {
+    match row_warps(variant, epilogue) {
+        1 => class.warps,
+        _ if class.warps < 2 => class.warps,
+        _ => 2,
+    }
+}
+
+/// Warps of a matmul's thread block.
+pub(super) const fn warps(variant: &Variant, class: Class, epilogue: Epilogue) -> u32 {
+    k_warps(variant, class, epilogue) * row_warps(variant, epilogue)
+}
+
+/// Sums, weights, scales and places of rows that a thread holds.
+pub(super) fn values(variant: &Variant, layout: &PackedLayout, epilogue: Epilogue) -> u32 {
+    let (stamp, streams) = (variant.stamp, variant.tiles * epilogue.abreast());
+    let warps = row_warps(variant, epilogue);
+    let rows = stamp / warps;
+    let scales = 128 / u32::from(layout.group) * if layout.min { 2 } else { 1 };
+    match variant.family {
+        // Matrices of rows, and a tile on its way.
+        Family::Matrix => stamp * streams / 2 + stamp + 24,
+        // Halves of all streams and a row; or one tile on its way to them.
+        Family::Simd if warps > 1 => 2 * rows * streams + rows + (8 * streams + 4).max(24),
+        // Levels of 64 k, and half of them as halves.
+        Family::Simd if layout.int_bits().is_some() => {
+            2 * rows * streams + rows + streams * (16 + scales / 2)
+        }
+        _ => 2 * rows * streams + rows + streams * 16,
+    }
+}
+
+/// Registers of a thread: what it holds, addresses and what is being computed.
+pub(super) fn registers(variant: &Variant, layout: &PackedLayout, epilogue: Epilogue) -> u32 {
+    values(variant, layout, epilogue) + 16
+}
+
+/// Shared memory of a matmul's thread block: what its warps multiply from, then in its place their sums, or sums and behind
+/// them what they share; behind all the factors of rows.
 pub(super) fn matmul_shared(variant: &Variant, class: Class, epilogue: Epilogue) -> u64 {
-    let (warps, stamp) = (u64::from(class.warps), u64::from(variant.stamp));
-    let staged = match variant.family {
-        Family::Matrix => warps * (16 + stamp) * MATRIX_ROW * 2,
-        _ => 0,
+    let stamp = u64::from(variant.stamp);
+    let streams = u64::from(variant.tiles * epilogue.abreast());
+    let k_warps = u64::from(k_warps(variant, class, epilogue));
+    let sums = stamp * (16 * streams + 4) * 4;
+    let bytes = match row_warps(variant, epilogue) {
+        1 => {
+            let staged = match variant.family {
+                Family::Matrix => k_warps * (16 + stamp) * MATRIX_ROW * 2,
+                _ => 0,
+            };
+            staged.max(k_warps * sums)
+        }
+        _ => sums + k_warps * streams * (TILE_N * TILE_K * 2) as u64,
     };
-    let outputs = u64::from(16 * variant.tiles * epilogue.abreast());
-    let sums = warps * stamp * (outputs + 4) * 4;
-    staged.max(sums) + stamp * 4
+    bytes + stamp * 4
 }
 
 /// Units that a warp takes at a time: about 2 KB of each tile row.
@@ -84,7 +151,9 @@ pub(super) fn matmul_kernel(
         ("act", word(family.act().name())),
         ("stamp", int(variant.stamp)),
         ("tiles", int(variant.tiles)),
-        ("warps", int(class.warps)),
+        ("warps", int(warps(variant, class, epilogue))),
+        ("slices", int(class.warps)),
+        ("row_warps", int(row_warps(variant, epilogue))),
         ("epilogue", word(what)),
         ("out_form", word(form.name())),
     ]);
@@ -102,7 +171,7 @@ pub(super) fn matmul_kernel(
             _ => "matmul_simd",
         },
         constants,
-        threads: class.warps * 32,
+        threads: warps(variant, class, epilogue) * 32,
     }
 }
 
@@ -113,6 +182,7 @@ pub(super) fn weights_per_pass(
     layout: &PackedLayout,
     epilogue: Epilogue,
 ) -> u32 {
-    let units = class.warps * variant.tiles * epilogue.abreast() * step_units(layout);
+    let k_warps = k_warps(variant, class, epilogue);
+    let units = k_warps * variant.tiles * epilogue.abreast() * step_units(layout);
     units * (tile::unit_k(layout) * TILE_N) as u32
 }

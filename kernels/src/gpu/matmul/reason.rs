@@ -67,6 +67,13 @@ pub enum Reason {
         /// The most.
         limit: u32,
     },
+    /// A core has no registers for so many threads that hold as much.
+    Threads {
+        /// Threads of a thread block.
+        threads: u32,
+        /// The most.
+        limit: u32,
+    },
     /// Thread blocks of the family do not share k.
     Split(Family),
     /// The family has no kernels of routed rows.
@@ -123,6 +130,9 @@ impl fmt::Display for Reason {
             }
             Reason::Values { values, limit } => {
                 write!(f, "{values} values in a thread, at most {limit} fit")
+            }
+            Reason::Threads { threads, limit } => {
+                write!(f, "{threads} threads, registers are for {limit}")
             }
             Reason::Split(family) => {
                 write!(f, "thread blocks of {} do not share k", family.name())
