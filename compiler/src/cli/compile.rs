@@ -222,12 +222,19 @@ fn summary(plan: &Plan) -> String {
         size(m.total())
     );
     text.push_str("\ndecode   predicted tok/s");
-    for batch in [1, 2, 4, 8, 16, 32]
-        .into_iter()
-        .filter(|&b| b <= plan.limits.max_batch as usize)
-    {
+    let batches = || {
+        let all = [1, 2, 4, 8, 16, 32].into_iter();
+        all.filter(|&b| b <= plan.limits.max_batch as usize)
+    };
+    for batch in batches() {
         if let Some(seconds) = plan.predicted_step(batch) {
             text.push_str(&format!("  {batch}: {:.0}", batch as f64 / seconds));
+        }
+    }
+    for (i, batch) in batches().enumerate() {
+        if let Some((wall, share)) = plan.bound_by(batch) {
+            let head = if i == 0 { "\nbound by" } else { "" };
+            text.push_str(&format!("{head}  {batch}: {wall} {:.0} %", share * 100.0));
         }
     }
     let matmuls = || {

@@ -42,7 +42,7 @@ pub(super) const REGISTERS: u32 = 208 << 8;
 const MATRIX_ROW: u64 = 64 + 8;
 
 /// From so many rows on, warps of [`Family::Simd`] share the making of halves.
-const SHARED_ROWS: u32 = 16;
+const SHARED_ROWS: u32 = 17;
 
 /// Warps that divide the rows of a thread block between them: as many as keep the sums of each in registers, and 1 where
 /// they share no weights.
@@ -60,12 +60,24 @@ pub(super) const fn row_warps(variant: &Variant, epilogue: Epilogue) -> u32 {
     }
 }
 
-/// Warps that divide k between them; those that share weights take several of the class's slices, one after the other.
+/// Whether each of two warps that share weights keeps the halves it has made, and loads only those of the other.
+pub(super) const fn keeps(variant: &Variant, epilogue: Epilogue) -> bool {
+    let streams = variant.tiles * epilogue.abreast();
+    row_warps(variant, epilogue) == 2 && variant.stamp * streams <= 2 * 24
+}
+
+/// Warps that divide k between them; those that share weights take several of the class's slices, one after the other, as few
+/// as leave registers and shared memory for the rest.
 pub(super) const fn k_warps(variant: &Variant, class: Class, epilogue: Epilogue) -> u32 {
-    match row_warps(variant, epilogue) {
-        1 => class.warps,
-        _ if class.warps < 2 => class.warps,
+    let most = match row_warps(variant, epilogue) {
+        1 => return class.warps,
+        2 if variant.tiles * epilogue.abreast() <= 2 => 4,
         _ => 2,
+    };
+    if class.warps < most {
+        class.warps
+    } else {
+        most
     }
 }
 
@@ -79,15 +91,21 @@ pub(super) fn values(variant: &Variant, layout: &PackedLayout, epilogue: Epilogu
     let (stamp, streams) = (variant.stamp, variant.tiles * epilogue.abreast());
     let warps = row_warps(variant, epilogue);
     let rows = stamp / warps;
-    let scales = 128 / u32::from(layout.group) * if layout.min { 2 } else { 1 };
     match variant.family {
         // Matrices of rows, and a tile on its way.
         Family::Matrix => stamp * streams / 2 + stamp + 24,
         // Halves of all streams and a row; or one tile on its way to them.
-        Family::Simd if warps > 1 => 2 * rows * streams + rows + (8 * streams + 4).max(24),
-        // Levels of 64 k, and half of them as halves.
-        Family::Simd if layout.int_bits().is_some() => {
-            2 * rows * streams + rows + streams * (16 + scales / 2)
+        Family::Simd if warps > 1 => {
+            let kept = if keeps(variant, epilogue) { 8 } else { 0 };
+            2 * rows * streams + rows + ((8 + kept) * streams + 4).max(24)
+        }
+        // Levels of the second 32 k as they are stored; halves of the first, a row, and what is computed of a stream.
+        Family::Simd => {
+            let stored = match layout.int_bits() {
+                Some(8) | None => 4,
+                Some(bits) => u32::from(bits),
+            };
+            2 * rows * streams + rows + streams * (8 + stored) + 8
         }
         _ => 2 * rows * streams + rows + streams * 16,
     }
@@ -154,6 +172,7 @@ pub(super) fn matmul_kernel(
         ("warps", int(warps(variant, class, epilogue))),
         ("slices", int(class.warps)),
         ("row_warps", int(row_warps(variant, epilogue))),
+        ("keeps", Constant::Flag(keeps(variant, epilogue))),
         ("epilogue", word(what)),
         ("out_form", word(form.name())),
     ]);

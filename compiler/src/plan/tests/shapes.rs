@@ -248,33 +248,39 @@ fn no_batch_size_is_a_cliff_for_experts() {
     }
 }
 
-/// On Apple GPUs weights are made numbers once for up to 14 rows, and again for the next: where that is a large part of the
-/// work, the first row too many costs more than those before it. Up to eight rows none does. One row is bound by memory,
-/// eight by arithmetic.
+/// On Apple GPUs one row is bound by memory and eight give at least four times as much, whatever binds them. From 17 rows on
+/// warps divide the rows and share what they make of weights, which a row more must first repay; from 33 on some weights are
+/// made numbers twice.
 #[test]
-fn apple_gpus_lose_little_where_rows_are_cut() {
+fn no_batch_size_is_a_cliff_on_apple_gpus() {
     for (dims, ty) in [
         (&QWEN3, TensorType::Q8_0),
         (&QWEN3, TensorType::Q4_K),
         (&QWEN3_8B, TensorType::Q8_0),
         (&QWEN3_8B, TensorType::Q4_K),
+        (&QWEN3_8B, TensorType::Q6_K),
+        (&QWEN3_8B, TensorType::F16),
     ] {
         let graph = qwen3(dims, ty);
         for name in ["metal:m1", "metal:m3-pro", "metal:m4-max", "metal:m5"] {
             let target = Target::parse(name).expect("a preset");
-            for max_batch in [8, 32] {
+            for (max_batch, tolerated) in [(8, 1.0 - 1e-9), (32, 0.97), (64, 0.93)] {
                 let plan = build(&graph, &target, options(1, max_batch)).expect("plans");
                 let what = format!("{ty} {name} of {max_batch}");
                 let (least, batch) = lowest(&plan);
-                let tolerated = if max_batch == 8 { 1.0 - 1e-9 } else { 0.9 };
                 assert!(
                     least >= tolerated,
                     "{what}, batch {batch}: {least} of a smaller one's"
                 );
                 let curve = plan.curve();
                 let rate = |b: usize| b as f64 / curve[b - 1].predicted_seconds;
+                let (one, eight) = (plan.bound_by(1), plan.bound_by(8));
+                assert_eq!(one.map(|wall| wall.0), Some("memory"), "{what}");
                 let gain = rate(8) / rate(1);
-                assert!(gain >= 3.5, "{what}: eight rows give {gain} times one's");
+                assert!(
+                    gain >= 4.0,
+                    "{what}: eight rows give {gain} times one's, bound by {eight:?}"
+                );
             }
         }
     }

@@ -2,7 +2,7 @@
 //! core's registers take, and issued instructions, which products are part of. It orders candidates, it promises nothing: no
 //! Apple GPU has been measured.
 
-use super::{REGISTERS, k_warps, registers, row_warps, warps};
+use super::{REGISTERS, k_warps, keeps, registers, row_warps, warps};
 use crate::gpu::abi::TILE_K;
 use crate::gpu::matmul::{Class, Cost, Family, Query, Sizes, Variant, geometry};
 use crate::gpu::rates::GpuRates;
@@ -120,6 +120,8 @@ struct Work {
     streams: f64,
     /// Warps that share the making of halves; 1 where they share nothing.
     sharers: u32,
+    /// How many of them load halves that one of them has made.
+    loaders: u32,
     /// How many times as long that takes as if all had as much to make.
     uneven: f64,
     /// Rows that are multiplied, those of the whole launch.
@@ -136,6 +138,7 @@ impl Work {
             family: variant.family,
             streams: f64::from(streams),
             sharers,
+            loaders: sharers - u32::from(keeps(variant, query.epilogue)),
             uneven: f64::from(shares.div_ceil(sharers) * sharers) / f64::from(shares),
             rows: match variant.family {
                 Family::Matrix => query.rows.next_multiple_of(8),
@@ -180,9 +183,10 @@ impl Work {
             // Stores of halves; 16 loads of a tile's 1024 weights, rows shared by streams.
             Family::Matrix => unpack + 0.6 + rows * (0.12 / self.streams + 0.0125),
             _ if self.sharers > 1 => {
-                // Each of the warps loads eight weights at a time; barriers and counting, for each tile.
-                let each = 1.0 / 8.0 + 10.0 / (32.0 * self.streams);
-                self.uneven * unpack + 1.0 / 8.0 + f64::from(self.sharers) * each + rows * row
+                // Eight weights are stored or loaded at a time; barriers and counting by each warp, for each tile.
+                let moved = f64::from(1 + self.loaders) / 8.0;
+                let counted = f64::from(self.sharers) * 10.0 / (32.0 * self.streams);
+                self.uneven * unpack + moved + counted + rows * row
             }
             _ => unpack + rows * row,
         }
@@ -197,7 +201,7 @@ impl Work {
                 Family::Matrix => 4.0 + rows * 0.375 / self.streams,
                 // Eight activations for 16 weights of each stream.
                 Family::SimdF32 => rows * 2.0 / self.streams,
-                _ if self.sharers > 1 => 2.0 + 2.0 * f64::from(self.sharers) + rows / self.streams,
+                _ if self.sharers > 1 => 2.0 + 2.0 * f64::from(self.loaders) + rows / self.streams,
                 _ => rows / self.streams,
             }
     }
