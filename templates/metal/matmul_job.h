@@ -11,7 +11,7 @@ FIXED u32 WARPS = <$ warps $>;
 FIXED u32 SLICES = <$ slices $>;
 FIXED u32 ROW_WARPS = <$ row_warps $>;   // warps that divide the rows
 FIXED u32 K_WARPS = WARPS / ROW_WARPS;   // warps that have a slice each
-FIXED bool SHARES = ROW_WARPS > 1;       // weights in shared memory, for all of them
+FIXED u32 SUM_SLICES = <$ sum_slices $>; // whose sums are kept apart: all of them, or 1 where they are added as they come
 FIXED bool NORMED = EPILOGUE == Epilogue::residual_norm;
 FIXED bool GATED = EPILOGUE == Epilogue::gated_silu || EPILOGUE == Epilogue::gated_gelu || EPILOGUE == Epilogue::gated_clamped;
 // Tiles of 16 outputs that each warp multiplies: those of the gate, then those of up.
@@ -26,7 +26,7 @@ FIXED u32 STEP_UNITS = <$ step_units $>;
 FIXED u32 PER_HALF = GROUP == 16 ? 2 : 1;
 FIXED bool INTEGERS = STORE == Store::INTEGERS || STORE == Store::CODES;
 static_assert(OUT_FORM != Form::q8, "no kernel reads int8 activations");
-static_assert(SLICES % K_WARPS == 0 && (SHARES || SLICES == K_WARPS), "a warp has whole slices");
+static_assert(SLICES % K_WARPS == 0 && (SUM_SLICES == 1 || SLICES == K_WARPS), "a warp has whole slices");
 
 struct Part {
     const GLOBAL u8* weights;  // [ceil(n/16)][units] units
@@ -72,10 +72,8 @@ DEVICE u32 blocks_of(u32 n) {
 // 16 elements each. The matmul that reads them multiplies its sums with what is left of the norm, a factor for each row.
 FIXED u32 NORM_SHIFT = 5;
 
-// Sums of the slices: [SLICES][STAMP rows][OUTPUTS], padded so that rows begin in different banks; where warps share weights,
-// of all slices so far.
+// Sums: [SUM_SLICES][STAMP rows][OUTPUTS], padded so that rows begin in different banks.
 FIXED u32 SUM_ROW = OUTPUTS + 4;
-FIXED u32 SUM_SLICES = SHARES ? 1 : SLICES;
 FIXED u32 SUM_FLOATS = SUM_SLICES * STAMP * SUM_ROW;
 
 // Levels of one tile: byte i of word [j][2p + h] is that of output g + 8h at k = 32j + 16p + 4t + i, for lane 4g + t.

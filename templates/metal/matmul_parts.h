@@ -33,7 +33,7 @@ DEVICE u32 row_of(const ARGUMENTS Params& p, const LOCAL Job& job, u32 b) {
     return min_(job.first_row + b, p.rows - 1) * static_cast<u32>(p.act_stride);
 }
 
-DEVICE SHARED f32* sums_of_warp() { return shared<f32>() + (SHARES ? 0 : warp() * (STAMP * SUM_ROW)); }
+DEVICE SHARED f32* sums_of_slice(u32 slice) { return shared<f32>() + slice % SUM_SLICES * (STAMP * SUM_ROW); }
 // Behind all that warps use, so that nobody waits before writing there.
 DEVICE SHARED f32* row_factors() { return shared<f32>() + FACTORS_AT; }
 

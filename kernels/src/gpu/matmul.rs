@@ -59,6 +59,8 @@ pub enum Family {
     SimdF32,
     /// As `Simd`, in 8 x 8 matrices.
     Matrix,
+    /// As `Simd`, by `matmul2d` of Metal 4; from M5 on.
+    Tensor,
 }
 
 impl Family {
@@ -73,19 +75,24 @@ impl Family {
             Family::Simd => "simd",
             Family::SimdF32 => "simd_f32",
             Family::Matrix => "matrix",
+            Family::Tensor => "tensor",
         }
     }
 
     /// Whether it is for Apple GPUs, all others being for NVIDIA's.
     pub const fn is_metal(self) -> bool {
-        matches!(self, Family::Simd | Family::SimdF32 | Family::Matrix)
+        matches!(
+            self,
+            Family::Simd | Family::SimdF32 | Family::Matrix | Family::Tensor
+        )
     }
 
     /// Form of the activations it reads.
     pub const fn act(self) -> ActForm {
         match self {
             Family::MmaI8 | Family::Dp4a => ActForm::Q8,
-            Family::MmaF16 | Family::Wgmma | Family::Simd | Family::Matrix => ActForm::F16,
+            Family::MmaF16 | Family::Wgmma => ActForm::F16,
+            Family::Simd | Family::Matrix | Family::Tensor => ActForm::F16,
             Family::Fma | Family::SimdF32 => ActForm::F32,
         }
     }
@@ -100,10 +107,8 @@ impl Family {
     pub const fn reads(self, layout: &PackedLayout) -> bool {
         match self {
             Family::MmaI8 | Family::Dp4a => layout.int_bits().is_some(),
-            Family::MmaF16 | Family::Wgmma | Family::Simd | Family::Matrix => {
-                !matches!(layout.store, Store::F32)
-            }
             Family::Fma | Family::SimdF32 => layout.int_bits().is_none(),
+            _ => !matches!(layout.store, Store::F32),
         }
     }
 }
@@ -126,6 +131,7 @@ pub struct Variant {
 const fn row(family: Family, stamp: u32, tiles: u32) -> Variant {
     let (min_arch, max_arch) = match family {
         Family::Wgmma => (90, 90),
+        Family::Tensor => (metal::TENSOR_ARCH, u32::MAX),
         _ if family.is_metal() => (metal::FIRST_ARCH, u32::MAX),
         _ => (75, 999),
     };
@@ -234,6 +240,14 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::Matrix, 32, 1),
     row(Family::Matrix, 32, 2),
     row(Family::Matrix, 32, 4),
+    row(Family::Tensor, 16, 2),
+    row(Family::Tensor, 16, 1),
+    row(Family::Tensor, 32, 2),
+    row(Family::Tensor, 32, 1),
+    row(Family::Tensor, 48, 2),
+    row(Family::Tensor, 48, 1),
+    row(Family::Tensor, 64, 2),
+    row(Family::Tensor, 64, 1),
 ];
 
 /// What a row's bits depend on besides its activations and the weights. One is chosen per matrix, for all row counts.
@@ -420,6 +434,13 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
             return Err(Reason::Form(family, form));
         }
     }
+    let together = 16 * tiles * epilogue.abreast();
+    if family == Family::Tensor && together != metal::TENSOR_OUTPUTS {
+        return Err(Reason::Together {
+            outputs: together,
+            needed: metal::TENSOR_OUTPUTS,
+        });
+    }
     let team = family.row_warps();
     if class.warps == 0 || class.warps > 32 || !class.warps.is_multiple_of(team) {
         return Err(Reason::Warps {
@@ -521,6 +542,7 @@ pub fn classes(query: &Query) -> Vec<Class> {
         Family::Simd,
         Family::SimdF32,
         Family::Matrix,
+        Family::Tensor,
     ] {
         for warps in [2, 4, 8] {
             for k_split in [1, 2, 4, 8, 16] {

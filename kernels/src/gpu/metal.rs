@@ -3,7 +3,8 @@
 //!
 //! There is one numeric form of activations, halves (floats where weights are f32). M1 to M4 multiply 8 x 8 matrices with the
 //! same pipes as everything else, so [`Family::Simd`], which computes no row that is not there, loses nothing by doing without
-//! them; [`Family::Matrix`] reads activations less often. Thread blocks never share k: their memory is only coherent
+//! them; [`Family::Matrix`] reads activations less often. From M5 on [`Family::Tensor`] has pipes of its own, which multiply
+//! 16 rows in less time than a row's weights take to come. Thread blocks never share k: their memory is only coherent
 //! between launches.
 
 mod attention;
@@ -23,6 +24,13 @@ use crate::quant::PackedLayout;
 
 /// Architectures of Apple GPUs are 1000 and the number of the GPU family: 1007 is that of M1, 1009 that of M3 and M4.
 pub const FIRST_ARCH: u32 = 1007;
+
+/// The first architecture that multiplies matrices with pipes of their own: that of M5.
+pub const TENSOR_ARCH: u32 = 1010;
+
+/// Outputs and rows that `matmul2d` is given at once.
+pub(super) const TENSOR_OUTPUTS: u32 = 32;
+pub(super) const TENSOR_ROWS: u32 = 16;
 
 /// Whether an architecture is Apple's.
 pub const fn is_metal(arch: u32) -> bool {
@@ -56,21 +64,27 @@ pub(super) const fn row_warps(variant: &Variant, epilogue: Epilogue) -> u32 {
             let warps = variant.stamp.div_ceil(rows);
             if warps < 2 { 2 } else { warps }
         }
+        Family::Tensor => variant.stamp / TENSOR_ROWS,
         _ => 1,
     }
+}
+
+/// Whether warps of [`Family::Simd`] share the making of halves.
+const fn shares(variant: &Variant) -> bool {
+    matches!(variant.family, Family::Simd) && variant.stamp >= SHARED_ROWS
 }
 
 /// Whether each of two warps that share weights keeps the halves it has made, and loads only those of the other.
 pub(super) const fn keeps(variant: &Variant, epilogue: Epilogue) -> bool {
     let streams = variant.tiles * epilogue.abreast();
-    row_warps(variant, epilogue) == 2 && variant.stamp * streams <= 2 * 24
+    shares(variant) && row_warps(variant, epilogue) == 2 && variant.stamp * streams <= 2 * 24
 }
 
 /// Warps that divide k between them; those that share weights take several of the class's slices, one after the other, as few
 /// as leave registers and shared memory for the rest.
 pub(super) const fn k_warps(variant: &Variant, class: Class, epilogue: Epilogue) -> u32 {
     let most = match row_warps(variant, epilogue) {
-        1 => return class.warps,
+        _ if !shares(variant) => return class.warps,
         2 if variant.tiles * epilogue.abreast() <= 2 => 4,
         _ => 2,
     };
@@ -94,8 +108,9 @@ pub(super) fn values(variant: &Variant, layout: &PackedLayout, epilogue: Epilogu
     match variant.family {
         // Matrices of rows, and a tile on its way.
         Family::Matrix => stamp * streams / 2 + stamp + 24,
+        Family::Tensor => TENSOR_ROWS * TENSOR_OUTPUTS / 32 + 24,
         // Halves of all streams and a row; or one tile on its way to them.
-        Family::Simd if warps > 1 => {
+        Family::Simd if shares(variant) => {
             let kept = if keeps(variant, epilogue) { 8 } else { 0 };
             2 * rows * streams + rows + ((8 + kept) * streams + 4).max(24)
         }
@@ -123,18 +138,17 @@ pub(super) fn matmul_shared(variant: &Variant, class: Class, epilogue: Epilogue)
     let streams = u64::from(variant.tiles * epilogue.abreast());
     let k_warps = u64::from(k_warps(variant, class, epilogue));
     let sums = stamp * (16 * streams + 4) * 4;
-    let bytes = match row_warps(variant, epilogue) {
-        1 => {
-            let staged = match variant.family {
-                Family::Matrix => k_warps * (16 + stamp) * MATRIX_ROW * 2,
-                _ => 0,
-            };
-            staged.max(k_warps * sums)
-        }
-        _ => sums + k_warps * streams * (TILE_N * TILE_K * 2) as u64,
+    let bytes = match variant.family {
+        Family::Simd if shares(variant) => sums + k_warps * streams * (TILE_N * TILE_K * 2) as u64,
+        Family::Matrix => k_warps * sums.max((16 + stamp) * MATRIX_ROW * 2),
+        Family::Tensor => k_warps * sums.max(16 * streams * MATRIX_ROW * 2),
+        _ => k_warps * sums,
     };
     bytes + stamp * 4
 }
+
+/// The template whose kernels need the names of Metal 4.
+pub const TENSOR_TEMPLATE: &str = "matmul_tensor";
 
 /// Units that a warp takes at a time: about 2 KB of each tile row.
 pub(super) const fn step_units(layout: &PackedLayout) -> u32 {
@@ -172,6 +186,10 @@ pub(super) fn matmul_kernel(
         ("warps", int(warps(variant, class, epilogue))),
         ("slices", int(class.warps)),
         ("row_warps", int(row_warps(variant, epilogue))),
+        (
+            "sum_slices",
+            int(if shares(variant) { 1 } else { class.warps }),
+        ),
         ("keeps", Constant::Flag(keeps(variant, epilogue))),
         ("epilogue", word(what)),
         ("out_form", word(form.name())),
@@ -187,6 +205,7 @@ pub(super) fn matmul_kernel(
         ),
         template: match family {
             Family::Matrix => "matmul_matrix",
+            Family::Tensor => TENSOR_TEMPLATE,
             _ => "matmul_simd",
         },
         constants,

@@ -60,6 +60,13 @@ pub enum Reason {
         /// Outputs that share a scale.
         needed: u32,
     },
+    /// The thread block has more outputs or fewer than the family multiplies at once.
+    Together {
+        /// Outputs of a thread block.
+        outputs: u32,
+        /// Outputs that are multiplied at once.
+        needed: u32,
+    },
     /// What a thread holds does not fit in registers.
     Values {
         /// Sums, weights and scales of a thread.
@@ -127,6 +134,9 @@ impl fmt::Display for Reason {
             }
             Reason::Outputs { outputs, needed } => {
                 write!(f, "{outputs} outputs at once, an int8 scale has {needed}")
+            }
+            Reason::Together { outputs, needed } => {
+                write!(f, "{outputs} outputs at once, not {needed}")
             }
             Reason::Values { values, limit } => {
                 write!(f, "{values} values in a thread, at most {limit} fit")

@@ -2,7 +2,7 @@
 //! core's registers take, and issued instructions, which products are part of. It orders candidates, it promises nothing: no
 //! Apple GPU has been measured.
 
-use super::{REGISTERS, k_warps, keeps, registers, row_warps, warps};
+use super::{REGISTERS, TENSOR_ROWS, k_warps, keeps, registers, row_warps, shares, warps};
 use crate::gpu::abi::TILE_K;
 use crate::gpu::matmul::{Class, Cost, Family, Query, Sizes, Variant, geometry};
 use crate::gpu::rates::GpuRates;
@@ -62,9 +62,9 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
     let most = (blocks / cores).ceil();
     let k_warps = f64::from(k_warps(variant, class, epilogue));
     // Warps that share weights ask for one tile of each stream at a time.
-    let asked = match work.sharers {
-        1 => WARP_BYTES,
-        _ => (tile::unit_bytes(&layout) * 64 / tile::unit_k(&layout)) as f64,
+    let asked = match work.in_step {
+        false => WARP_BYTES,
+        true => (tile::unit_bytes(&layout) * 64 / tile::unit_k(&layout)) as f64,
     };
     let under_way = resident.min(most) * k_warps * work.streams * asked;
     let share = (blocks.min(cores) / cores) * (under_way / UNDER_WAY).min(1.0);
@@ -86,12 +86,20 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
             let flops = 2.0 * macs as f64 / blocks * most;
             flops / (rates.f16_tensor_flops_per_clk_sm * rates.hz * FILLED)
         }
+        Family::Tensor => {
+            let flops = 2.0 * macs as f64 / blocks * most;
+            flops / (rates.wgmma_flops_per_clk_sm * rates.hz * FILLED)
+        }
         _ => 0.0,
     };
     let moved = work.bytes_per_weight(&layout, of_rows) * weights;
     let core_seconds = moved / (CORE_BYTES_PER_CLK * rates.hz);
-    let mut computed = issue_seconds + arithmetic_seconds;
-    if work.sharers > 1 {
+    let mut computed = match variant.family {
+        // Pipes of their own, while other thread blocks make halves.
+        Family::Tensor if resident.min(most) > 1.0 => issue_seconds.max(arithmetic_seconds),
+        _ => issue_seconds + arithmetic_seconds,
+    };
+    if work.in_step {
         // Warps that share weights wait for each tile together, while other thread blocks of the core compute.
         let rounds = (padded_k / TILE_K) as f64 / k_warps;
         let waiting = (blocks / (cores * resident)).ceil() * rounds * LATENCY;
@@ -120,6 +128,8 @@ struct Work {
     streams: f64,
     /// Warps that share the making of halves; 1 where they share nothing.
     sharers: u32,
+    /// Whether all warps of a thread block take each tile together.
+    in_step: bool,
     /// How many of them load halves that one of them has made.
     loaders: u32,
     /// How many times as long that takes as if all had as much to make.
@@ -133,15 +143,17 @@ impl Work {
         let streams = variant.tiles * query.epilogue.abreast();
         let sharers = row_warps(variant, query.epilogue);
         // 32 k of 16 outputs each.
-        let shares = 2 * streams;
+        let parts = 2 * streams;
         Work {
             family: variant.family,
             streams: f64::from(streams),
             sharers,
+            in_step: shares(variant) || variant.family == Family::Tensor,
             loaders: sharers - u32::from(keeps(variant, query.epilogue)),
-            uneven: f64::from(shares.div_ceil(sharers) * sharers) / f64::from(shares),
+            uneven: f64::from(parts.div_ceil(sharers) * sharers) / f64::from(parts),
             rows: match variant.family {
                 Family::Matrix => query.rows.next_multiple_of(8),
+                Family::Tensor => query.rows.next_multiple_of(TENSOR_ROWS as usize),
                 _ => query.rows,
             },
         }
@@ -182,6 +194,11 @@ impl Work {
         match self.family {
             // Stores of halves; 16 loads of a tile's 1024 weights, rows shared by streams.
             Family::Matrix => unpack + 0.6 + rows * (0.12 / self.streams + 0.0125),
+            // Eight weights are stored at a time; barriers, counting and tensors' extents by each warp, for each tile.
+            Family::Tensor => {
+                let counted = f64::from(self.sharers) * 30.0 / (32.0 * self.streams);
+                self.uneven * unpack + 1.0 / 8.0 + counted
+            }
             _ if self.sharers > 1 => {
                 // Eight weights are stored or loaded at a time; barriers and counting by each warp, for each tile.
                 let moved = f64::from(1 + self.loaders) / 8.0;
@@ -199,6 +216,8 @@ impl Work {
             + match self.family {
                 // Halves to shared memory and from there; rows likewise, for all streams of a warp.
                 Family::Matrix => 4.0 + rows * 0.375 / self.streams,
+                // Halves to shared memory, and from there by each warp; 16 rows for all streams of one.
+                Family::Tensor => 2.0 + 2.0 * f64::from(self.sharers) + rows * 0.125 / self.streams,
                 // Eight activations for 16 weights of each stream.
                 Family::SimdF32 => rows * 2.0 / self.streams,
                 _ if self.sharers > 1 => 2.0 + 2.0 * f64::from(self.loaders) + rows / self.streams,

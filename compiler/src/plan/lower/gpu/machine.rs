@@ -68,6 +68,10 @@ const CACHE_BYTES_PER_CLK: f64 = 32.0;
 /// Additions and multiplications per cycle of a core, by matrices of halves as by anything else.
 const FLOPS_PER_CLK: f64 = 256.0;
 
+/// The same by pipes of their own: Apple says of M5's GPU that it has over four times the peak compute of M4's for AI, and as
+/// many cores.
+const NEURAL_FLOPS_PER_CLK: f64 = 4.0 * FLOPS_PER_CLK;
+
 impl From<&MetalProfile> for Machine {
     fn from(profile: &MetalProfile) -> Machine {
         let cores = f64::from(profile.cores);
@@ -83,7 +87,10 @@ impl From<&MetalProfile> for Machine {
                 issue_per_clk: 128.0,
                 f16_tensor_flops_per_clk_sm: FLOPS_PER_CLK,
                 i8_tensor_ops_per_clk_sm: 0.0,
-                wgmma_flops_per_clk_sm: 0.0,
+                wgmma_flops_per_clk_sm: match profile.neural {
+                    true => NEURAL_FLOPS_PER_CLK,
+                    false => 0.0,
+                },
                 smem_per_sm: metal::SHARED_BYTES,
                 regs_per_sm: 0,
             },
