@@ -26,7 +26,7 @@ use std::cell::Cell;
 /// An architecture that has the family.
 fn arch_of(family: Family) -> u32 {
     match family {
-        Family::Tensor => TENSOR_ARCH,
+        Family::Tensor | Family::Tensor32 => TENSOR_ARCH,
         _ if family.is_metal() => FIRST_ARCH,
         _ => ARCH / 10,
     }
@@ -35,7 +35,7 @@ fn arch_of(family: Family) -> u32 {
 /// Warps that divide k, where shared memory has room for them whatever the stamp.
 fn k_warps(family: Family) -> u32 {
     match family {
-        Family::Tensor => 2,
+        Family::Tensor | Family::Tensor32 => 2,
         _ => 4,
     }
 }
@@ -279,7 +279,7 @@ fn of_family(family: Family) -> impl Iterator<Item = &'static Variant> {
 fn every_layout(family: Family) -> Vec<Stamped> {
     let first = of_family(family).next().expect("a variant");
     let wide = of_family(family).find(|v| v.stamp > 16 && fits(v, Epilogue::Store));
-    let wide = wide.filter(|_| matches!(family, Family::Simd | Family::Tensor));
+    let wide = wide.filter(|_| matches!(family, Family::Simd | Family::Tensor | Family::Tensor32));
     let read = FORMATS.iter().filter(|fmt| family.reads(&fmt.layout));
     let kernels = read.flat_map(|fmt| {
         let variants = [Some(first), wide].into_iter().flatten();
@@ -373,7 +373,7 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
 fn epilogues(family: Family, fmt: &'static QuantFormat) {
     let variant = |epilogue| {
         // One with an int8 scale's outputs, or with as many as are multiplied at once.
-        let even = |v: &&Variant| v.tiles % 2 == 0 || family == Family::Tensor;
+        let even = |v: &&Variant| v.tiles % 2 == 0 || arch_of(family) == TENSOR_ARCH;
         let mut even = of_family(family).filter(even);
         even.find(|v| fits(v, epilogue)).expect("a variant")
     };
@@ -534,14 +534,17 @@ fn matrix_kernels_finish_in_every_way() {
 #[test]
 fn tensor_kernels_read_every_layout() {
     layouts(Family::Tensor);
+    layouts(Family::Tensor32);
 }
 
 #[test]
 fn tensor_kernels_of_all_stamps_agree() {
     stamps(Family::Tensor, &[&Q4_K, &F16]);
+    stamps(Family::Tensor32, &[&Q4_K, &F16]);
 }
 
 #[test]
 fn tensor_kernels_finish_in_every_way() {
     epilogues(Family::Tensor, &Q6_K);
+    epilogues(Family::Tensor32, &BF16);
 }

@@ -18,11 +18,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Output};
 
-const FAMILIES: [Family; 4] = [
+const FAMILIES: [Family; 5] = [
     Family::Simd,
     Family::SimdF32,
     Family::Matrix,
     Family::Tensor,
+    Family::Tensor32,
 ];
 
 /// Whether a variant has kernels that end so: `matmul2d` has 32 outputs at once.
@@ -32,7 +33,8 @@ pub fn fits(variant: &Variant, epilogue: Epilogue) -> bool {
     } else {
         1
     };
-    variant.family != Family::Tensor || variant.tiles * abreast == 2
+    let together = matches!(variant.family, Family::Tensor | Family::Tensor32);
+    !together || variant.tiles * abreast == 2
 }
 
 fn matmul_kernel(variant: &Variant, fmt: &QuantFormat, epilogue: Epilogue) -> Kernel {
@@ -300,6 +302,7 @@ fn every_barrier_of_a_matmul_is_needed() {
         (Family::Simd, &Q6_K),
         (Family::Matrix, &Q4_K),
         (Family::Tensor, &Q4_K),
+        (Family::Tensor32, &Q4_K),
     ] {
         // One whose warps share weights, where a family has that.
         let wide = |v: &&Variant| v.family == family && v.tiles == 2 && v.stamp > 16;

@@ -16,7 +16,10 @@ fn norms(family: Family, fmt: &'static QuantFormat) {
         epilogue,
         warps: k_warps(family),
     };
-    let kernels: Vec<Stamped> = wide.step_by(3).map(stamped).collect();
+    let kernels: Vec<Stamped> = wide
+        .step_by(if arch_of(family) == TENSOR_ARCH { 1 } else { 3 })
+        .map(stamped)
+        .collect();
     assert!(kernels.len() > 1);
     let Some(device) = Device::new(&kernels, ARCH) else {
         return;
@@ -47,6 +50,7 @@ fn norms_of_rows_do_not_depend_on_the_stamp() {
     norms(Family::Simd, &Q4_K);
     norms(Family::Matrix, &Q4_K);
     norms(Family::Tensor, &Q4_K);
+    norms(Family::Tensor32, &Q4_K);
 }
 
 #[test]

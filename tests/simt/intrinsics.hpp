@@ -94,8 +94,8 @@ void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line);
 void wgmma_wait(u32 groups, u32 line);
 // Of an 8 x 8 matrix that a warp holds: which element (8 * row + column) is the lane's number i of two.
 inline u32 matrix_place(u32 lane, u32 i) { return (lane * 2 + i) * 5 % 64; }
-// The same of 16 rows by 32 outputs, of 16 elements.
-inline u32 tensor_place(u32 lane, u32 i) { return (lane * 16 + i) * 5 % 512; }
+// The same of rows by 32 outputs, of as many elements as rows.
+inline u32 tensor_place(u32 lane, u32 i, u32 rows) { return (lane * rows + i) * 5 % (32 * rows); }
 // c += a * b of such matrices, this lane's elements of each.
 void multiply_matrices(f32 (&c)[2], const f32 (&a)[2], const f32 (&b)[2], u32 line);
 void named_barrier(u32 id, u32 threads, bool waits, u32 line);

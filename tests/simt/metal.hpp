@@ -40,22 +40,29 @@ DEVICE void matrix_multiply(FloatMatrix& c, const HalfMatrix& a, const HalfMatri
     simt::multiply_matrices(c.of, wide_a, wide_b, line);
 }
 
-// Sixteen elements of each lane, of 16 rows by 32 outputs: which ones, no kernel may know.
-struct TensorSums { f32 of[16]; };
+// Of rows by 32 outputs as many elements of each lane as there are rows: which ones, no kernel may know.
+template <u32 ROWS>
+struct TensorSums { f32 of[ROWS]; };
 
-DEVICE void tensor_zero(TensorSums& c) { c = {}; }
-DEVICE void tensor_multiply(TensorSums& c, const u8* rows, u32 live, u32 stride, const f16* weights, u32 weights_stride, SIMT_LINE) {
+template <u32 ROWS>
+DEVICE void tensor_zero(TensorSums<ROWS>& c) { c = {}; }
+template <u32 ROWS>
+DEVICE void tensor_multiply(TensorSums<ROWS>& c, const u8* rows, u32 live, u32 stride, const f16* weights, u32 weights_stride, SIMT_LINE) {
     simt::meet(simt::Op::TensorMultiply, line);
-    for (u32 i = 0; i < 16; i++) {
-        const u32 row = simt::tensor_place(lane(), i) / 32, output = simt::tensor_place(lane(), i) % 32;
+    for (u32 i = 0; i < ROWS; i++) {
+        const u32 place = simt::tensor_place(lane(), i, ROWS), row = place / 32, output = place % 32;
         if (row >= live) continue;
         const f16* a = reinterpret_cast<const f16*>(rows + static_cast<u64>(row) * stride);
         for (u32 k = 0; k < 64; k++) c.of[i] += to_f32(a[k]) * to_f32(weights[output * weights_stride + k]);
     }
 }
-DEVICE void tensor_store(TensorSums& c, f32* to, u32 stride, SIMT_LINE) {
+template <u32 ROWS>
+DEVICE void tensor_store(TensorSums<ROWS>& c, f32* to, u32 stride, SIMT_LINE) {
     simt::meet(simt::Op::TensorStore, line);
-    for (u32 i = 0; i < 16; i++) to[stride * (simt::tensor_place(lane(), i) / 32) + simt::tensor_place(lane(), i) % 32] = c.of[i];
+    for (u32 i = 0; i < ROWS; i++) {
+        const u32 place = simt::tensor_place(lane(), i, ROWS);
+        to[stride * (place / 32) + place % 32] = c.of[i];
+    }
 }
 
 DEVICE F4 bytes_f32(u32 v) { return F4{f32(u8(v)), f32(u8(v >> 8)), f32(u8(v >> 16)), f32(u8(v >> 24))}; }

@@ -1,7 +1,9 @@
 //! Apple GPUs as numbers. A preset is one row.
 
+mod candidates;
 mod presets;
 
+pub use candidates::Candidates;
 pub use presets::PRESETS;
 
 /// An Apple GPU to compile for.
@@ -25,6 +27,8 @@ pub struct MetalProfile {
     pub neural: bool,
     /// One line for `coldpress targets`.
     pub about: &'static str,
+    /// Matmul variants that plans choose from.
+    pub candidates: Candidates,
 }
 
 impl MetalProfile {

@@ -59,8 +59,10 @@ pub enum Family {
     SimdF32,
     /// As `Simd`, in 8 x 8 matrices.
     Matrix,
-    /// As `Simd`, by `matmul2d` of Metal 4; from M5 on.
+    /// As `Simd`, by `matmul2d` of Metal 4, 16 rows at a time; from M5 on.
     Tensor,
+    /// As `Tensor`, 32 rows at a time.
+    Tensor32,
 }
 
 impl Family {
@@ -76,6 +78,7 @@ impl Family {
             Family::SimdF32 => "simd_f32",
             Family::Matrix => "matrix",
             Family::Tensor => "tensor",
+            Family::Tensor32 => "tensor32",
         }
     }
 
@@ -83,7 +86,7 @@ impl Family {
     pub const fn is_metal(self) -> bool {
         matches!(
             self,
-            Family::Simd | Family::SimdF32 | Family::Matrix | Family::Tensor
+            Family::Simd | Family::SimdF32 | Family::Matrix | Family::Tensor | Family::Tensor32
         )
     }
 
@@ -92,7 +95,7 @@ impl Family {
         match self {
             Family::MmaI8 | Family::Dp4a => ActForm::Q8,
             Family::MmaF16 | Family::Wgmma => ActForm::F16,
-            Family::Simd | Family::Matrix | Family::Tensor => ActForm::F16,
+            Family::Simd | Family::Matrix | Family::Tensor | Family::Tensor32 => ActForm::F16,
             Family::Fma | Family::SimdF32 => ActForm::F32,
         }
     }
@@ -131,7 +134,7 @@ pub struct Variant {
 const fn row(family: Family, stamp: u32, tiles: u32) -> Variant {
     let (min_arch, max_arch) = match family {
         Family::Wgmma => (90, 90),
-        Family::Tensor => (metal::TENSOR_ARCH, u32::MAX),
+        Family::Tensor | Family::Tensor32 => (metal::TENSOR_ARCH, u32::MAX),
         _ if family.is_metal() => (metal::FIRST_ARCH, u32::MAX),
         _ => (75, 999),
     };
@@ -248,6 +251,10 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::Tensor, 48, 1),
     row(Family::Tensor, 64, 2),
     row(Family::Tensor, 64, 1),
+    row(Family::Tensor32, 32, 2),
+    row(Family::Tensor32, 32, 1),
+    row(Family::Tensor32, 64, 2),
+    row(Family::Tensor32, 64, 1),
 ];
 
 /// What a row's bits depend on besides its activations and the weights. One is chosen per matrix, for all row counts.
@@ -435,7 +442,7 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         }
     }
     let together = 16 * tiles * epilogue.abreast();
-    if family == Family::Tensor && together != metal::TENSOR_OUTPUTS {
+    if metal::tensor_rows(family) > 0 && together != metal::TENSOR_OUTPUTS {
         return Err(Reason::Together {
             outputs: together,
             needed: metal::TENSOR_OUTPUTS,
@@ -543,6 +550,7 @@ pub fn classes(query: &Query) -> Vec<Class> {
         Family::SimdF32,
         Family::Matrix,
         Family::Tensor,
+        Family::Tensor32,
     ] {
         for warps in [2, 4, 8] {
             for k_split in [1, 2, 4, 8, 16] {

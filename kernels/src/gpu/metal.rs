@@ -3,8 +3,8 @@
 //!
 //! There is one numeric form of activations, halves (floats where weights are f32). M1 to M4 multiply 8 x 8 matrices with the
 //! same pipes as everything else, so [`Family::Simd`], which computes no row that is not there, loses nothing by doing without
-//! them; [`Family::Matrix`] reads activations less often. From M5 on [`Family::Tensor`] has pipes of its own, which multiply
-//! 16 rows in less time than a row's weights take to come. Thread blocks never share k: their memory is only coherent
+//! them; [`Family::Matrix`] reads activations less often. From M5 on [`Family::Tensor`] and [`Family::Tensor32`] have pipes
+//! of their own, which multiply so many rows in about the time that weights take to come. Thread blocks never share k: their memory is only coherent
 //! between launches.
 
 mod attention;
@@ -28,9 +28,17 @@ pub const FIRST_ARCH: u32 = 1007;
 /// The first architecture that multiplies matrices with pipes of their own: that of M5.
 pub const TENSOR_ARCH: u32 = 1010;
 
-/// Outputs and rows that `matmul2d` is given at once.
+/// Outputs that `matmul2d` is given at once.
 pub(super) const TENSOR_OUTPUTS: u32 = 32;
-pub(super) const TENSOR_ROWS: u32 = 16;
+
+/// Rows that `matmul2d` is given at once, the same for every stamp of a family; 0 of others.
+pub(super) const fn tensor_rows(family: Family) -> u32 {
+    match family {
+        Family::Tensor => 16,
+        Family::Tensor32 => 32,
+        _ => 0,
+    }
+}
 
 /// Whether an architecture is Apple's.
 pub const fn is_metal(arch: u32) -> bool {
@@ -64,7 +72,7 @@ pub(super) const fn row_warps(variant: &Variant, epilogue: Epilogue) -> u32 {
             let warps = variant.stamp.div_ceil(rows);
             if warps < 2 { 2 } else { warps }
         }
-        Family::Tensor => variant.stamp / TENSOR_ROWS,
+        family if tensor_rows(family) > 0 => variant.stamp / tensor_rows(family),
         _ => 1,
     }
 }
@@ -108,7 +116,7 @@ pub(super) fn values(variant: &Variant, layout: &PackedLayout, epilogue: Epilogu
     match variant.family {
         // Matrices of rows, and a tile on its way.
         Family::Matrix => stamp * streams / 2 + stamp + 24,
-        Family::Tensor => TENSOR_ROWS * TENSOR_OUTPUTS / 32 + 24,
+        family if tensor_rows(family) > 0 => tensor_rows(family) + 24,
         // Halves of all streams and a row; or one tile on its way to them.
         Family::Simd if shares(variant) => {
             let kept = if keeps(variant, epilogue) { 8 } else { 0 };
@@ -141,7 +149,7 @@ pub(super) fn matmul_shared(variant: &Variant, class: Class, epilogue: Epilogue)
     let bytes = match variant.family {
         Family::Simd if shares(variant) => sums + k_warps * streams * (TILE_N * TILE_K * 2) as u64,
         Family::Matrix => k_warps * sums.max((16 + stamp) * MATRIX_ROW * 2),
-        Family::Tensor => k_warps * sums.max(16 * streams * MATRIX_ROW * 2),
+        Family::Tensor | Family::Tensor32 => k_warps * sums.max(16 * streams * MATRIX_ROW * 2),
         _ => k_warps * sums,
     };
     bytes + stamp * 4
@@ -205,7 +213,7 @@ pub(super) fn matmul_kernel(
         ),
         template: match family {
             Family::Matrix => "matmul_matrix",
-            Family::Tensor => TENSOR_TEMPLATE,
+            Family::Tensor | Family::Tensor32 => TENSOR_TEMPLATE,
             _ => "matmul_simd",
         },
         constants,

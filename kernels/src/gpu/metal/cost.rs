@@ -2,7 +2,7 @@
 //! core's registers take, and issued instructions, which products are part of. It orders candidates, it promises nothing: no
 //! Apple GPU has been measured.
 
-use super::{REGISTERS, TENSOR_ROWS, k_warps, keeps, registers, row_warps, shares, warps};
+use super::{REGISTERS, k_warps, keeps, registers, row_warps, shares, tensor_rows, warps};
 use crate::gpu::abi::TILE_K;
 use crate::gpu::matmul::{Class, Cost, Family, Query, Sizes, Variant, geometry};
 use crate::gpu::rates::GpuRates;
@@ -86,17 +86,24 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
             let flops = 2.0 * macs as f64 / blocks * most;
             flops / (rates.f16_tensor_flops_per_clk_sm * rates.hz * FILLED)
         }
-        Family::Tensor => {
+        Family::Tensor | Family::Tensor32 => {
             let flops = 2.0 * macs as f64 / blocks * most;
             flops / (rates.wgmma_flops_per_clk_sm * rates.hz * FILLED)
         }
         _ => 0.0,
     };
-    let moved = work.bytes_per_weight(&layout, of_rows) * weights;
+    // Rows that are not there are not read, but for those of matrices of eight.
+    let read = match variant.family {
+        Family::Matrix => of_rows,
+        _ => rows as f64 / columns as f64,
+    };
+    let moved = work.bytes_per_weight(&layout, read) * weights;
     let core_seconds = moved / (CORE_BYTES_PER_CLK * rates.hz);
     let mut computed = match variant.family {
         // Pipes of their own, while other thread blocks make halves.
-        Family::Tensor if resident.min(most) > 1.0 => issue_seconds.max(arithmetic_seconds),
+        Family::Tensor | Family::Tensor32 if resident.min(most) > 1.0 => {
+            issue_seconds.max(arithmetic_seconds)
+        }
         _ => issue_seconds + arithmetic_seconds,
     };
     if work.in_step {
@@ -148,13 +155,14 @@ impl Work {
             family: variant.family,
             streams: f64::from(streams),
             sharers,
-            in_step: shares(variant) || variant.family == Family::Tensor,
+            in_step: shares(variant) || tensor_rows(variant.family) > 0,
             loaders: sharers - u32::from(keeps(variant, query.epilogue)),
             uneven: f64::from(parts.div_ceil(sharers) * sharers) / f64::from(parts),
             rows: match variant.family {
                 Family::Matrix => query.rows.next_multiple_of(8),
-                Family::Tensor => query.rows.next_multiple_of(TENSOR_ROWS as usize),
-                _ => query.rows,
+                family => query
+                    .rows
+                    .next_multiple_of(tensor_rows(family).max(1) as usize),
             },
         }
     }
@@ -195,7 +203,7 @@ impl Work {
             // Stores of halves; 16 loads of a tile's 1024 weights, rows shared by streams.
             Family::Matrix => unpack + 0.6 + rows * (0.12 / self.streams + 0.0125),
             // Eight weights are stored at a time; barriers, counting and tensors' extents by each warp, for each tile.
-            Family::Tensor => {
+            Family::Tensor | Family::Tensor32 => {
                 let counted = f64::from(self.sharers) * 30.0 / (32.0 * self.streams);
                 self.uneven * unpack + 1.0 / 8.0 + counted
             }
@@ -216,8 +224,10 @@ impl Work {
             + match self.family {
                 // Halves to shared memory and from there; rows likewise, for all streams of a warp.
                 Family::Matrix => 4.0 + rows * 0.375 / self.streams,
-                // Halves to shared memory, and from there by each warp; 16 rows for all streams of one.
-                Family::Tensor => 2.0 + 2.0 * f64::from(self.sharers) + rows * 0.125 / self.streams,
+                // Halves to shared memory, and from there by each warp; its rows for all streams.
+                Family::Tensor | Family::Tensor32 => {
+                    2.0 + 2.0 * f64::from(self.sharers) + rows * 0.125 / self.streams
+                }
                 // Eight activations for 16 weights of each stream.
                 Family::SimdF32 => rows * 2.0 / self.streams,
                 _ if self.sharers > 1 => 2.0 + 2.0 * f64::from(self.loaders) + rows / self.streams,

@@ -1,7 +1,7 @@
 //! A GPU as lowering sees it: NVIDIA's or Apple's.
 
 use crate::target::cuda::CudaProfile;
-use crate::target::metal::MetalProfile;
+use crate::target::metal::{Candidates, MetalProfile};
 use crate::target::{Compiled, CudaTarget};
 use coldpress_kernels::gpu::metal;
 use coldpress_kernels::gpu::rates::GpuRates;
@@ -20,6 +20,8 @@ pub struct Machine {
     pub overlaps: bool,
     /// What the assembler said of kernels, by name.
     pub compiled: BTreeMap<String, Compiled>,
+    /// Matmul variants to choose from.
+    pub candidates: Candidates,
 }
 
 impl Machine {
@@ -37,6 +39,7 @@ impl From<&CudaTarget> for Machine {
             launch_seconds: target.profile.launch_seconds,
             overlaps: target.profile.pdl,
             compiled: target.compiled.clone(),
+            candidates: Candidates::ALL,
         }
     }
 }
@@ -97,6 +100,7 @@ impl From<&MetalProfile> for Machine {
             launch_seconds: DISPATCH_SECONDS,
             overlaps: false,
             compiled: BTreeMap::new(),
+            candidates: profile.candidates,
         }
     }
 }
