@@ -79,14 +79,17 @@ impl Stamped {
         }
     }
 
-    fn source(&self) -> Source {
-        let dialect = match self.variant.family.is_metal() {
+    fn dialect(&self) -> Dialect {
+        match self.variant.family.is_metal() {
             true => Dialect::Metal,
             false => Dialect::Cuda,
-        };
+        }
+    }
+
+    fn source(&self) -> Source {
         let class = self.class(1);
         let kernel = kernel(self.variant, class, &self.fmt.layout, self.epilogue, false);
-        Source::in_dialect(dialect, &kernel)
+        Source::in_dialect(self.dialect(), &kernel)
     }
 }
 
@@ -370,6 +373,15 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
     }
 }
 
+/// Whether kernels of the family leave rows in the epilogue's form: Apple GPUs have no int8 activations.
+fn formed(family: Family, epilogue: &Epilogue) -> bool {
+    let q8 = matches!(
+        epilogue,
+        Epilogue::Gated(_, ActForm::Q8) | Epilogue::ResidualNorm(ActForm::Q8)
+    );
+    !family.is_metal() || !q8
+}
+
 fn epilogues(family: Family, fmt: &'static QuantFormat) {
     let variant = |epilogue| {
         // One with an int8 scale's outputs, or with as many as are multiplied at once.
@@ -386,16 +398,8 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
         Epilogue::Gated(Gate::Gelu, ActForm::F16),
         Epilogue::Gated(Gate::Gelu, ActForm::Q8),
     ];
-    // Apple GPUs have no int8 activations.
-    let formed = |epilogue: &Epilogue| {
-        let q8 = [
-            Epilogue::Gated(Gate::Silu, ActForm::Q8),
-            Epilogue::ResidualNorm(ActForm::Q8),
-            Epilogue::Gated(Gate::Gelu, ActForm::Q8),
-        ];
-        !family.is_metal() || !q8.contains(epilogue)
-    };
-    let kernels = all.into_iter().filter(formed).map(|epilogue| Stamped {
+    let formed = all.into_iter().filter(|e| formed(family, e));
+    let kernels = formed.map(|epilogue| Stamped {
         variant: variant(epilogue),
         fmt,
         epilogue,

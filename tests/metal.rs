@@ -7,13 +7,15 @@ use crate::simt::{ARCH, Dialect, Simt, SimtArg, Source, syncs, without_sync};
 use crate::wheel;
 use coldpress_compiler::codegen::metal::render;
 use coldpress_kernels::cpu::abi::KvType;
+use coldpress_kernels::experts::MAX_EXPERTS;
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::matmul::{
     self, Class, Epilogue, Family, Gate, Query, VARIANTS, Variant, args,
 };
 use coldpress_kernels::gpu::metal::{self, TENSOR_ARCH};
-use coldpress_kernels::gpu::{Kernel, embed, logits, rope, rows, tile};
+use coldpress_kernels::gpu::{Kernel, embed, experts, logits, recurrent, rope, rows, tile};
 use coldpress_kernels::quant::{F16, FORMATS, Q4_K, Q6_K, QuantFormat};
+use coldpress_kernels::recurrent::Heads;
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Output};
@@ -37,13 +39,13 @@ pub fn fits(variant: &Variant, epilogue: Epilogue) -> bool {
     !together || variant.tiles * abreast == 2
 }
 
-fn matmul_kernel(variant: &Variant, fmt: &QuantFormat, epilogue: Epilogue) -> Kernel {
+fn matmul_kernel(variant: &Variant, fmt: &QuantFormat, epilogue: Epilogue, routed: bool) -> Kernel {
     let class = Class {
         family: variant.family,
         warps: 4,
         k_split: 1,
     };
-    matmul::kernel(variant, class, &fmt.layout, epilogue, false)
+    matmul::kernel(variant, class, &fmt.layout, epilogue, routed)
 }
 
 /// Kernels whose texts differ in every way that texts can differ.
@@ -53,9 +55,30 @@ fn kernels() -> BTreeMap<String, Kernel> {
         rope::table(),
         logits::pieces(),
         logits::rows(),
+        experts::scale(),
+        experts::gate_rows(),
+        experts::sum(4096, None),
     ];
+    for of_used in [false, true] {
+        for (experts, rows) in [(8, 1), (MAX_EXPERTS, 100)] {
+            let router = (experts, of_used, !of_used);
+            let launches = experts::route_apart(router, rows, metal::SHARED_BYTES as usize);
+            all.extend(launches.into_iter().map(|(kernel, _)| kernel));
+        }
+    }
+    all.extend([2, 8].map(recurrent::short_conv));
+    for (dim, grouped, normed) in [(16, false, false), (80, true, true), (128, false, true)] {
+        let heads = Heads {
+            key_heads: 1,
+            heads: 2,
+            dim,
+            grouped,
+        };
+        all.push(recurrent::delta_rule(&heads, normed));
+    }
     for form in [ActForm::F32, ActForm::F16, ActForm::Q8] {
         all.extend([64, 4096].map(|width| rows::norm(form, width)));
+        all.push(experts::sum(64, Some(form)));
         all.extend(rows::Op::ALL.map(|op| rows::elementwise(op, form)));
     }
     all.extend(FORMATS.iter().map(|fmt| embed::embed(&fmt.layout)));
@@ -80,17 +103,22 @@ fn kernels() -> BTreeMap<String, Kernel> {
         let stores = [Some(first(Epilogue::Store)), wide];
         for fmt in FORMATS.iter().filter(|fmt| family.reads(&fmt.layout)) {
             let stores = stores.into_iter().flatten();
-            all.extend(stores.map(|variant| matmul_kernel(variant, fmt, Epilogue::Store)));
+            all.extend(stores.map(|variant| matmul_kernel(variant, fmt, Epilogue::Store, false)));
         }
         let residuals = own(Epilogue::Residual);
-        all.extend(residuals.map(|variant| matmul_kernel(variant, &F16, Epilogue::Residual)));
+        all.extend(
+            residuals.map(|variant| matmul_kernel(variant, &F16, Epilogue::Residual, false)),
+        );
         for epilogue in [
             Epilogue::ResidualNorm(ActForm::F16),
             Epilogue::Gated(Gate::Silu, ActForm::F16),
             Epilogue::Gated(Gate::Gelu, ActForm::F32),
             Epilogue::Gated(Gate::Clamped, ActForm::F16),
         ] {
-            all.push(matmul_kernel(first(epilogue), &F16, epilogue));
+            if !matches!(epilogue, Epilogue::ResidualNorm(_)) && family.routes() {
+                all.push(matmul_kernel(first(epilogue), &F16, epilogue, true));
+            }
+            all.push(matmul_kernel(first(epilogue), &F16, epilogue, false));
         }
     }
     all.into_iter().map(|k| (k.name.clone(), k)).collect()
@@ -322,7 +350,7 @@ fn every_barrier_of_a_matmul_is_needed() {
             routed: None,
             arch: TENSOR_ARCH,
         };
-        let kernel = matmul_kernel(variant, fmt, Epilogue::Store);
+        let kernel = matmul_kernel(variant, fmt, Epilogue::Store, false);
         let whole = Source::in_dialect(Dialect::Metal, &kernel);
         let all = syncs(&whole.body);
         assert!(!all.is_empty());
@@ -346,4 +374,16 @@ fn every_barrier_of_a_matmul_is_needed() {
             assert!(fails, "{}: nothing happens without {sync}", kernel.name);
         }
     }
+}
+
+/// The kernel that the runtime measures bandwidth with is not rendered, and is looked at all the same.
+#[test]
+fn clang_takes_the_runtimes_own_kernel() {
+    let Some(clang) = clang() else { return };
+    let text = include_str!("../runtime/src/device/metal/read_rate.metal");
+    let said = checked(&clang, text);
+    let words = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success(), "{words}");
+    let wrong = text.replace("words[at]", "word[at]");
+    assert!(!checked(&clang, &wrong).status.success());
 }

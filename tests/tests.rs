@@ -9,6 +9,9 @@ mod cuda_models;
 mod cuda_ops;
 /// Damaged and absurd models through the front end, in thousands: refused, never a panic or a wild allocation.
 mod fuzz;
+/// The script that checks a real GPU, with programs that stand in for coldpress.
+#[cfg(unix)]
+mod gpu_check;
 /// Shared ground: fixtures, temporary folders, random models, running the commands.
 mod harness;
 

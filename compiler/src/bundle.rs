@@ -177,6 +177,7 @@ fn target_plan(plan: &Plan, code: &Code, sections: &Sections) -> TargetPlan {
             arch,
             features,
             memory_bytes,
+            planned_for: plan.target.planned_for(),
         },
         workers: plan.workers as u32,
         symbols,

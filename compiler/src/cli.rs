@@ -13,7 +13,7 @@ pub mod tune;
 use crate::error::Error;
 use clap::{Parser, Subcommand};
 use coldpress_runtime::cli as rt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Compile a GGUF once, run it as a batched decode loop with nothing left to decide.
@@ -101,15 +101,4 @@ fn is_gguf(path: &Path) -> Result<bool, Error> {
         source,
     })?;
     Ok(file.read_exact(&mut magic).is_ok() && &magic == b"GGUF")
-}
-
-/// The user's cache folder of this program, whether or not it exists.
-fn cache_home() -> PathBuf {
-    std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        // As its specification has it: empty or relative means not set.
-        .filter(|path| path.is_absolute())
-        .or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")))
-        .unwrap_or_else(std::env::temp_dir)
-        .join("coldpress")
 }

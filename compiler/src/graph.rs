@@ -11,6 +11,7 @@ pub mod interpret;
 mod stored;
 pub mod verify;
 
+pub use coldpress_kernels::gated::Activation;
 use coldpress_kernels::recurrent::Heads;
 use coldpress_kernels::tensor_type::TensorType;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
@@ -98,19 +99,6 @@ pub enum Source {
     },
     /// Computed when the graph was built, from metadata (RoPE frequencies) or from a small tensor.
     Computed(Vec<f32>),
-}
-
-/// Element-wise activation of a feed-forward gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// x * sigmoid(x).
-    Silu,
-    /// 1 / (1 + exp(-x)).
-    Sigmoid,
-    /// tanh approximation of GELU.
-    GeluTanh,
-    /// Only as a gate: x * sigmoid(1.702 x) of a gate of at most 7, times 1 plus the value within -7..7.
-    ClampedSwish,
 }
 
 /// How a router's logits become weights of experts.

@@ -7,6 +7,7 @@ pub mod metal;
 use crate::error::Error;
 use coldpress_kernels::matmul::{Isa, Timing};
 use coldpress_kernels::quant::PackedLayout;
+use coldpress_runtime::manifest::PlannedFor;
 use cuda::CudaProfile;
 use metal::MetalProfile;
 use std::collections::BTreeMap;
@@ -65,6 +66,14 @@ impl Target {
             Target::Cpu(profile) => (profile.arch.to_string(), profile.features()),
             Target::Cuda(target) => ("cuda".into(), vec![target.profile.arch.to_string()]),
             Target::Metal(profile) => ("metal".into(), vec![profile.needs().into()]),
+        }
+    }
+
+    /// The GPU whose numbers the plan is made with, where one plan runs on several.
+    pub fn planned_for(&self) -> Option<PlannedFor> {
+        match self {
+            Target::Cpu(_) | Target::Cuda(_) => None,
+            Target::Metal(profile) => Some(profile.planned_for()),
         }
     }
 

@@ -11,7 +11,7 @@
 //!
 //! # What a family consists of
 //!
-//! [`matmul`], [`attention`], [`experts`], [`norm`], [`recurrent`] and [`rope`] are one file each that says, without
+//! [`matmul`], [`attention`], [`experts`], [`gated`], [`norm`], [`recurrent`] and [`rope`] are one file each that says, without
 //! running anything:
 //!
 //! - the type of its micro-kernels (an `extern "C" fn` that takes pointers, strides and row ranges) and their symbol names;
@@ -26,6 +26,7 @@
 pub mod attention;
 pub mod cpu;
 pub mod experts;
+pub mod gated;
 pub mod gpu;
 pub mod matmul;
 pub mod norm;

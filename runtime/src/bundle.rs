@@ -7,9 +7,11 @@
 //! while it is mapped; replacing it under its name (as [`BundleWriter`] does) is fine.
 
 mod checksum;
+mod choice;
 pub mod embedded;
 pub mod header;
 mod machine;
+mod mapped;
 mod validate;
 mod writer;
 
@@ -20,10 +22,11 @@ mod tests;
 
 pub use header::{Header, Section, SectionKind};
 pub use machine::{Machine, TARGETS_BY_CAPABILITY, TARGETS_BY_NAME, target_for};
+pub use mapped::MappedSection;
 pub use writer::BundleWriter;
 
 use crate::error::Error;
-use crate::manifest::{GoldenPrompt, Manifest, TargetPlan};
+use crate::manifest::{GoldenPrompt, Manifest};
 use crate::tokenizer::TokenizerSpec;
 use header::{HeaderError, MAX_HEADER_BYTES, SECTION_ALIGN};
 use memmap2::{Mmap, MmapOptions};
@@ -80,7 +83,8 @@ impl Bundle {
         Ok(bundle)
     }
 
-    /// Maps and checks the bundle that starts at byte `offset` of `path`, a multiple of 4096; bytes may follow it.
+    /// Maps and checks the bundle that starts at byte `offset` of `path`, a multiple of [`header::SECTION_ALIGN`]; bytes
+    /// may follow it.
     ///
     /// # Errors
     /// As [`Bundle::open`].
@@ -253,46 +257,6 @@ impl Bundle {
     pub fn tokenizer_spec(&self) -> Result<TokenizerSpec, Error> {
         self.section_value(SectionKind::Tokenizer)
     }
-
-    /// Everything that keeps `machine` from running this bundle, each line with what to do; empty if a plan runs.
-    pub fn mismatches(&self, machine: &Machine) -> Vec<String> {
-        let plans = self.manifest.plans.iter().map(|plan| &plan.requires);
-        let lines = plans.map(|requires| {
-            let mut lines = machine.platform_mismatches(requires);
-            lines.extend(machine.memory_mismatch(requires));
-            lines
-        });
-        let lines: Vec<Vec<String>> = lines.collect();
-        if lines.iter().any(Vec::is_empty) {
-            return Vec::new();
-        }
-        lines.concat()
-    }
-
-    /// This machine, as far as the bundle's plans ask about it.
-    pub fn machine(&self) -> Machine {
-        Machine::detect_for(self.manifest.plans.iter().map(|plan| &plan.requires))
-    }
-
-    /// The first plan `machine` can run, plans for GPUs before others.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] if only memory is missing, else [`Error::Mismatch`] with all of [`Bundle::mismatches`].
-    pub fn pick_plan(&self, machine: &Machine) -> Result<&TargetPlan, Error> {
-        let runs = |plan: &&TargetPlan| machine.platform_mismatches(&plan.requires).is_empty();
-        let plans = || self.manifest.plans.iter().filter(runs);
-        let on_gpu = plans().filter(|plan| plan.gpu.is_some());
-        let mut candidates = on_gpu
-            .chain(plans().filter(|plan| plan.gpu.is_none()))
-            .peekable();
-        let Some(first) = candidates.peek() else {
-            return Err(Error::Mismatch(self.mismatches(machine)));
-        };
-        let shortage = machine.memory_mismatch(&first.requires).unwrap_or_default();
-        candidates
-            .find(|plan| machine.memory_mismatch(&plan.requires).is_none())
-            .ok_or(Error::Memory(shortage))
-    }
 }
 
 fn reading(path: &Path, source: io::Error) -> Error {
@@ -354,6 +318,7 @@ fn section_digest(map: &Mmap, bytes: &[u8]) -> u64 {
     let chunks: Vec<&[u8]> = bytes.chunks(checksum::CHUNK_BYTES).collect();
     let threads = (bytes.len() / PARALLEL_BYTES + 1).min(num_cpus::get());
     let next = AtomicUsize::new(0);
+    #[cfg(target_os = "linux")]
     let start = map.as_ptr() as usize;
     let check = || {
         let mut digests = Vec::new();

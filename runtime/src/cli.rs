@@ -13,8 +13,9 @@ use std::process::ExitCode;
 
 pub use output::print;
 
-use crate::bundle::embedded;
+use crate::bundle::{Bundle, embedded};
 use crate::error::Error;
+use std::path::Path;
 
 /// Multi-letter flags that llama.cpp's tools write with one dash, per command. Clap would take them for bundled
 /// single-letter flags.
@@ -53,6 +54,19 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     // Nobody is left to tell if stderr is closed too.
     let _ = error.print();
     ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+}
+
+/// Opens a bundle to run it. That it will run on the CPU where it has plans for GPUs is no error, but is said.
+fn open(path: &Path) -> Result<Bundle, Error> {
+    let bundle = Bundle::open(path)?;
+    let plans = &bundle.manifest().plans;
+    // Otherwise there is no choice, and no driver to ask.
+    if plans.iter().any(|p| p.gpu.is_some()) && plans.iter().any(|p| p.gpu.is_none()) {
+        for line in bundle.passed_over(&bundle.machine()) {
+            eprintln!("note: this runs on the CPU: {line}");
+        }
+    }
+    Ok(bundle)
 }
 
 /// Prints an error as the one line scripts look for, and turns the result of a command into its exit code.

@@ -80,6 +80,14 @@ pub trait Device: Send {
     /// [`Error::Device`] if the input is outside what the program was compiled for, or the device fails.
     fn run(&mut self, program: usize, step: &StepInput<'_>) -> Result<(), Error>;
 
+    /// Has the programs begin that were run, if the device held them back to take a step in one piece.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device fails.
+    fn submit(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Returns when all programs are done.
     ///
     /// # Errors

@@ -125,7 +125,7 @@ impl Executor {
             #[cfg(target_vendor = "apple")]
             Some(_) if picked.requires.arch == "metal" => {
                 let metal = crate::device::metal::Metal::open()?;
-                Box::new(GpuDevice::new(&bundle, plan, metal)?)
+                Box::new(GpuDevice::in_place(&bundle, plan, metal)?)
             }
             Some(_) => {
                 let ordinal = machine.gpu_for(&picked.requires).unwrap_or(0);

@@ -41,7 +41,8 @@
 //!   refused by [`engine::Engine::submit`] with the reason.
 //! - **Memory is allocated once.** Activations and KV pages are allocated when a bundle is opened, and their size
 //!   is in the manifest ([`manifest::Requirements::memory_bytes`]); weights stay in the mapped file, which must not be
-//!   changed while it is open, or are copied to the GPU. Running a step allocates nothing; its events and texts are small vectors and strings.
+//!   changed while it is open, or are copied to a GPU with memory of its own. Running a step allocates nothing; its events
+//!   and texts are small vectors and strings.
 //! - **Threads.** The number of workers is compiled in. The caller of a step is one of them, the engine owns the
 //!   others; between steps they spin for a moment ([`executor::ExecutorOptions::spin`]), then sleep. An engine is `Send`
 //!   and driven through `&mut self`: one at a time, from any thread.
@@ -58,10 +59,12 @@
 //! | [`executor`], [`kv_cache`] | rows in, logits out; buckets, slots and pages |
 //! | [`device`] | memory, code and workers that run one program |
 //! | [`bundle`], [`manifest`] | the file, and what it says about itself |
+//! | [`cache`] | files that only save time |
 //! | [`error`] | one error type, and the exit code of each cause |
 //! | `cli` | commands on bundles (feature `cli`) |
 
 pub mod bundle;
+pub mod cache;
 pub mod chat;
 #[cfg(feature = "cli")]
 pub mod cli;

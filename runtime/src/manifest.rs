@@ -168,7 +168,24 @@ pub struct Requirements {
     pub arch: String,
     /// CPU features by the names `is_x86_feature_detected!` uses.
     pub features: Vec<String>,
-    /// Bytes the runtime allocates (arena, KV), beside the mapped file.
+    /// Bytes the machine must have for it: what the runtime allocates (arena, KV), and on a GPU the weights, which it copies,
+    /// or reads where the file is mapped.
+    pub memory_bytes: u64,
+    /// Of which GPU the plan's costs are, if others run it too.
+    pub planned_for: Option<PlannedFor>,
+}
+
+/// A GPU whose numbers a plan was made with. Others that can do what the plan needs run it, only not as well as one that was
+/// made for them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedFor {
+    /// As its driver names it: `Apple M4 Max`.
+    pub gpu: String,
+    /// Number of its family: 9 of `apple9`.
+    pub family: u32,
+    /// Its cores.
+    pub cores: u32,
+    /// Bytes of memory that it comes with, at most.
     pub memory_bytes: u64,
 }
 

@@ -57,6 +57,9 @@ constexpr u32 STREAMS = GATED ? 2 * WARP_TILES : WARP_TILES;
 constexpr u32 OUTPUTS = 16 * TILES * (GATED ? 2 : 1);
 constexpr u32 STAGE_BYTES = STREAMS * STEP_BYTES;
 
+// Whether rows are those of an expert, and no neighbours.
+constexpr bool ROUTED = <$ routed $>;
+
 // This thread block's share.
 struct Job {
     const Part* part;

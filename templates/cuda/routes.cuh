@@ -4,6 +4,6 @@
 struct Choice {
     u32 expert, weight;
 };
-DEVICE const Choice* choices_of(const u8* routes, u32 row, u32 used) {
-    return reinterpret_cast<const Choice*>(routes) + static_cast<u64>(row) * used;
+DEVICE const GLOBAL Choice* choices_of(const GLOBAL u8* routes, u32 row, u32 used) {
+    return reinterpret_cast<const GLOBAL Choice*>(routes) + static_cast<u64>(row) * used;
 }

@@ -1,6 +1,6 @@
 // The sum (or maximum) of `v` over this and earlier threads; `total` becomes that of all. `words` has one for each warp.
 template <bool MAXIMUM>
-DEVICE u32 scan(u32 v, u32* words, u32& total) {
+DEVICE u32 scan(u32 v, SHARED u32* words, LOCAL u32& total) {
 #pragma unroll
     for (u32 d = 1; d < 32; d *= 2) {
         const u32 other = shuffle(v, lane() >= d ? lane() - d : lane());

@@ -102,7 +102,13 @@ template <typename T>
 DEVICE T shuffle(T v, u32 from) { return metal::simd_shuffle(v, static_cast<u16>(from)); }
 template <typename T>
 DEVICE T shuffle_xor(T v, u32 mask) { return metal::simd_shuffle_xor(v, static_cast<u16>(mask)); }
+DEVICE u32 ballot(bool p) { return static_cast<u32>(static_cast<metal::simd_vote::vote_t>(metal::simd_ballot(p))); }
+// The number of the lowest bit that is set; one is.
+DEVICE u32 lowest_bit(u32 v) { return metal::ctz(v); }
 DEVICE u32 keep(u32 v) { return v; }
+
+// Only what this thread block wrote before a barrier, or a launch before this one, is seen at all.
+DEVICE u32 load_volatile(const GLOBAL u32* p) { return *p; }
 
 // Launches run one after the other.
 DEVICE void dependency_wait() {}

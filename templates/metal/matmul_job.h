@@ -29,11 +29,11 @@ static_assert(OUT_FORM != Form::q8, "no kernel reads int8 activations");
 static_assert(SLICES % K_WARPS == 0 && (SUM_SLICES == 1 || SLICES == K_WARPS), "a warp has whole slices");
 
 struct Part {
-    const GLOBAL u8* weights;  // [ceil(n/16)][units] units
+    const GLOBAL u8* weights;  // [ceil(n/16)][units] units, of all experts
     Arg<u32> n;                // outputs
     GLOBAL u8* out;
     Arg<u64> out_stride;
-    const GLOBAL u8* extra;    // bias [n], or rows to add
+    const GLOBAL u8* extra;    // bias [n] (of each expert), or rows to add
     Arg<u64> extra_stride;
 };
 
@@ -52,7 +52,17 @@ struct Params {
     Arg<u64> normed_stride;
     Arg<u32> parts;
     Part part[3];
+<% if routed %>
+    const GLOBAL u8* routes;  // what the router left
+    Arg<u64> items;    // bytes to the list of this STAMP
+    Arg<u64> order;    // bytes to the order
+    Arg<u32> share;    // routed rows that read the same row of activations
+    Arg<u32> joined;   // 2 where gate and up of an expert follow each other in one matrix, else 1
+<% endif %>
 };
+
+// Whether rows are those of an expert, and no neighbours.
+FIXED bool ROUTED = <$ routed $>;
 
 // This thread block's share.
 struct Job {
@@ -60,6 +70,10 @@ struct Job {
     u32 first;  // output
     u32 first_row;
     u32 live;  // rows, at most STAMP
+<% if routed %>
+    u32 expert;
+    const GLOBAL u32* order;  // its routed rows, from the first of this thread block on
+<% endif %>
 };
 
 // A part's thread blocks; rows of activations are written up to their padding.

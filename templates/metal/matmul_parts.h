@@ -3,6 +3,8 @@
 // pending, then bias, residual, or the gated product; with the residual also the rows of the next norm, pending. The order
 // never depends on STAMP.
 
+<% include "matmul_rows.cuh" %>
+
 DEVICE Job job_of(const ARGUMENTS Params& p) {
     Job job;
     u32 block = block_y();
@@ -14,23 +16,22 @@ DEVICE Job job_of(const ARGUMENTS Params& p) {
         }
     }
     job.first = block * 16 * TILES;
-    job.first_row = block_x() * STAMP;
-    job.live = min_(static_cast<u32>(p.rows) - job.first_row, STAMP);
+    choose_rows(p, job);
     return job;
 }
 
 // Where stream m of the thread block begins. Tiles beyond the matrix repeat its last one; their outputs are not written.
 DEVICE const GLOBAL u8* stream_of(const ARGUMENTS Params& p, const LOCAL Job& job, u32 m) {
     const ARGUMENTS Part& part = p.part[job.part + m / TILES];
-    const u32 last = (part.n + 15) / 16 - 1;
-    const u32 row = min_(job.first / 16 + m % TILES, last);
-    return part.weights + static_cast<u64>(row) * p.units * UNIT_BYTES;
+    const u32 rows = (part.n + 15) / 16;
+    const u64 row = matrices_before(p, job, m / TILES) * rows + min_(job.first / 16 + m % TILES, rows - 1);
+    return part.weights + row * p.units * UNIT_BYTES;
 }
 
 // Bytes from the first activation row to row b of the thread block; rows beyond the last repeat it, their results are not
 // written.
 DEVICE u32 row_of(const ARGUMENTS Params& p, const LOCAL Job& job, u32 b) {
-    return min_(job.first_row + b, p.rows - 1) * static_cast<u32>(p.act_stride);
+    return act_row(p, job, b) * static_cast<u32>(p.act_stride);
 }
 
 DEVICE SHARED f32* sums_of_slice(u32 slice) { return shared<f32>() + slice % SUM_SLICES * (STAMP * SUM_ROW); }
@@ -225,6 +226,11 @@ DEVICE void put_normed(const ARGUMENTS Params& p, const LOCAL Job& job, u32 row,
     if (there) put_act(out, n, at, x * (1.0f / (1 << NORM_SHIFT)) * weight);
 }
 
+// What is added to output `at`, if something is.
+DEVICE f32 bias_of(const ARGUMENTS Part& part, const LOCAL Job& job, u32 at) {
+    return reinterpret_cast<const GLOBAL f32*>(part.extra + matrix_of(job) * part.extra_stride)[at];
+}
+
 // Sums are in shared memory, written but not yet synchronised.
 DEVICE void finish(const ARGUMENTS Params& p, const LOCAL Job& job) {
     sync_block();
@@ -234,11 +240,15 @@ DEVICE void finish(const ARGUMENTS Params& p, const LOCAL Job& job) {
     for (u32 i = thread_x(); i - lane() < job.live * width; i += WARPS * 32) {
         const bool there = i < job.live * width;
         const u32 row = there ? i / width : 0, output = i % width, at = job.first + output;
-        const u64 place = job.first_row + row;
+        const u64 place = out_row(job, row);
         const f32 factor = row_factors()[row];
         f32 v = sum_of_block(row, output) * factor;
         if constexpr (GATED) {
-            const f32 up = sum_of_block(row, output + width) * factor;
+            f32 up = sum_of_block(row, output + width) * factor;
+            if (ROUTED && part.extra != nullptr && at < part.n) {
+                v += bias_of(part, job, at);
+                up += bias_of(p.part[1], job, at);
+            }
             if (there) put_act(part.out + place * part.out_stride, part.n, at, gated(v, up));
         } else {
             const bool inside = there && at < part.n;
@@ -246,7 +256,7 @@ DEVICE void finish(const ARGUMENTS Params& p, const LOCAL Job& job) {
                 if constexpr (EPILOGUE == Epilogue::residual || NORMED) {
                     v += reinterpret_cast<const GLOBAL f32*>(part.extra + place * part.extra_stride)[at];
                 } else if (part.extra != nullptr) {
-                    v += reinterpret_cast<const GLOBAL f32*>(part.extra)[at];
+                    v += bias_of(part, job, at);
                 }
                 reinterpret_cast<GLOBAL f32*>(part.out + place * part.out_stride)[at] = v;
             }

@@ -20,7 +20,8 @@ impl ByExpert {
             ..
         } = self.stamped;
         let class = self.stamped.class(1);
-        Source::of(&kernel(variant, class, &fmt.layout, epilogue, true))
+        let kernel = kernel(variant, class, &fmt.layout, epilogue, true);
+        Source::in_dialect(self.stamped.dialect(), &kernel)
     }
 }
 
@@ -295,7 +296,7 @@ fn stamps(family: Family, fmt: &'static QuantFormat) {
             epilogue: Epilogue::Store,
             pending: false,
             routed: Some(ROUTED),
-            arch: ARCH / 10,
+            arch: arch_of(family),
         };
         legal(s.variant, s.class(1), &query).is_ok()
     };
@@ -316,7 +317,8 @@ fn stamps(family: Family, fmt: &'static QuantFormat) {
     let experts = Experts::new(fmt, ROUTED.experts, &[48], k);
     let widest = stamped.iter().map(|s| s.variant.stamp as usize).max();
     let rows = Rows::new(widest.expect("a stamp") + 3, k);
-    for (choices, k_split) in [(alike(rows.count, 2), 1), (spread(7), 2)] {
+    let last = *splits(family).last().expect("a split");
+    for (choices, k_split) in [(alike(rows.count, 2), 1), (spread(7), last)] {
         let rows = rows.first(choices.len());
         let mut expected: Option<Vec<Vec<u8>>> = None;
         for &kernel in &kernels {
@@ -355,6 +357,7 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
         Epilogue::Gated(Gate::Clamped, ActForm::F16),
         Epilogue::Gated(Gate::Gelu, ActForm::Q8),
     ];
+    let kernels = kernels.into_iter().filter(|e| formed(family, e));
     let kernels = kernels.map(|epilogue| ByExpert {
         stamped: Stamped {
             variant,
@@ -364,11 +367,13 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
         },
         routed: ROUTED,
     });
+    let kernels: Vec<ByExpert> = kernels.collect();
     let Some(device) = Device::of_experts(&kernels) else {
         return;
     };
     for kernel in kernels {
         for (n, k_split) in [(17, 2), (64, 1)] {
+            let k_split = k_split.min(splits(family).len() as u32);
             let k = 17 * 256;
             let experts = Experts::new(fmt, ROUTED.experts, &[n, n], k);
             let clamped = matches!(kernel.stamped.epilogue, Epilogue::Gated(Gate::Clamped, _));
@@ -392,6 +397,27 @@ fn half_tensor_kernels_read_every_layout_of_experts() {
 #[test]
 fn float_kernels_read_every_layout_of_experts() {
     layouts(Family::Fma);
+}
+
+#[test]
+fn kernels_of_apple_gpus_read_every_layout_of_experts() {
+    layouts(Family::Simd);
+    layouts(Family::SimdF32);
+    layouts(Family::Matrix);
+}
+
+#[test]
+fn routed_rows_of_apple_gpus_have_the_bits_of_rows_without_experts() {
+    stamps(Family::Simd, &Q6_K);
+    stamps(Family::SimdF32, &F32);
+    stamps(Family::Matrix, &Q4_K);
+}
+
+#[test]
+fn routed_rows_of_apple_gpus_are_gated_in_every_way() {
+    epilogues(Family::Simd, &Q4_0);
+    epilogues(Family::SimdF32, &BF16);
+    epilogues(Family::Matrix, &F16);
 }
 
 #[test]

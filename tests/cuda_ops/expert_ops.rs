@@ -1,12 +1,16 @@
 use super::{Device, FORMS, SEEDS, assert_row, values};
-use crate::simt::{ARCH, Simt, SimtArg, Source, syncs, without_sync};
+use crate::simt::{Dialect, SimtArg};
 use coldpress_kernels::experts::{MAX_EXPERTS, MAX_USED, reference};
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::experts::{
     self, GateArgs, RouteArgs, Routed, Routes, ScaleArgs, SumArgs, gate_rows, route, scale, sum,
 };
+use coldpress_kernels::gpu::metal::SHARED_BYTES;
 use coldpress_kernels::gpu::{Geometry, Kernel};
 use coldpress_kernels::norm;
+
+/// Kernels without one of their barriers.
+mod barriers;
 
 /// A router, and how it weighs.
 #[derive(Clone, Copy)]
@@ -16,9 +20,35 @@ struct Router {
     normalise: bool,
 }
 
+/// A kernel by its name, and its thread blocks.
+type Named = (String, Geometry);
+
 impl Router {
-    fn kernel(&self) -> Kernel {
-        route(self.routed.experts, self.of_used, self.normalise)
+    /// What it launches in a bucket of `rows` rows.
+    fn launches(&self, dialect: Dialect, rows: usize) -> Vec<(Kernel, Geometry)> {
+        let experts = self.routed.experts;
+        match dialect {
+            Dialect::Cuda => {
+                let kernel = route(experts, self.of_used, self.normalise);
+                vec![(kernel, experts::route_geometry(experts, rows))]
+            }
+            Dialect::Metal => {
+                let router = (experts, self.of_used, self.normalise);
+                experts::route_apart(router, rows, SHARED_BYTES as usize)
+            }
+        }
+    }
+
+    /// The kernels of steps of one thread block and of several.
+    fn kernels(&self, dialect: Dialect) -> Vec<Kernel> {
+        let launches = [1, 70].map(|rows| self.launches(dialect, rows));
+        let kernels = launches.concat().into_iter();
+        kernels.map(|(kernel, _)| kernel).collect()
+    }
+
+    fn named(&self, dialect: Dialect, rows: usize) -> Vec<Named> {
+        let launches = self.launches(dialect, rows).into_iter();
+        launches.map(|(kernel, g)| (kernel.name, g)).collect()
     }
 }
 
@@ -47,13 +77,13 @@ fn bounds(router: Router, rows: usize, stamps: [usize; 3]) -> [usize; 3] {
     })
 }
 
-/// What the kernel `name` of a router leaves for `logits`, in a bucket of `rows` rows, as words.
+/// What the launches of a router leave for `logits`, in a bucket of `rows` rows, as words.
 ///
 /// # Errors
 /// What the shim found wrong.
 fn routed_words(
     device: &Device,
-    (name, router): (&str, Router),
+    (launches, router): (&[Named], Router),
     logits: &[Vec<f32>],
     rows: usize,
     stamps: [usize; 3],
@@ -86,8 +116,9 @@ fn routed_words(
         stamp2: (stamps[2] as u32).into(),
         bound2: (bounds[2] as u32).into(),
     };
-    let geometry = experts::route_geometry(experts, rows);
-    device.simt.launch(name, geometry, &args.list(), seed)?;
+    for (name, geometry) in launches {
+        device.simt.launch(name, *geometry, &args.list(), seed)?;
+    }
     match device.read_u32(&counters)[..] {
         [0] => Ok(device.read_u32(&out)),
         _ => Err("a counter is left".into()),
@@ -97,7 +128,7 @@ fn routed_words(
 /// Runs a router over `logits`, in a bucket of `rows` rows.
 fn left(
     device: &Device,
-    router: Router,
+    (dialect, router): (Dialect, Router),
     logits: &[Vec<f32>],
     rows: usize,
     stamps: [usize; 3],
@@ -108,9 +139,9 @@ fn left(
     let live = logits.len();
     let bytes = rows * Routes::stride(used);
     let bounds = bounds(router, rows, stamps);
-    let name = router.kernel().name;
-    let words = routed_words(device, (&name, router), logits, rows, stamps, seed);
-    let words = words.unwrap_or_else(|e| panic!("{name} under schedule {seed}: {e}"));
+    let launches = router.named(dialect, rows);
+    let words = routed_words(device, (&launches, router), logits, rows, stamps, seed);
+    let words = words.unwrap_or_else(|e| panic!("{launches:?} under schedule {seed}: {e}"));
     let pairs = |from: usize, count: usize| -> Vec<(u32, u32)> {
         let words = words[from / 4..].chunks_exact(2);
         words.take(count).map(|w| (w[0], w[1])).collect()
@@ -175,6 +206,12 @@ fn logits(rows: usize, experts: usize, seed: usize) -> Vec<Vec<f32>> {
 
 #[test]
 fn routers_choose_as_the_reference_and_list_every_routed_row() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(routers_choose_as_the_reference_and_list_every_routed_row_in);
+}
+
+fn routers_choose_as_the_reference_and_list_every_routed_row_in(dialect: Dialect) {
     let routers = [
         router(1, 1, false, true),
         router(5, 2, false, false),
@@ -183,7 +220,8 @@ fn routers_choose_as_the_reference_and_list_every_routed_row() {
         router(128, 8, false, true),
         router(MAX_EXPERTS, MAX_USED, false, true),
     ];
-    let Some(device) = Device::of(&routers.map(|r| r.kernel())) else {
+    let kernels = routers.map(|r| r.kernels(dialect)).concat();
+    let Some(device) = Device::in_dialect(dialect, &kernels) else {
         return;
     };
     for router in routers {
@@ -192,7 +230,8 @@ fn routers_choose_as_the_reference_and_list_every_routed_row() {
         for (i, (rows, live)) in [(1, 1), (7, 5), (70, 67), (33, 0)].into_iter().enumerate() {
             let logits = logits(live, experts, i);
             let stamps = [[8, 0, 0], [1, 8, 64], [16, 24, 0], [8, 0, 0]][i];
-            let left = left(&device, router, &logits, rows, stamps, SEEDS[i % 3]);
+            let of = (dialect, router);
+            let left = left(&device, of, &logits, rows, stamps, SEEDS[i % 3]);
             left.check(router, stamps);
             for (logits, found) in logits.iter().zip(left.choices.chunks_exact(used)) {
                 let expected = reference(logits, used, router.of_used, router.normalise);
@@ -206,44 +245,19 @@ fn routers_choose_as_the_reference_and_list_every_routed_row() {
     }
 }
 
-/// Without any one of its barriers some schedule gives an error or other words.
-#[test]
-fn every_barrier_of_a_router_is_needed() {
-    let router = router(40, 4, true, true);
-    let kernel = router.kernel();
-    let whole = Source::of(&kernel);
-    let all = syncs(&whole.body);
-    let name = |i: usize| format!("{}_{i}", kernel.name);
-    let mutants = (0..all.len()).map(|i| {
-        let body = without_sync(&whole.body, i).replace(&kernel.name, &name(i));
-        Source::new(&name(i), &body)
-    });
-    let sources: Vec<_> = [whole.clone()].into_iter().chain(mutants).collect();
-    let Some(simt) = Simt::build(&sources, ARCH) else {
-        return;
-    };
-    let device = Device { simt };
-    let logits = logits(67, router.routed.experts, 5);
-    let words = |device: &Device, name: &str, seed| {
-        routed_words(device, (name, router), &logits, 70, [8, 1, 64], seed)
-    };
-    let expected = words(&device, &kernel.name, 1).expect("runs");
-    let idle = all.iter().enumerate().filter(|(i, _)| {
-        (1..40).all(|seed| {
-            let simt = device.simt.fresh();
-            words(&Device { simt }, &name(*i), seed).as_ref() == Ok(&expected)
-        })
-    });
-    let idle: Vec<&String> = idle.map(|(_, sync)| sync).collect();
-    assert!(idle.is_empty(), "nothing needs {idle:?}");
-}
-
 #[test]
 fn all_rows_may_choose_one_expert_and_no_logits_lead_out_of_bounds() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(all_rows_may_choose_one_expert_and_no_logits_lead_out_of_bounds_in);
+}
+
+fn all_rows_may_choose_one_expert_and_no_logits_lead_out_of_bounds_in(dialect: Dialect) {
     let router = router(6, 2, false, true);
-    let Some(device) = Device::of(&[router.kernel()]) else {
+    let Some(device) = Device::in_dialect(dialect, &router.kernels(dialect)) else {
         return;
     };
+    let of = (dialect, router);
     let (nan, inf) = (f32::NAN, f32::INFINITY);
     let alike = vec![vec![1.0, 1.0, 1.0, 1.0, 1.0, 1.0]; 40];
     let hostile = vec![
@@ -257,11 +271,11 @@ fn all_rows_may_choose_one_expert_and_no_logits_lead_out_of_bounds() {
     let first = [(0, 1), (3, 1), (0, 1), (0, 2), (1, 0), (1, 2)];
     for seed in SEEDS {
         let stamps = [8, 1, 0];
-        let found = left(&device, router, &alike, 40, stamps, seed);
+        let found = left(&device, of, &alike, 40, stamps, seed);
         found.check(router, stamps);
         let of_equals = found.choices.chunks_exact(2);
         assert!(of_equals.into_iter().all(|c| (c[0].0, c[1].0) == (0, 1)));
-        let found = left(&device, router, &hostile, 6, stamps, seed);
+        let found = left(&device, of, &hostile, 6, stamps, seed);
         found.check(router, stamps);
         let chosen = found.choices.chunks_exact(2).map(|c| (c[0].0, c[1].0));
         assert_eq!(chosen.collect::<Vec<_>>(), first, "numbers, then order");
@@ -277,10 +291,16 @@ fn routes(device: &Device, choices: &[Vec<(u32, f32)>]) -> SimtArg {
 
 #[test]
 fn sums_over_experts_are_the_formula_in_every_form() {
+    Dialect::ALL
+        .into_iter()
+        .for_each(sums_over_experts_are_the_formula_in_every_form_in);
+}
+
+fn sums_over_experts_are_the_formula_in_every_form_in(dialect: Dialect) {
     let widths = [32, 96, 260, 1024, 4096 + 32];
     let forms = [None, Some(FORMS[0]), Some(FORMS[1]), Some(FORMS[2])];
     let kernels = forms.map(|form| widths.map(|width| sum(width, form)));
-    let Some(device) = Device::of(kernels.as_flattened()) else {
+    let Some(device) = Device::in_dialect(dialect, kernels.as_flattened()) else {
         return;
     };
     let (rows, experts, eps) = (2, 4, 1e-5);
@@ -404,7 +424,13 @@ fn sums_over_experts_are_the_formula_in_every_form() {
 
 #[test]
 fn factors_are_of_experts_and_gates_logistic() {
-    let Some(device) = Device::of(&[scale(), gate_rows()]) else {
+    Dialect::ALL
+        .into_iter()
+        .for_each(factors_are_of_experts_and_gates_logistic_in);
+}
+
+fn factors_are_of_experts_and_gates_logistic_in(dialect: Dialect) {
+    let Some(device) = Device::in_dialect(dialect, &[scale(), gate_rows()]) else {
         return;
     };
     let run = |kernel: &Kernel, geometry: Geometry, args: Vec<SimtArg>, seed| {

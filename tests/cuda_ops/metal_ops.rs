@@ -1,8 +1,8 @@
 use super::cache::Cache;
 use super::{Device, SEEDS, assert_row, values};
-use crate::simt::Dialect;
+use crate::simt::{ARCH, Dialect, Simt, Source, syncs, without_sync};
 use coldpress_compiler::codegen::metal::render;
-use coldpress_kernels::attention::{Shape, reference};
+use coldpress_kernels::attention::{Shape, reference_with_sinks};
 use coldpress_kernels::cpu::abi::KvType;
 use coldpress_kernels::gpu::Kernel;
 use coldpress_kernels::gpu::abi::ActForm;
@@ -17,6 +17,7 @@ struct Case {
     kv: KvType,
     shape: Shape,
     split: usize,
+    sinks: bool,
 }
 
 impl Case {
@@ -30,7 +31,12 @@ impl Case {
             softcap: 0.0,
         };
         let split = 32;
-        Case { kv, shape, split }
+        Case {
+            kv,
+            shape,
+            split,
+            sinks: false,
+        }
     }
 
     fn forms(&self) -> &'static [ActForm] {
@@ -50,6 +56,13 @@ impl Case {
 
     fn width(&self) -> usize {
         self.shape.heads * self.shape.head_dim
+    }
+
+    /// Of some heads far below all scores, of others above.
+    fn sink_scores(&self) -> Vec<f32> {
+        (0..self.shape.heads)
+            .map(|h| h as f32 * 4.0 - 9.0)
+            .collect()
     }
 
     fn query(&self, (slot, position): (u32, u32)) -> Vec<f32> {
@@ -80,7 +93,9 @@ impl Case {
             let tokens = tokens.flat_map(|t| cache.read(row.0 as usize, t, v));
             tokens.collect::<Vec<f32>>()
         };
-        reference(&self.query(row), &all(false), &all(true), &self.shape)
+        let (query, k, v) = (self.query(row), all(false), all(true));
+        let sinks = self.sinks.then(|| self.sink_scores());
+        reference_with_sinks(&query, &k, &v, &self.shape, sinks.as_deref())
     }
 
     /// The step's output rows in `form`, one that is not live included.
@@ -92,6 +107,23 @@ impl Case {
         form: ActForm,
         seed: u64,
     ) -> Vec<u8> {
+        let name = self.kernel(form).name;
+        let left = self.attend_with(device, (&name, form), cache, rows, seed);
+        left.unwrap_or_else(|e| panic!("{name} under schedule {seed}: {e}"))
+    }
+
+    /// The same by the kernel `name`.
+    ///
+    /// # Errors
+    /// What the shim found wrong.
+    fn attend_with(
+        &self,
+        device: &Device,
+        (name, form): (&str, ActForm),
+        cache: &Cache,
+        rows: &[(u32, u32)],
+        seed: u64,
+    ) -> Result<Vec<u8>, String> {
         let (slots, positions): (Vec<u32>, Vec<u32>) = rows.iter().copied().unzip();
         let q: Vec<f32> = rows.iter().flat_map(|&r| self.query(r)).collect();
         let q_stride = self.width() * 4 + 64;
@@ -100,6 +132,10 @@ impl Case {
             .alloc((rows.len() + 1) * form.stride(self.width()));
         let args = AttentionArgs {
             q: device.rows(&q, self.width(), q_stride).into(),
+            sinks: match self.sinks {
+                true => device.f32s(&self.sink_scores()).into(),
+                false => 0.into(),
+            },
             kv: device.simt.upload(&cache.pool).into(),
             out: out.into(),
             positions: device.u32s(&positions).into(),
@@ -116,8 +152,8 @@ impl Case {
             softcap: self.shape.softcap.into(),
         };
         let geometry = attention_geometry(&self.shape, rows.len() + 1);
-        device.launch(&self.kernel(form), geometry, args.list(), seed);
-        device.read(&out)
+        device.simt.launch(name, geometry, &args.list(), seed)?;
+        Ok(device.read(&out))
     }
 
     fn check(&self, device: &Device, rows: &[(u32, u32)]) {
@@ -159,9 +195,18 @@ fn attention_on_apple_gpus_is_the_reference() {
         for case in cases {
             case.check(&device, &rows);
         }
+        for case in [cases[3], cases[6]] {
+            Case {
+                sinks: true,
+                ..case
+            }
+            .check(&device, &rows);
+        }
         for (window, softcap, split) in [(20, 0.0, 64), (30, 5.0, 32), (1, 0.0, 32)] {
             let mut case = Case { split, ..cases[0] };
             (case.shape.window, case.shape.softcap) = (window, softcap);
+            case.check(&device, &rows);
+            case.sinks = true;
             case.check(&device, &rows);
         }
     }
@@ -180,6 +225,41 @@ fn rows_on_apple_gpus_have_the_same_bits_in_any_company() {
     for (i, &row) in together.iter().enumerate() {
         let alone = case.attend(&device, &cache, &[row], ActForm::F32, 2 + i as u64);
         assert!(alone[..stride] == all[i * stride..][..stride], "row {i}");
+    }
+}
+
+/// Without any one of its barriers some schedule gives an error or other bits.
+#[test]
+fn every_barrier_of_attention_on_apple_gpus_is_needed() {
+    let case = Case::of(KvType::F16, 4, 1, 64);
+    let kernel = case.kernel(ActForm::F16);
+    let whole = Source::in_dialect(Dialect::Metal, &kernel);
+    let all = syncs(&whole.body);
+    assert!(all.len() >= 3, "{all:?}");
+    let name = |i: usize| format!("{}_{i}", kernel.name);
+    let mutants = (0..all.len()).map(|i| Source {
+        name: name(i),
+        body: without_sync(&whole.body, i),
+        ..whole.clone()
+    });
+    let sources: Vec<_> = [whole.clone()].into_iter().chain(mutants).collect();
+    let Some(simt) = Simt::build(&sources, ARCH) else {
+        return;
+    };
+    let device = Device { simt };
+    // More splits than a thread block has warps.
+    let rows = [(0, 300)];
+    let cache = case.cache(&rows);
+    let left = |device: &Device, name: &str, seed| {
+        case.attend_with(device, (name, ActForm::F16), &cache, &rows, seed)
+    };
+    let expected = left(&device, &kernel.name, 1).expect("runs");
+    for (i, sync) in all.iter().enumerate() {
+        let fails = (1..40).any(|seed| {
+            let simt = device.simt.fresh();
+            left(&Device { simt }, &name(i), seed).as_ref() != Ok(&expected)
+        });
+        assert!(fails, "nothing happens without {sync}");
     }
 }
 

@@ -1,6 +1,6 @@
 use super::{Device, SEEDS};
 use crate::nvrtc::{ARCHITECTURES, nvrtc};
-use crate::simt::{Buffer, SimtArg};
+use crate::simt::{ARCH, Buffer, Dialect, Simt, SimtArg, Source, syncs, without_sync};
 use coldpress_compiler::codegen::cuda::render;
 use coldpress_kernels::gpu::recurrent::{
     self, DeltaRuleArgs, ShortConvArgs, delta_rule, delta_rule_geometry, short_conv,
@@ -111,6 +111,22 @@ fn run(
     slots: usize,
     seed: u64,
 ) -> Vec<(Row, Vec<u32>)> {
+    let name = layer.kernel().name;
+    let results = run_as(device, (&name, layer), steps, slots, seed);
+    results.unwrap_or_else(|e| panic!("{name} under schedule {seed}: {e}"))
+}
+
+/// The results of all rows by the kernel `name`, sorted.
+///
+/// # Errors
+/// What the shim found wrong.
+fn run_as(
+    device: &Device,
+    (name, layer): (&str, &dyn Layer),
+    steps: &[Vec<Row>],
+    slots: usize,
+    seed: u64,
+) -> Result<Vec<(Row, Vec<u32>)>, String> {
     let (width, floats) = (layer.width(), layer.floats());
     let (stride, slot_bytes) = ((width + GAP) * 4, (floats + GAP) * 4);
     let state = device.simt.alloc(slots * slot_bytes);
@@ -119,7 +135,7 @@ fn run(
         let out = device.simt.alloc(ROWS * stride);
         let (geometry, by_row) = layer.geometry(slots);
         let args = layer.args(device, rows, by_row, (out, stride, state, slot_bytes));
-        device.launch(&layer.kernel(), geometry, args, seed);
+        device.simt.launch(name, geometry, &args, seed)?;
         let found = device.read_u32(&out);
         for (i, found) in found.chunks_exact(stride / 4).enumerate() {
             let (values, after) = found.split_at(width);
@@ -138,12 +154,16 @@ fn run(
         assert!(own.iter().all(|&v| (v != u32::MAX) == used), "slot {slot}");
     }
     results.sort_by_key(|(row, _)| *row);
-    results
+    Ok(results)
 }
 
 fn check(layer: &dyn Layer) {
+    Dialect::ALL.into_iter().for_each(|d| check_in(d, layer));
+}
+
+fn check_in(dialect: Dialect, layer: &dyn Layer) {
     let kernel = layer.kernel();
-    let Some(device) = Device::of(std::slice::from_ref(&kernel)) else {
+    let Some(device) = Device::in_dialect(dialect, std::slice::from_ref(&kernel)) else {
         return;
     };
     let name = &kernel.name;
@@ -387,6 +407,45 @@ fn delta_rules_are_the_reference_however_rows_are_cut() {
         recurrent::legal(&heads).expect("legal");
         for normed in [false, true] {
             check(&Delta(heads, normed));
+        }
+    }
+}
+
+/// Without any one of its barriers some schedule gives an error or other bits.
+#[test]
+fn every_barrier_of_a_delta_rule_is_needed() {
+    let heads = Heads {
+        key_heads: 1,
+        heads: 2,
+        dim: 80,
+        grouped: false,
+    };
+    let layer = Delta(heads, true);
+    for dialect in Dialect::ALL {
+        let kernel = layer.kernel();
+        let whole = Source::in_dialect(dialect, &kernel);
+        let all = syncs(&whole.body);
+        assert_eq!(all.len(), 3, "{all:?}");
+        let name = |i: usize| format!("{}_{i}", kernel.name);
+        let mutants = (0..all.len()).map(|i| Source {
+            name: name(i),
+            body: without_sync(&whole.body, i).replace(&kernel.name, &name(i)),
+            ..whole.clone()
+        });
+        let sources: Vec<_> = [whole.clone()].into_iter().chain(mutants).collect();
+        let Some(simt) = Simt::build(&sources, ARCH) else {
+            return;
+        };
+        let steps = [(0..4).map(|position| (0, position)).collect()];
+        let device = Device { simt };
+        let expected = run(&device, &layer, &steps, 2, 1);
+        for (i, sync) in all.iter().enumerate() {
+            let fails = (1..40).any(|seed| {
+                let simt = device.simt.fresh();
+                let left = run_as(&Device { simt }, (&name(i), &layer), &steps, 2, seed);
+                left.as_ref() != Ok(&expected)
+            });
+            assert!(fails, "{dialect:?}: nothing happens without {sync}");
         }
     }
 }

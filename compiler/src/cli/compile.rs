@@ -74,7 +74,8 @@ impl CompileFlags {
             max_context: self.ctx_size,
             kv_type,
             threads: self.threads,
-            kernel_cache: (!self.no_kernel_cache).then(|| super::cache_home().join("kernels")),
+            kernel_cache: (!self.no_kernel_cache)
+                .then(|| coldpress_runtime::cache::home().join("kernels")),
             ..Options::new(TargetProfile::native())
         };
         let targets = self.target.iter().map(|name| Target::parse(name));

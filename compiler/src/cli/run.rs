@@ -85,7 +85,7 @@ fn cached(model: &Path, options: Options) -> Result<PathBuf, Error> {
 }
 
 fn cache_folder() -> Result<PathBuf, Error> {
-    let folder = super::cache_home();
+    let folder = coldpress_runtime::cache::home();
     std::fs::create_dir_all(&folder).map_err(|source| Error::Io {
         doing: format!("creating {}", folder.display()),
         source,

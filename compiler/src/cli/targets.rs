@@ -81,10 +81,11 @@ impl TargetsArgs {
     }
 }
 
-/// The preset of an Apple GPU: `Apple M4 Max` is `metal:m4-max`; of one without a preset the smallest.
+/// The preset of an Apple GPU: `Apple M4 Max` is `metal:m4-max`; of one without a preset that of the nearest.
 fn metal_target(gpu: &MetalInfo) -> &'static str {
-    let own = metal::PRESETS.iter().find(|p| p.about == gpu.name);
-    own.map_or("metal:m1", |p| p.name)
+    let presets = metal::PRESETS.iter();
+    let nearest = presets.min_by_key(|p| gpu.distance(&p.planned_for()));
+    nearest.map_or("metal:m1", |p| p.name)
 }
 
 /// Architectures by the names that files give them, then weight formats.
@@ -102,6 +103,29 @@ fn models() -> String {
 mod tests {
     use super::*;
     use coldpress_runtime::bundle::{TARGETS_BY_CAPABILITY, TARGETS_BY_NAME};
+
+    #[test]
+    fn an_apple_gpu_is_compiled_for_as_itself_or_as_the_nearest() {
+        let target = |name: &str, family, cores| {
+            metal_target(&MetalInfo {
+                name: name.into(),
+                family,
+                cores: Some(cores),
+                memory_bytes: 48 << 30,
+            })
+        };
+        for preset in metal::PRESETS {
+            assert_eq!(
+                target(preset.about, preset.family, preset.cores),
+                preset.name
+            );
+        }
+        assert_eq!(target("Apple M4 Max", 9, 32), "metal:m4-max");
+        // None of its own: the family decides, then the cores.
+        assert_eq!(target("Apple M4 Ultra", 9, 80), "metal:m3-ultra");
+        assert_eq!(target("Apple M6 Max", 11, 40), "metal:m5-max");
+        assert_eq!(target("Apple Paravirtual device", 7, 8), "metal:m1");
+    }
 
     #[test]
     fn what_the_runtime_recommends_can_be_compiled_for() {

@@ -129,7 +129,7 @@ fn shapes(path: &Path) -> Result<Vec<Shape>, Error> {
 
 /// Where `tune` writes and `compile` looks when nothing else is said.
 pub(super) fn default_cache() -> PathBuf {
-    super::cache_home().join("tune.json")
+    coldpress_runtime::cache::home().join("tune.json")
 }
 
 /// Row counts worth a line: powers of two, and the largest batch.

@@ -3,6 +3,8 @@
 mod candidates;
 mod presets;
 
+use coldpress_runtime::manifest::PlannedFor;
+
 pub use candidates::Candidates;
 pub use presets::PRESETS;
 
@@ -25,7 +27,7 @@ pub struct MetalProfile {
     pub memory_bytes: u64,
     /// Whether `matmul2d` of Metal 4 has pipes of its own.
     pub neural: bool,
-    /// One line for `coldpress targets`.
+    /// One line for `coldpress targets`: what the driver calls the GPU.
     pub about: &'static str,
     /// Matmul variants that plans choose from.
     pub candidates: Candidates,
@@ -44,6 +46,16 @@ impl MetalProfile {
     /// The preset `name`.
     pub fn named(name: &str) -> Option<MetalProfile> {
         PRESETS.iter().find(|p| p.name == name).copied()
+    }
+
+    /// What a machine compares with its own GPU to find the plan that fits best.
+    pub fn planned_for(&self) -> PlannedFor {
+        PlannedFor {
+            gpu: self.about.into(),
+            family: self.family,
+            cores: self.cores,
+            memory_bytes: self.memory_bytes,
+        }
     }
 
     /// Bytes per second that reads of memory reach: single-stream decoders of float weights come to 83 to 90 % of the data

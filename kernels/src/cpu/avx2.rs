@@ -1,6 +1,7 @@
 //! Micro-kernels for AVX2 with FMA and F16C.
 
 pub mod attention;
+pub mod gated;
 pub mod lanes;
 pub mod matmul;
 pub mod norm;

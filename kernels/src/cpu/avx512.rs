@@ -1,6 +1,7 @@
 //! Micro-kernels for AVX-512 F, BW, DQ, VL and VNNI.
 
 pub mod attention;
+pub mod gated;
 pub mod lanes;
 pub mod matmul;
 pub mod norm;

@@ -1,9 +1,10 @@
-//! What a vector ISA must offer so that norm, rope, attention and recurrent layers are written once: `Lanes`, a vector of
+//! What a vector ISA must offer so that norm, rope, attention, gated activations and recurrent layers are written once: `Lanes`, a vector of
 //! f32. The bodies in `lanes/` are inlined into `#[target_feature]` functions, which `lanes/stamp.rs` makes for `avx2` and
 //! `avx512`. Matmul and quantise, whose instructions differ by ISA, are no business of this trait.
 
 pub mod attention;
 pub mod cache;
+pub mod gated;
 pub mod mix;
 pub mod norm;
 pub mod partial;

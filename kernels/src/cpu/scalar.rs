@@ -5,6 +5,7 @@ pub mod attention;
 pub mod cache;
 pub mod embed;
 pub mod experts;
+pub mod gated;
 pub mod matmul;
 pub mod norm;
 pub mod quantise;

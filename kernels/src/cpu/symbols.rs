@@ -70,6 +70,7 @@ const LISTS: &[&[Named]] = &[
     scalar::embed::SYMBOLS,
     scalar::experts::SYMBOLS,
     scalar::norm::SYMBOLS,
+    scalar::gated::SYMBOLS,
     scalar::rope::SYMBOLS,
     scalar::attention::SYMBOLS,
     scalar::recurrent::SYMBOLS,
@@ -79,6 +80,8 @@ const LISTS: &[&[Named]] = &[
     avx2::quantise::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx2::norm::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avx2::gated::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx2::rope::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
@@ -93,6 +96,8 @@ const LISTS: &[&[Named]] = &[
     avx512::quantise::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx512::norm::SYMBOLS,
+    #[cfg(target_arch = "x86_64")]
+    avx512::gated::SYMBOLS,
     #[cfg(target_arch = "x86_64")]
     avx512::rope::SYMBOLS,
     #[cfg(target_arch = "x86_64")]

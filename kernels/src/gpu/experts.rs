@@ -27,7 +27,9 @@ const PLACE: usize = 4;
 const ROUTE_THREADS: usize = 1024;
 /// Rows that a thread block of the router has.
 const ROUTE_ROWS: usize = ROUTE_THREADS / 32;
-/// Words of shared memory for counts of routed rows by expert, some for each warp that counts.
+/// Words of shared memory before the counts of routed rows: one for each warp.
+const WORDS: usize = 32;
+/// Words of shared memory for these counts, some for each warp that counts.
 const COUNTS: usize = 8192;
 
 const _: () = assert!(MAX_EXPERTS <= ROUTE_THREADS && MAX_USED <= 64);
@@ -232,36 +234,113 @@ arguments! {
 /// their weights: the softmax over all logits, or over those of the experts used where `of_used`; divided by their sum
 /// where `normalise`. Then lists the routed rows by expert.
 pub fn route(experts: usize, of_used: bool, normalise: bool) -> Kernel {
-    let weights = match (of_used, normalise) {
-        (false, false) => "all",
-        (false, true) => "all_normalised",
-        (true, false) => "used",
-        (true, true) => "used_normalised",
+    let router = Router {
+        experts,
+        of_used,
+        normalise,
+        counts: COUNTS,
     };
-    Kernel {
-        name: format!("route_e{experts}_{weights}"),
-        template: "route",
-        constants: vec![
-            ("experts", Constant::Int(experts as i64)),
-            ("of_used", Constant::Flag(of_used)),
-            ("normalise", Constant::Flag(normalise)),
-            ("walkers", Constant::Int(walkers(experts) as i64)),
-        ],
-        threads: ROUTE_THREADS as u32,
-    }
-}
-
-/// Warps of the router that count routed rows.
-const fn walkers(experts: usize) -> usize {
-    let most = COUNTS / experts;
-    if most < ROUTE_ROWS { most } else { ROUTE_ROWS }
+    router.kernel(Share::Meets)
 }
 
 /// Thread blocks of [`route`] for a bucket of `rows` rows.
 pub fn route_geometry(experts: usize, rows: usize) -> Geometry {
+    route_blocks(experts, COUNTS, rows.div_ceil(ROUTE_ROWS))
+}
+
+/// The launches of a router in a bucket of `rows` rows on GPUs whose thread blocks do not see what others of their launch
+/// leave; all of them take the same arguments. One thread block does all if it has a warp for every row.
+pub fn route_apart(
+    (experts, of_used, normalise): (usize, bool, bool),
+    rows: usize,
+    shared_bytes: usize,
+) -> Vec<(Kernel, Geometry)> {
+    let router = Router {
+        experts,
+        of_used,
+        normalise,
+        counts: COUNTS.min(shared_bytes / 4 - WORDS),
+    };
+    let blocks = rows.div_ceil(ROUTE_ROWS);
+    let launch = |share, blocks| {
+        let geometry = route_blocks(experts, router.counts, blocks);
+        (router.kernel(share), geometry)
+    };
+    match blocks {
+        1 => vec![launch(Share::Alone, 1)],
+        _ => vec![launch(Share::Choices, blocks), launch(Share::Lists, 1)],
+    }
+}
+
+/// What of a router's work a kernel does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Share {
+    /// All of it, the lists by the thread block that ends last.
+    Meets,
+    /// All of it, by one thread block.
+    Alone,
+    Choices,
+    /// By one thread block.
+    Lists,
+}
+
+/// A router, and words of shared memory that it has for counts.
+#[derive(Clone, Copy)]
+struct Router {
+    experts: usize,
+    of_used: bool,
+    normalise: bool,
+    counts: usize,
+}
+
+impl Router {
+    fn kernel(self, share: Share) -> Kernel {
+        let Router {
+            experts,
+            of_used,
+            normalise,
+            counts,
+        } = self;
+        let weights = match (of_used, normalise) {
+            (false, false) => "all",
+            (false, true) => "all_normalised",
+            (true, false) => "used",
+            (true, true) => "used_normalised",
+        };
+        let name = match share {
+            Share::Meets => format!("route_e{experts}_{weights}"),
+            Share::Alone => format!("route_e{experts}_{weights}_alone"),
+            Share::Choices => format!("route_e{experts}_{weights}_choices"),
+            Share::Lists => format!("route_e{experts}_lists"),
+        };
+        let flag = Constant::Flag;
+        Kernel {
+            name,
+            template: "route",
+            constants: vec![
+                ("experts", Constant::Int(experts as i64)),
+                ("of_used", flag(of_used && share != Share::Lists)),
+                ("normalise", flag(normalise && share != Share::Lists)),
+                ("walkers", Constant::Int(walkers(experts, counts) as i64)),
+                ("chooses", flag(share != Share::Lists)),
+                ("lists", flag(share != Share::Choices)),
+                ("meets", flag(share == Share::Meets)),
+            ],
+            threads: ROUTE_THREADS as u32,
+        }
+    }
+}
+
+/// Warps of the router that count routed rows, with words for so many counts.
+const fn walkers(experts: usize, counts: usize) -> usize {
+    let most = counts / experts;
+    if most < ROUTE_ROWS { most } else { ROUTE_ROWS }
+}
+
+fn route_blocks(experts: usize, counts: usize, blocks: usize) -> Geometry {
     Geometry {
-        grid: [rows.div_ceil(ROUTE_ROWS) as u32, 1, 1],
-        shared_bytes: (128 + walkers(experts) * experts * 4) as u32,
+        grid: [blocks as u32, 1, 1],
+        shared_bytes: ((WORDS + walkers(experts, counts) * experts) * 4) as u32,
     }
 }
 
@@ -277,7 +356,7 @@ pub fn route_bytes(routed: Routed, rows: usize) -> u64 {
 pub fn route_seconds(routed: Routed, rows: usize) -> f64 {
     const CHOICE_SECONDS: f64 = 0.12e-6;
     const ROW_SECONDS: f64 = 0.1e-6;
-    let walked = rows.div_ceil(walkers(routed.experts));
+    let walked = rows.div_ceil(walkers(routed.experts, COUNTS));
     1.5e-6 + routed.used as f64 * CHOICE_SECONDS + walked as f64 * ROW_SECONDS
 }
 
@@ -351,6 +430,7 @@ pub fn sum_bytes(width: usize, rows: usize, used: usize, added: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::metal::SHARED_BYTES;
 
     #[test]
     fn what_a_router_leaves_lies_apart_and_has_room() {
@@ -424,8 +504,16 @@ mod tests {
     fn counts_fit_the_shared_memory_of_every_gpu() {
         for experts in [1, 8, 128, 256, 257, 512, MAX_EXPERTS] {
             let geometry = route_geometry(experts, 100);
-            assert!(geometry.shared_bytes <= 48 << 10 && walkers(experts) >= 8);
+            assert!(geometry.shared_bytes <= 48 << 10 && walkers(experts, COUNTS) >= 8);
             assert_eq!(geometry.grid, [4, 1, 1]);
+            // Of one thread block, of several.
+            for (rows, grids) in [(32, &[1][..]), (100, &[4, 1])] {
+                let launches = route_apart((experts, false, true), rows, SHARED_BYTES as usize);
+                let fits = |(_, g): &(Kernel, Geometry)| g.shared_bytes <= SHARED_BYTES;
+                assert!(launches.iter().all(fits), "{experts} experts");
+                let found = launches.iter().map(|(_, geometry)| geometry.grid[0]);
+                assert!(found.eq(grids.iter().copied()));
+            }
         }
     }
 }

@@ -106,6 +106,11 @@ impl Family {
         own.any(|v| (v.min_arch..=v.max_arch).contains(&arch))
     }
 
+    /// Whether it has kernels of routed rows, which are no neighbours.
+    pub const fn routes(self) -> bool {
+        metal::tensor_rows(self) == 0
+    }
+
     /// Whether its kernels read the layout.
     pub const fn reads(self, layout: &PackedLayout) -> bool {
         match self {
@@ -432,7 +437,7 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         if class.k_split > 1 {
             return Err(Reason::Split(family));
         }
-        if query.routed.is_some() {
+        if routed.is_some() && !family.routes() {
             return Err(Reason::Experts(family));
         }
         if let Epilogue::Gated(_, form @ ActForm::Q8) | Epilogue::ResidualNorm(form @ ActForm::Q8) =

@@ -173,6 +173,7 @@ pub(super) fn matmul_kernel(
     class: Class,
     layout: &PackedLayout,
     epilogue: Epilogue,
+    routed: bool,
 ) -> Kernel {
     let word = |word: &str| Constant::Word(word.into());
     let int = |value: u32| Constant::Int(value.into());
@@ -201,15 +202,17 @@ pub(super) fn matmul_kernel(
         ("keeps", Constant::Flag(keeps(variant, epilogue))),
         ("epilogue", word(what)),
         ("out_form", word(form.name())),
+        ("routed", Constant::Flag(routed)),
     ]);
     Kernel {
         name: format!(
-            "matmul_{}_{layout}_n{}_m{}_w{}_{}",
+            "matmul_{}_{layout}_n{}_m{}_w{}_{}{}",
             family.name(),
             variant.stamp,
             variant.tiles,
             class.warps,
-            epilogue.name()
+            epilogue.name(),
+            if routed { "_experts" } else { "" }
         ),
         template: match family {
             Family::Matrix => "matmul_matrix",

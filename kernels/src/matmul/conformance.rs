@@ -336,12 +336,20 @@ fn same_bits(a: &[f32], b: &[f32]) -> bool {
 
 #[test]
 fn all_quantisers_give_the_same_bytes() {
-    let k = 100;
-    let mut x = activations(5, k);
-    x[3] = f32::NAN;
-    (x[k + 1], x[k + 40]) = (f32::INFINITY, f32::NEG_INFINITY);
-    x[2 * k..][..40].fill(0.0);
-    x[3 * k..][..64].fill(1e-38);
+    for k in [100, 256, 256 + 100, 3 * 256] {
+        let mut x = activations(5, k);
+        for (g, group) in x.chunks_mut(ACT_GROUP).enumerate() {
+            group.iter_mut().for_each(|v| *v *= 1.0 + g as f32);
+        }
+        x[3] = f32::NAN;
+        (x[k + 1], x[k + 40]) = (f32::INFINITY, f32::NEG_INFINITY);
+        x[2 * k..][..40].fill(0.0);
+        x[3 * k..][..64].fill(1e-38);
+        same_bytes(&x, k);
+    }
+}
+
+fn same_bytes(x: &[f32], k: usize) {
     let padded = k.next_multiple_of(GROUP_K);
     let layout = q8_row(padded);
     let mut first: Option<Vec<u8>> = None;
@@ -362,7 +370,7 @@ fn all_quantisers_give_the_same_bytes() {
             );
         }
         let bytes = out.bytes().to_vec();
-        assert_eq!(*first.get_or_insert(bytes.clone()), bytes, "{isa:?}");
+        assert_eq!(*first.get_or_insert(bytes.clone()), bytes, "{isa:?} k {k}");
     }
 }
 

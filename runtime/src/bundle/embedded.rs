@@ -94,7 +94,7 @@ mod tests {
         sample::write(&bundle, &sample::manifest()).expect("bundle");
         std::fs::write(&launcher, b"not really a program").expect("launcher");
         write(&launcher, &bundle, &out).expect("written");
-        assert_eq!(find(&out), Some(4096));
+        assert_eq!(find(&out), Some(SECTION_ALIGN));
         assert_eq!(find(&bundle), None);
         let opened = crate::bundle::Bundle::open(&out).expect("opens");
         assert_eq!(

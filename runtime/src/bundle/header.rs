@@ -10,24 +10,26 @@
 //! 24  u64      file bytes
 //! 32  u32 x 4  producer bytes, targets, sections, zero
 //! 48           producer, UTF-8
-//!              per target: name, arch, u16 features, each feature, u64 memory bytes; a text is u16 bytes, then UTF-8
+//!              per target: name, arch, u16 features, each feature, u64 memory bytes, u16 1 if it was planned for a GPU,
+//!                then its name, u32 family, u32 cores, u64 memory bytes; a text is u16 bytes, then UTF-8
 //!              per section: u32 kind, u32 index, u64 offset, u64 bytes, u64 checksum
 //! ```
-//! Sections start at multiples of 4096, in file order, and do not overlap; the bytes between them are zero.
+//! Sections start at multiples of 16384, in file order, and do not overlap; the bytes between them are zero.
 
-use crate::manifest::Requirements;
+use crate::manifest::{PlannedFor, Requirements};
 use xxhash_rust::xxh3::Xxh3;
 
 /// First bytes of a bundle. The high bit and the line ending reveal a transfer in text mode, as in PNG.
 pub const MAGIC: [u8; 8] = *b"\x89press\r\n";
 /// Version of the layout of the header, the sections and the manifest; any change raises it.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 /// Largest header accepted, bytes.
 pub const MAX_HEADER_BYTES: u64 = 1 << 20;
 /// Most sections accepted.
 pub const MAX_SECTIONS: usize = 4096;
-/// Sections start at multiples of this many bytes.
-pub const SECTION_ALIGN: u64 = 4096;
+/// Sections start at multiples of this many bytes: a page of Apple's machines, a multiple of everybody else's, so that a
+/// section that is mapped begins a page.
+pub const SECTION_ALIGN: u64 = 16384;
 /// Bytes before the producer.
 pub(super) const PREFIX_BYTES: usize = 48;
 
@@ -267,11 +269,27 @@ fn parse_target(reader: &mut Reader<'_>) -> Result<Requirements, HeaderError> {
     let features = (0..features)
         .map(|_| reader.short_text())
         .collect::<Result<_, _>>()?;
+    let memory_bytes = reader.u64()?;
+    let planned_for = match reader.u16()? {
+        0 => None,
+        1 => Some(PlannedFor {
+            gpu: reader.short_text()?,
+            family: reader.u32()?,
+            cores: reader.u32()?,
+            memory_bytes: reader.u64()?,
+        }),
+        other => {
+            return malformed(format!(
+                "target {target} was planned for {other} GPUs, at most 1"
+            ));
+        }
+    };
     Ok(Requirements {
         target,
         arch,
         features,
-        memory_bytes: reader.u64()?,
+        memory_bytes,
+        planned_for,
     })
 }
 
@@ -350,6 +368,13 @@ pub(super) fn encode(header: &Header) -> Option<Vec<u8>> {
             text(&mut out, feature)?;
         }
         out.extend(target.memory_bytes.to_le_bytes());
+        out.extend(u16::from(target.planned_for.is_some()).to_le_bytes());
+        if let Some(gpu) = &target.planned_for {
+            text(&mut out, &gpu.gpu)?;
+            out.extend(gpu.family.to_le_bytes());
+            out.extend(gpu.cores.to_le_bytes());
+            out.extend(gpu.memory_bytes.to_le_bytes());
+        }
     }
     for (index, section) in header.sections.iter().enumerate() {
         out.extend((section.kind as u32).to_le_bytes());

@@ -3,6 +3,7 @@
 mod gpu;
 mod metal;
 
+use crate::device::metal::Distance;
 pub use gpu::{TARGETS_BY_CAPABILITY, TARGETS_BY_NAME, target_for};
 
 use crate::device::cuda::{self, GpuInfo};
@@ -14,6 +15,17 @@ use coldpress_kernels::cpu;
 const CUDA: &str = "cuda";
 /// That of plans for Apple GPUs.
 const METAL: &str = "metal";
+
+/// How well a plan fits a machine that can run it: the least fits best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Fit {
+    /// GPUs come first.
+    on_cpu: bool,
+    /// Whether it is not the preset of this NVIDIA GPU.
+    other_preset: bool,
+    /// How far the Apple GPU is that it was planned for.
+    distance: Option<Distance>,
+}
 
 /// The machine the process runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +77,41 @@ impl Machine {
         let mut lines = self.platform_mismatches(requires);
         lines.extend(self.memory_mismatch(requires));
         lines
+    }
+
+    /// Why this machine does not run a plan when it runs the one that needs `picked`: what it lacks, or that the other fits
+    /// better.
+    pub fn refusal(&self, requires: &Requirements, picked: &Requirements) -> Vec<String> {
+        let lines = self.lacks(requires);
+        if !lines.is_empty() {
+            return lines;
+        }
+        let (target, other) = (&requires.target, &picked.target);
+        let (own, others) = (self.fit(requires), self.fit(picked));
+        vec![match (&requires.planned_for, &self.metal) {
+            _ if own.on_cpu && !others.on_cpu => {
+                format!("target {target} runs here too, but {other} runs on the GPU")
+            }
+            (Some(planned), Ok(gpu)) if own > others => format!(
+                "target {target} was planned for {}, apple{}, {} cores; {other} is closer to {gpu}",
+                planned.gpu, planned.family, planned.cores
+            ),
+            _ if own > others => {
+                format!("target {target} runs here too, but {other} was planned for this GPU")
+            }
+            _ => format!("target {target} runs here too, but {other} comes before it"),
+        }]
+    }
+
+    /// How well a plan fits.
+    pub(super) fn fit(&self, requires: &Requirements) -> Fit {
+        let metal = self.metal.as_ref().ok();
+        let planned = requires.planned_for.as_ref();
+        Fit {
+            on_cpu: ![CUDA, METAL].contains(&requires.arch.as_str()),
+            other_preset: requires.arch == CUDA && !gpu::is_preset(&self.gpus, requires),
+            distance: planned.and_then(|planned| Some(metal?.distance(planned))),
+        }
     }
 
     fn without_gpus() -> Self {
@@ -122,21 +169,23 @@ impl Machine {
         if requires.arch == METAL {
             return metal::memory_mismatch(self.metal.as_ref().ok()?, requires);
         }
-        short_of_memory(requires, self.memory_bytes, |gib| {
+        short_of_memory(requires, "allocates", self.memory_bytes, |gib| {
             format!("{gib} are available")
         })
     }
 }
 
-/// The line that says a plan needs more than `bytes`, if it does; `there` says in words who has how much.
+/// The line that says a plan needs more than `bytes`, if it does; `takes` says what the plan does with its memory, `there`
+/// who has how much.
 fn short_of_memory(
     requires: &Requirements,
+    takes: &str,
     bytes: u64,
     there: impl Fn(&str) -> String,
 ) -> Option<String> {
     (requires.memory_bytes > bytes).then(|| {
         format!(
-            "target {} allocates {:.2} GiB, {}; \
+            "target {} {takes} {:.2} GiB, {}; \
              recompile with a smaller --max-batch, --ctx-size or --kv-type",
             requires.target,
             gib(requires.memory_bytes),
@@ -187,6 +236,7 @@ mod tests {
             arch: arch.into(),
             features: features.iter().map(|&f| f.into()).collect(),
             memory_bytes,
+            planned_for: None,
         }
     }
 

@@ -111,6 +111,7 @@ pub(crate) fn manifest() -> Manifest {
             arch: std::env::consts::ARCH.into(),
             features: Vec::new(),
             memory_bytes: 1 << 20,
+            planned_for: None,
         },
         workers: 2,
         symbols: vec!["barrier".into()],

@@ -2,9 +2,9 @@
 
 mod gpu;
 
-use super::header::{self, FORMAT_VERSION, PREFIX_BYTES};
+use super::header::{self, FORMAT_VERSION, PREFIX_BYTES, SECTION_ALIGN};
 use super::*;
-use crate::manifest::{BatchPrediction, KvWindow, Requirements, Stage, StatePlan};
+use crate::manifest::{BatchPrediction, KvWindow, Requirements, Stage, StatePlan, TargetPlan};
 use std::fs;
 use std::io::Write;
 use tempfile::TempDir;
@@ -93,13 +93,13 @@ fn same_input_same_bytes_and_appended_bundles_open() {
     let bytes = sample_bytes(&one);
     assert_eq!(bytes, sample_bytes(&two));
     let path = one.path().join("launcher");
-    let mut file = vec![1; 2 * 4096];
+    let mut file = vec![1; 2 * SECTION_ALIGN as usize];
     file.extend(&bytes);
     file.extend(b"trailer");
     fs::write(&path, &file).expect("writes");
-    let bundle = Bundle::open_at(&path, 2 * 4096).expect("opens");
+    let bundle = Bundle::open_at(&path, 2 * SECTION_ALIGN).expect("opens");
     assert_eq!(bundle.section_bytes(0), Some(&[7; 100][..]));
-    assert!(Bundle::open_at(&path, 4096).is_err());
+    assert!(Bundle::open_at(&path, SECTION_ALIGN).is_err());
     assert!(Bundle::open_at(&path, 100).is_err());
     assert!(matches!(
         Bundle::open_at(&path, 1 << 30),
@@ -204,6 +204,7 @@ fn absurd_numbers_in_sealed_headers() {
                 1 << 63,
                 1,
                 4096,
+                SECTION_ALIGN,
                 bytes.len() as u64,
             ] {
                 let put = |b: &mut Vec<u8>| b[at..at + 8].copy_from_slice(&value.to_le_bytes());

@@ -13,7 +13,7 @@ use tempfile::NamedTempFile;
 
 /// Bytes kept free for the header; enough for every section the format allows and 60 KiB of text. Not written where
 /// unused, so file systems with sparse files do not store it.
-const HEADER_ROOM: u64 = 48 * SECTION_ALIGN;
+const HEADER_ROOM: u64 = 12 * SECTION_ALIGN;
 /// The file is written in aligned blocks of the size of a huge page: file systems keep what one call writes in as few
 /// pages as it fills, and weights mapped by huge pages stream up to a third faster.
 const BLOCK_BYTES: usize = 2 << 20;

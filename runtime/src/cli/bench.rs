@@ -128,7 +128,7 @@ impl BenchArgs {
     /// # Errors
     /// Usage: nothing to measure fits the bundle's limits. Otherwise what opening and running report.
     pub fn execute(self) -> Result<(), Error> {
-        let bundle = Arc::new(Bundle::open(&self.bundle)?);
+        let bundle = Arc::new(super::open(&self.bundle)?);
         if self.profile {
             return self.profile(&bundle);
         }

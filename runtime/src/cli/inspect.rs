@@ -74,10 +74,8 @@ impl View<'_> {
                 plan.requires.target
             );
             out.push_str(&needs(plan));
-            if self.picked.is_some() && !picked {
-                for line in self.machine.lacks(&plan.requires) {
-                    let _ = writeln!(out, "not here  {line}");
-                }
+            for line in self.why_not(plan) {
+                let _ = writeln!(out, "not here  {line}");
             }
             let weights = self
                 .header
@@ -94,6 +92,16 @@ impl View<'_> {
             let _ = write!(out, "\nkernels\n{}\n", kernels::table(plan));
         }
         out
+    }
+
+    /// Why another plan runs here than this one; nothing if this one does, or none.
+    fn why_not(&self, plan: &TargetPlan) -> Vec<String> {
+        match self.picked {
+            Some(picked) if !std::ptr::eq(picked, plan) => {
+                self.machine.refusal(&plan.requires, &picked.requires)
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn head(&self) -> String {
@@ -137,6 +145,9 @@ impl View<'_> {
         for gpu in machine.gpus.iter().flatten() {
             let _ = writeln!(out, "gpu       {gpu}");
         }
+        if let Ok(gpu) = &machine.metal {
+            let _ = writeln!(out, "gpu       {gpu}");
+        }
         match self.mismatches {
             [] => out.push_str("verdict   this machine runs it\n"),
             lines => {
@@ -163,6 +174,14 @@ impl View<'_> {
                 })
             })
             .collect();
+        let refused: Vec<serde_json::Value> = self
+            .manifest
+            .plans
+            .iter()
+            .map(|plan| (plan, self.why_not(plan)))
+            .filter(|(_, why)| !why.is_empty())
+            .map(|(plan, why)| serde_json::json!({"target": plan.requires.target, "why": why}))
+            .collect();
         let value = serde_json::json!({
             "file": self.path.display().to_string(),
             "file_bytes": self.header.file_bytes,
@@ -180,6 +199,7 @@ impl View<'_> {
             "runs_here": self.mismatches.is_empty(),
             "mismatches": self.mismatches,
             "target": self.picked.map(|plan| &plan.requires.target),
+            "refused": refused,
             "manifest": self.manifest,
         });
         format!("{value:#}\n")
@@ -231,10 +251,12 @@ fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table
         states => format!(", {} per sequence in recurrent states", bytes(states)),
     };
     let mut table = table(["what", "size", "how"]);
+    let in_place = plan.gpu.is_some() && plan.requires.arch == "metal";
     table.add_row([
         "weights".into(),
         bytes(weights),
         match plan.gpu {
+            Some(_) if in_place => "mapped from the bundle; the GPU reads them there".into(),
             Some(_) => "copied to the GPU".into(),
             None => "mapped from the bundle, shared and evictable".into(),
         },
@@ -258,11 +280,20 @@ fn memory(plan: &TargetPlan, weights: u64, limits: Limits) -> comfy_table::Table
         bytes(plan.arena_bytes),
         "one arena for every bucket".into(),
     ]);
+    // What an Apple GPU needs is allocated but for the weights.
+    let mapped = if in_place { weights } else { 0 };
     table.add_row([
         "allocated".into(),
-        bytes(plan.requires.memory_bytes),
+        bytes(plan.requires.memory_bytes.saturating_sub(mapped)),
         "all of it before the first step".into(),
     ]);
+    if in_place {
+        table.add_row([
+            "in all".into(),
+            bytes(plan.requires.memory_bytes),
+            "what the GPU must be allowed to use, the weights once".into(),
+        ]);
+    }
     table
 }
 

@@ -9,7 +9,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::output::{io_error, print, progress};
-use crate::bundle::{Bundle, folder_of};
+use crate::bundle::folder_of;
 use crate::engine::Steps;
 use crate::error::Error;
 use crate::executor::{Executor, ExecutorOptions, Row};
@@ -63,7 +63,7 @@ impl LogitsArgs {
                 self.output.display()
             )));
         }
-        let mut executor = Executor::new(Bundle::open(&self.bundle)?, ExecutorOptions::default())?;
+        let mut executor = Executor::new(super::open(&self.bundle)?, ExecutorOptions::default())?;
         let sequences: Vec<Vec<u32>> = self.tokens.into_iter().map(|list| list.0).collect();
         let greedy = self.greedy.unwrap_or(0) as usize;
         let mut run = Run::new(&mut executor, &sequences, greedy)?;

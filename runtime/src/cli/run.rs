@@ -7,7 +7,6 @@ mod show;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::bundle::Bundle;
 use crate::engine::{Engine, EngineOptions, Event, Request};
 use crate::error::Error;
 use prompts::PromptArgs;
@@ -74,7 +73,7 @@ impl RunArgs {
         };
         let sampling = self.sampling.sampling()?;
         let texts = self.prompts.texts()?;
-        let mut engine = Engine::new(Bundle::open(&self.bundle)?, options)?;
+        let mut engine = Engine::new(super::open(&self.bundle)?, options)?;
         let prompts = self.prompts.prompts(&texts, engine.tokenizer())?;
         let mut ids = Vec::with_capacity(prompts.len());
         for prompt in prompts {

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::output::{print, table};
-use crate::bundle::Bundle;
 use crate::engine::Steps;
 use crate::error::Error;
 use crate::executor::{Executor, ExecutorOptions, Row};
@@ -29,7 +28,7 @@ impl VerifyArgs {
     /// `Verification` if any logits differ too much or any two buckets differ at all; else what opening and running
     /// report.
     pub fn execute(self) -> Result<(), Error> {
-        let bundle = Bundle::open(&self.bundle)?;
+        let bundle = super::open(&self.bundle)?;
         let prompts = bundle.golden_prompts()?;
         let bundle = Arc::new(bundle);
         let mut executor = Executor::new(Arc::clone(&bundle), ExecutorOptions::default())?;

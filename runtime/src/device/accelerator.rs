@@ -1,6 +1,7 @@
 //! What a GPU must offer so that `gpu` can run plans on it: memory, kernels and an order in which things happen. Nothing
-//! here knows plans, rows or models; `cuda` implements it, and tests do without hardware.
+//! here knows plans, rows or models; `cuda` and `metal` implement it, and tests do without hardware.
 
+use crate::bundle::MappedSection;
 use crate::error::Error;
 
 /// A kernel as a bundle holds it.
@@ -39,8 +40,9 @@ pub struct BoundLaunch {
 
 /// A GPU, or what stands in for one.
 ///
-/// Writes, zeroing and runs take effect in the order of the calls. All of them may return before that;
-/// [`Accelerator::synchronise`] waits, and reports what went wrong since. After an error nothing is known of memory that
+/// Writes, zeroing and runs take effect in the order of the calls. All of them may return before that, and what they ask for
+/// may be held back until [`Accelerator::submit`], or until somebody waits; [`Accelerator::synchronise`] does, and reports
+/// what went wrong since. After an error nothing is known of memory that
 /// kernels may have written. What was allocated, loaded and prepared lives as long as the accelerator.
 pub trait Accelerator: Send {
     /// Memory on the accelerator.
@@ -56,6 +58,16 @@ pub trait Accelerator: Send {
     /// # Errors
     /// [`Error::Memory`] if there is not so much.
     fn allocate(&mut self, what: &str, bytes: u64) -> Result<Self::Buffer, Error>;
+
+    /// `section` as memory that kernels only read, where it is mapped; none where they do not read the host's memory, so that
+    /// it has to be copied.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is not so much.
+    fn map(&mut self, what: &str, section: &MappedSection) -> Result<Option<Self::Buffer>, Error> {
+        let _ = (what, section);
+        Ok(None)
+    }
 
     /// The address of its first byte, as kernels see it.
     fn address(&self, buffer: &Self::Buffer) -> u64;
@@ -112,6 +124,14 @@ pub trait Accelerator: Send {
     /// # Errors
     /// [`Error::Device`] if the device refuses.
     fn run(&mut self, recorded: &mut Self::Recorded) -> Result<(), Error>;
+
+    /// Has everything before begin, if it was held back to reach the device in one piece.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device refuses.
+    fn submit(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Runs launches one at a time and returns how long each took, seconds.
     ///

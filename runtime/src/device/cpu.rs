@@ -3,6 +3,8 @@
 
 mod barrier;
 mod code;
+#[cfg(target_os = "linux")]
+mod pages;
 mod team;
 #[cfg(target_arch = "x86_64")]
 mod timed;
@@ -120,7 +122,9 @@ impl CpuDevice {
             let bytes = bundle.section_bytes(index);
             bytes.ok_or_else(|| Error::Device(format!("the bundle has no {what} section {index}")))
         };
-        let weights = section("weights", plan.weights_section)?.as_ptr();
+        let weights = section("weights", plan.weights_section)?;
+        #[cfg(target_os = "linux")]
+        pages::enlarge(bundle.path(), weights);
         let code = Code::new(section("code", plan.code_section)?)?;
         let programs = load_programs(plan, &code)?;
         let symbols = resolve(plan)?;
@@ -129,7 +133,7 @@ impl CpuDevice {
         let barrier = Arc::new(Barrier::new(plan.workers));
         let context = || WorkerContext {
             arena: arena.as_mut_ptr(),
-            weights,
+            weights: weights.as_ptr(),
             kv: kv.as_mut_ptr(),
             step: std::ptr::null(),
             symbols: symbols.as_ptr(),

@@ -1,4 +1,4 @@
-//! Runs a GPU plan on an [`Accelerator`]: uploads weights and kernels, gives every launch its addresses, and plays a
+//! Runs a GPU plan on an [`Accelerator`]: maps or uploads weights, loads kernels, gives every launch its addresses, and plays a
 //! program's launches over the rows of a step. What hardware it is, is the accelerator's business; which program runs, the
 //! executor's. Every number of the manifest is checked before it becomes an address.
 
@@ -12,11 +12,12 @@ mod tests;
 use super::accelerator::Accelerator;
 use super::limits::StepLimits;
 use super::{Candidates, Device, StepInput, Timeline, WorkerTimeline};
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, MappedSection};
 use crate::error::Error;
 use crate::manifest::{GpuPlan, Manifest, Stage, TargetPlan};
 use bind::{Memory, images};
 use readback::{Largest, Logits};
+use std::sync::Arc;
 use step::StepBlock;
 
 /// Weights travel in pieces of this many bytes, so that the host holds no second copy of them.
@@ -33,6 +34,21 @@ pub struct Sections<'a> {
     pub code: &'a [u8],
     /// Sources of all kernels.
     pub source: &'a [u8],
+}
+
+impl<'a> Sections<'a> {
+    fn of(bundle: &'a Bundle, plan: usize) -> Result<Self, Error> {
+        let (target, gpu) = gpu_plan(bundle.manifest(), plan)?;
+        let section = |what: &str, index| {
+            let bytes = bundle.section_bytes(index);
+            bytes.ok_or_else(|| Error::Device(format!("the bundle has no {what} section {index}")))
+        };
+        Ok(Self {
+            weights: section("weights", target.weights_section)?,
+            code: section("code", target.code_section)?,
+            source: section("source", gpu.source_section)?,
+        })
+    }
 }
 
 /// One plan of a bundle, loaded.
@@ -75,18 +91,21 @@ impl<A: Accelerator> GpuDevice<A> {
     /// [`Error::Memory`] if memory is short, [`Error::Device`] if there is no such plan, it is no GPU plan, contradicts
     /// itself, or the accelerator refuses.
     pub fn new(bundle: &Bundle, plan: usize, accelerator: A) -> Result<Self, Error> {
+        let sections = Sections::of(bundle, plan)?;
+        Self::load(bundle.manifest(), plan, sections, None, accelerator)
+    }
+
+    /// As [`GpuDevice::new`]; kernels that read the host's memory read the weights where they are mapped, and `bundle` stays
+    /// so.
+    ///
+    /// # Errors
+    /// As [`GpuDevice::new`].
+    pub fn in_place(bundle: &Arc<Bundle>, plan: usize, accelerator: A) -> Result<Self, Error> {
         let manifest = bundle.manifest();
-        let (target, gpu) = gpu_plan(manifest, plan)?;
-        let section = |what: &str, index| {
-            let bytes = bundle.section_bytes(index);
-            bytes.ok_or_else(|| Error::Device(format!("the bundle has no {what} section {index}")))
-        };
-        let sections = Sections {
-            weights: section("weights", target.weights_section)?,
-            code: section("code", target.code_section)?,
-            source: section("source", gpu.source_section)?,
-        };
-        Self::from_sections(manifest, plan, sections, accelerator)
+        let (target, _) = gpu_plan(manifest, plan)?;
+        let sections = Sections::of(bundle, plan)?;
+        let weights = MappedSection::new(bundle, target.weights_section);
+        Self::load(manifest, plan, sections, weights.as_ref(), accelerator)
     }
 
     /// Loads plan `plan` of `manifest` with sections from anywhere, as tests do.
@@ -97,6 +116,17 @@ impl<A: Accelerator> GpuDevice<A> {
         manifest: &Manifest,
         plan: usize,
         sections: Sections<'_>,
+        accelerator: A,
+    ) -> Result<Self, Error> {
+        Self::load(manifest, plan, sections, None, accelerator)
+    }
+
+    /// `mapped`: the weights once more, where they are mapped.
+    fn load(
+        manifest: &Manifest,
+        plan: usize,
+        sections: Sections<'_>,
+        mapped: Option<&MappedSection>,
         mut accelerator: A,
     ) -> Result<Self, Error> {
         let (target, gpu) = gpu_plan(manifest, plan)?;
@@ -105,12 +135,22 @@ impl<A: Accelerator> GpuDevice<A> {
             return Err(Error::Device("the plan's memory contradicts itself".into()));
         }
         let weight_bytes = sections.weights.len() as u64;
-        let mut weights = accelerator.allocate("weights", weight_bytes)?;
+        let in_place = match mapped {
+            Some(section) => accelerator.map("weights", section)?,
+            None => None,
+        };
+        let upload = in_place.is_none();
+        let mut weights = match in_place {
+            Some(weights) => weights,
+            None => accelerator.allocate("weights", weight_bytes)?,
+        };
         let mut arena = accelerator.allocate("activation arena", target.arena_bytes)?;
         let mut kv = accelerator.allocate("KV pool", target.kv.bytes)?;
         let step = accelerator.allocate("step block", gpu.step.bytes())?;
-        for (index, chunk) in sections.weights.chunks(CHUNK).enumerate() {
-            accelerator.write(&mut weights, (index * CHUNK) as u64, chunk)?;
+        if upload {
+            for (index, chunk) in sections.weights.chunks(CHUNK).enumerate() {
+                accelerator.write(&mut weights, (index * CHUNK) as u64, chunk)?;
+            }
         }
         accelerator.zero(&mut arena, 0, gpu.zeroed_bytes)?;
         // Attention loads whole pages: what lies behind a sequence's end must be numbers.
@@ -225,6 +265,12 @@ impl<A: Accelerator> Device for GpuDevice<A> {
         self.start(program, step)
     }
 
+    fn submit(&mut self) -> Result<(), Error> {
+        let submitted = self.accelerator.submit();
+        self.unknown |= submitted.is_err();
+        submitted
+    }
+
     fn finish(&mut self) -> Result<(), Error> {
         // Reading waits as well, and almost every step is followed by it.
         let finished = match &mut self.largest {
@@ -263,6 +309,7 @@ impl<A: Accelerator> Device for GpuDevice<A> {
             return Err(Error::Device("the plan sorts no logits out".into()));
         };
         let queued = largest.queue(&mut self.accelerator, &self.buffers.arena);
+        let queued = queued.and_then(|()| self.accelerator.submit());
         self.unknown |= queued.is_err();
         queued
     }

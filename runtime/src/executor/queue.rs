@@ -46,7 +46,7 @@ impl Executor {
         self.check(rows)?;
         let result = self.extend(rows).and_then(|()| self.run(rows, follows));
         let result = result.and_then(|()| match wanted {
-            0 => Ok(()),
+            0 => self.device.submit(),
             _ => self.device.queue_candidates(),
         });
         if result.is_err() {

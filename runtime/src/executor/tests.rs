@@ -54,6 +54,60 @@ fn logits(executor: &mut Executor, i: usize) -> Vec<f32> {
     executor.logits(i).expect("in memory").to_vec()
 }
 
+/// A device that works ahead, and notes what makes it begin.
+struct Ahead(Recorder, Arc<Mutex<Vec<&'static str>>>);
+
+impl Ahead {
+    fn note(&self, word: &'static str) {
+        self.1.lock().expect("not poisoned").push(word);
+    }
+}
+
+impl Device for Ahead {
+    fn run(&mut self, program: usize, step: &StepInput<'_>) -> Result<(), Error> {
+        self.note("run");
+        self.0.run(program, step)
+    }
+
+    fn logits(&mut self, row: usize) -> Result<&[f32], Error> {
+        self.0.logits(row)
+    }
+
+    fn feeds_back(&self) -> bool {
+        true
+    }
+
+    fn submit(&mut self) -> Result<(), Error> {
+        self.note("submit");
+        Ok(())
+    }
+
+    fn queue_candidates(&mut self) -> Result<(), Error> {
+        self.note("queue");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_queued_step_begins_whether_or_not_it_wants_logits() {
+    let (runs, noted) = (Arc::default(), Arc::new(Mutex::new(Vec::new())));
+    let recorder = Recorder {
+        runs,
+        logits: Vec::new(),
+    };
+    let device = Box::new(Ahead(recorder, noted.clone()));
+    let mut executor = Executor::with_device(&sample::manifest(), device).expect("has programs");
+    let slot = executor.acquire_slot().expect("a slot");
+    executor
+        .queue(&[row(1, slot, 0, false)], &[GIVEN])
+        .expect("queues");
+    executor
+        .queue(&[row(2, slot, 1, true)], &[GIVEN])
+        .expect("queues");
+    let noted = noted.lock().expect("not poisoned");
+    assert_eq!(*noted, ["run", "submit", "run", "run", "queue"]);
+}
+
 #[test]
 fn trunk_then_head_in_the_smallest_buckets() {
     let (mut executor, runs) = recording();

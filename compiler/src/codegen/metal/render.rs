@@ -39,16 +39,26 @@ const TEMPLATES: &[(&str, &str)] = &[
 /// Stems of the templates that are CUDA's as well, and what those include. No other template of CUDA is loaded.
 const SHARED: &[&str] = &[
     "cache.cuh",
+    "delta_rule.cu.tera",
     "elementwise.cu.tera",
     "embed.cu.tera",
+    "expert_scale.cu.tera",
+    "expert_sum.cu.tera",
     "forms.cuh",
+    "gate_rows.cu.tera",
     "gather_rows.cu.tera",
     "heads.cuh",
     "logits_pieces.cu.tera",
     "logits_rows.cu.tera",
+    "matmul_rows.cuh",
     "norm.cu.tera",
     "rope_append.cu.tera",
+    "route.cu.tera",
+    "routes.cuh",
+    "scan.cuh",
     "select_largest.cuh",
+    "short_conv.cu.tera",
+    "slot_rows.cuh",
     "unpack.cuh",
 ];
 

@@ -257,17 +257,8 @@ impl Lowering<'_> {
                 };
                 vec![self.delta_rule(label, &rule, &inputs, out)?]
             }
-            Op::Quantise => vec![self.quantise(label, (inputs[0], inputs[0]), out)?],
-            Op::GatedActQuantise(act) => {
-                let gated = Access {
-                    value: Some(between),
-                    ..self.write(inputs[0], Split::Rows)?
-                };
-                vec![
-                    self.elementwise(label, Elementwise::GatedAct(*act), &inputs, gated)?,
-                    self.quantise(label, (inputs[0], between), out)?,
-                ]
-            }
+            Op::Quantise => vec![self.quantise(label, inputs[0], out)?],
+            Op::GatedActQuantise(act) => vec![self.gated(label, *act, &inputs, out)?],
             Op::Act(a) => self.inline(label, Elementwise::Act(*a), &inputs, out)?,
             Op::Mul => self.inline(label, Elementwise::Mul, &inputs, out)?,
             Op::Add => self.inline(label, Elementwise::Add, &inputs, out)?,

@@ -58,14 +58,6 @@ impl Gpu {
         options: Options,
         step: StepLayout,
     ) -> Result<(OpGraph, Gpu), Error> {
-        if machine.is_metal() {
-            for node in graph.order() {
-                if let Some(what) = metal::absent(&graph.nodes[node].op) {
-                    let why = format!("{what} on Apple GPUs, only on others and on CPUs");
-                    return Err(refused(&graph.nodes[node].label, why));
-                }
-            }
-        }
         let graph = adapt::adapt(
             graph,
             machine.is_metal() || Family::MmaF16.exists_on(machine.rates.arch),

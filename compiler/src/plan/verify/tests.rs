@@ -11,6 +11,8 @@ const TINY: Tiny = Tiny {
     heads: 4,
     kv_heads: 2,
     layers: 2,
+    // What it reads is gated by an inline loop, everything else by calls.
+    float: "ffn_down.weight",
     ..Tiny::PLAIN
 };
 

@@ -62,6 +62,64 @@ macro_rules! stamp_norm {
     };
 }
 
+/// Kernels of [`crate::gated`].
+macro_rules! stamp_gated {
+    ($isa:literal, $vector:ty, $features:literal) => {
+        use $crate::cpu::lanes::gated as lanes;
+        use $crate::cpu::symbols::{Named, Symbol};
+        use $crate::gated::GatedQ8Fn;
+
+        /// `gated_<activation>_q8_<isa>`, of type [`GatedQ8Fn`].
+        pub const SYMBOLS: &[Named] = &[
+            (
+                concat!("gated_silu_q8_", $isa),
+                Symbol(gated_q8::<0> as GatedQ8Fn as *const ()),
+            ),
+            (
+                concat!("gated_sigmoid_q8_", $isa),
+                Symbol(gated_q8::<1> as GatedQ8Fn as *const ()),
+            ),
+            (
+                concat!("gated_gelu_tanh_q8_", $isa),
+                Symbol(gated_q8::<2> as GatedQ8Fn as *const ()),
+            ),
+            (
+                concat!("gated_clamped_swish_q8_", $isa),
+                Symbol(gated_q8::<3> as GatedQ8Fn as *const ()),
+            ),
+        ];
+
+        /// # Safety
+        /// The contract of [`GatedQ8Fn`]; the CPU has the features.
+        #[allow(clippy::too_many_arguments)]
+        #[target_feature(enable = $features)]
+        unsafe extern "C" fn gated_q8<const A: usize>(
+            gate: *const f32,
+            up: *const f32,
+            out: *mut u8,
+            width: usize,
+            rows: usize,
+            gate_stride: usize,
+            up_stride: usize,
+            out_stride: usize,
+        ) {
+            // SAFETY: promised by the caller.
+            unsafe {
+                lanes::gated_q8::<$vector, A>(
+                    gate,
+                    up,
+                    out,
+                    width,
+                    rows,
+                    gate_stride,
+                    up_stride,
+                    out_stride,
+                )
+            }
+        }
+    };
+}
+
 /// Kernels of [`crate::rope`]. The table is f64 arithmetic on a few numbers per row, so the portable version serves.
 macro_rules! stamp_rope {
     ($isa:literal, $vector:ty, $features:literal) => {
@@ -393,4 +451,4 @@ macro_rules! stamp_recurrent {
     };
 }
 
-pub(crate) use {stamp_attention, stamp_norm, stamp_recurrent, stamp_rope};
+pub(crate) use {stamp_attention, stamp_gated, stamp_norm, stamp_recurrent, stamp_rope};

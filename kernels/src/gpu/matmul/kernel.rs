@@ -162,7 +162,7 @@ pub fn kernel(
     routed: bool,
 ) -> Kernel {
     if variant.family.is_metal() {
-        return metal::matmul_kernel(variant, class, layout, epilogue);
+        return metal::matmul_kernel(variant, class, layout, epilogue, routed);
     }
     let word = |word: &str| Constant::Word(word.into());
     let int = |value: u64| Constant::Int(value as i64);

@@ -13,6 +13,8 @@ arguments! {
     pub struct AttentionArgs {
         /// Address of f32 rows of query heads.
         q,
+        /// Address of a score for each query head, which takes part in the softmax and brings no value, or 0.
+        sinks,
         /// Address of the layer's pages.
         kv,
         /// Address of rows in the kernel's form, `[heads][head_dim]` each; those of the live rows are written.

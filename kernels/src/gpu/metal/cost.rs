@@ -34,13 +34,20 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
         k,
         rows,
         epilogue,
+        routed,
         ..
     } = *query;
     let geometry = geometry(variant, class, query);
-    let [y, x, _] = geometry.grid.map(f64::from);
-    let blocks = x * y;
-    let columns = rows.div_ceil(variant.stamp as usize);
-    let work = Work::of(variant, query);
+    let [_, x, _] = geometry.grid.map(f64::from);
+    // Matrices that are read, and rows of thread blocks that have work, each of which reads one; of experts, in the mean.
+    let (matrices, columns) = match routed {
+        Some(routed) => routed.expected(rows, variant.stamp as usize),
+        None => (1.0, rows.div_ceil(variant.stamp as usize) as f64),
+    };
+    let blocks = (x * columns).max(1.0);
+    // Rows that are multiplied.
+    let rows = rows * routed.map_or(1, |routed| routed.used);
+    let work = Work::of(variant, query, columns);
 
     let Sizes {
         matrix,
@@ -50,8 +57,8 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
     } = Sizes::of(variant, query);
     let results = rows as u64 * result;
     // Thread blocks of the same weights start side by side: what one has read the others find in the cache.
-    let bytes = matrix + act * rows as u64 + results;
-    let l2 = matrix * columns as u64 + x as u64 * rows as u64 * act + results;
+    let bytes = (matrix as f64 * matrices) as u64 + act * rows as u64 + results;
+    let l2 = (matrix as f64 * columns) as u64 + x as u64 * rows as u64 * act + results;
 
     let cores = f64::from(rates.sms);
     let by_shared = (SHARED_PER_CORE / f64::from(geometry.shared_bytes).max(1.0)).floor();
@@ -73,10 +80,10 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
 
     let padded_k = tile::units(&layout, k) * tile::unit_k(&layout);
     let padded_n: usize = outputs.iter().map(|n| n.next_multiple_of(TILE_N)).sum();
-    let macs = (padded_n * padded_k * work.rows) as u64;
+    let macs = ((padded_n * padded_k) as f64 * work.rows) as u64;
     // Of the fullest core.
-    let weights = (padded_n * padded_k * columns) as f64 / blocks * most;
-    let of_rows = work.rows as f64 / columns as f64;
+    let weights = (padded_n * padded_k) as f64 * columns / blocks * most;
+    let of_rows = work.rows / columns;
     let instructions_per_weight = work.instructions_per_weight(&layout, of_rows);
     let clock = rates.issue_per_clk * rates.hz * FILLED;
     let issue_seconds = instructions_per_weight * weights / clock;
@@ -95,7 +102,7 @@ pub fn cost(variant: &Variant, class: Class, query: &Query, rates: &GpuRates) ->
     // Rows that are not there are not read, but for those of matrices of eight.
     let read = match variant.family {
         Family::Matrix => of_rows,
-        _ => rows as f64 / columns as f64,
+        _ => rows as f64 / columns,
     };
     let moved = work.bytes_per_weight(&layout, read) * weights;
     let core_seconds = moved / (CORE_BYTES_PER_CLK * rates.hz);
@@ -142,15 +149,20 @@ struct Work {
     /// How many times as long that takes as if all had as much to make.
     uneven: f64,
     /// Rows that are multiplied, those of the whole launch.
-    rows: usize,
+    rows: f64,
 }
 
 impl Work {
-    fn of(variant: &Variant, query: &Query) -> Work {
+    fn of(variant: &Variant, query: &Query, columns: f64) -> Work {
         let streams = variant.tiles * query.epilogue.abreast();
         let sharers = row_warps(variant, query.epilogue);
         // 32 k of 16 outputs each.
         let parts = 2 * streams;
+        let rows = query.rows * query.routed.map_or(1, |routed| routed.used);
+        let together = match variant.family {
+            Family::Matrix => 8,
+            family => tensor_rows(family).max(1),
+        };
         Work {
             family: variant.family,
             streams: f64::from(streams),
@@ -158,11 +170,12 @@ impl Work {
             in_step: shares(variant) || tensor_rows(variant.family) > 0,
             loaders: sharers - u32::from(keeps(variant, query.epilogue)),
             uneven: f64::from(parts.div_ceil(sharers) * sharers) / f64::from(parts),
-            rows: match variant.family {
-                Family::Matrix => query.rows.next_multiple_of(8),
-                family => query
-                    .rows
-                    .next_multiple_of(tensor_rows(family).max(1) as usize),
+            rows: match query.routed {
+                None => rows.next_multiple_of(together as usize) as f64,
+                Some(_) => {
+                    let stamped = columns * f64::from(variant.stamp);
+                    stamped.min(rows as f64 + f64::from(together - 1) * columns)
+                }
             },
         }
     }

@@ -143,12 +143,19 @@ pub fn target_for(gpu: &GpuInfo) -> &'static str {
         .unwrap_or("native")
 }
 
+/// Whether the plan was made for the GPU that would run it, as far as presets tell GPUs apart.
+pub(super) fn is_preset(gpus: &Result<Vec<GpuInfo>, String>, requires: &Requirements) -> bool {
+    let gpus = gpus.as_deref().unwrap_or_default();
+    let gpu = pick(gpus, requires).and_then(|index| gpus.get(index));
+    gpu.is_some_and(|gpu| target_for(gpu) == requires.target)
+}
+
 /// The line that says the memory of every able GPU is short, if it is.
 pub(super) fn memory_mismatch(gpus: &[GpuInfo], requires: &Requirements) -> Option<String> {
     let able = pick(gpus, requires);
     let largest = || gpus.iter().max_by_key(|gpu| gpu.memory_bytes);
     let gpu = able.map_or_else(largest, |i| gpus.get(i))?;
-    short_of_memory(requires, gpu.memory_bytes, |gib| {
+    short_of_memory(requires, "allocates", gpu.memory_bytes, |gib| {
         format!("{} has {gib}", gpu.name)
     })
 }
@@ -175,6 +182,7 @@ pub(super) mod tests {
             arch: "cuda".into(),
             features: vec![feature.into()],
             memory_bytes: 20 << 30,
+            planned_for: None,
         }
     }
 

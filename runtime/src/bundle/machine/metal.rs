@@ -26,16 +26,14 @@ pub(super) fn mismatches(gpu: &Result<MetalInfo, String>, requires: &Requirement
         return Vec::new();
     }
     vec![format!(
-        "target {target} needs {}, {} is apple{}; recompile with --target native",
-        missing.join(", "),
-        gpu.name,
-        gpu.family
+        "target {target} needs {}, this is {gpu}; recompile with --target native",
+        missing.join(", ")
     )]
 }
 
 /// The line that says memory is short, if it is.
 pub(super) fn memory_mismatch(gpu: &MetalInfo, requires: &Requirements) -> Option<String> {
-    short_of_memory(requires, gpu.memory_bytes, |gib| {
+    short_of_memory(requires, "uses with its weights", gpu.memory_bytes, |gib| {
         format!("{} may use {gib}", gpu.name)
     })
 }
@@ -50,6 +48,7 @@ mod tests {
             Ok(MetalInfo {
                 name: "Apple M3".into(),
                 family,
+                cores: Some(10),
                 memory_bytes: 16 << 30,
             })
         };
@@ -58,6 +57,7 @@ mod tests {
             arch: "metal".into(),
             features: vec![feature.into()],
             memory_bytes: 20 << 30,
+            planned_for: None,
         };
         assert_eq!(mismatches(&gpu(9), &requires("apple7")), [""; 0]);
         assert_eq!(mismatches(&gpu(9), &requires("apple9")), [""; 0]);

@@ -11,6 +11,7 @@ fn plan() -> TargetPlan {
             arch: "x86_64".into(),
             features: vec!["avx512f".into()],
             memory_bytes: 3 << 20,
+            planned_for: None,
         },
         workers: 4,
         symbols: Vec::new(),
@@ -168,6 +169,34 @@ fn launches_of_a_layer_are_counted_on_a_gpu() {
     assert_eq!(launches(&program), "7, 2 a layer");
     program.launches.iter_mut().for_each(|l| l.grid = None);
     assert_eq!(launches(&program), "7");
+}
+
+#[test]
+fn weights_that_a_gpu_reads_in_place_are_counted_once() {
+    let mut gpu = plan();
+    gpu.gpu = crate::bundle::sample::gpu_manifest().plans[0].gpu.clone();
+    // 3 MiB of arena and KV, 5 MiB of weights.
+    gpu.requires.memory_bytes = 8 << 20;
+    let limits = Limits {
+        max_batch: 2,
+        max_context: 128,
+        max_rows: 8,
+    };
+    let line = |plan: &TargetPlan, what: &str| {
+        let text = memory(plan, 5 << 20, limits).to_string();
+        text.lines()
+            .find(|l| l.contains(what))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    gpu.requires.arch = "metal".into();
+    assert!(line(&gpu, "weights ").contains("mapped from the bundle"));
+    assert!(line(&gpu, "allocated").contains("3.00 MiB"));
+    assert!(line(&gpu, "in all").contains("8.00 MiB"));
+    gpu.requires.arch = "cuda".into();
+    assert!(line(&gpu, "weights ").contains("copied to the GPU"));
+    assert!(line(&gpu, "allocated").contains("8.00 MiB"));
+    assert_eq!(line(&gpu, "in all"), "");
 }
 
 #[test]

@@ -389,3 +389,39 @@ fn a_bundle_is_loaded_from_its_sections() {
     assert_eq!(device.accelerator.kernels[2].2, b"tri ");
     assert_eq!(device.accelerator.memory[0], sample::WEIGHTS);
 }
+
+#[test]
+fn weights_stay_where_they_are_mapped_if_kernels_read_the_hosts_memory() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("m.press");
+    sample::write(&path, &sample::gpu_manifest()).expect("writes");
+    let bundle = Arc::new(Bundle::open(&path).expect("opens"));
+    let is_weights = |asked: &Asked| match asked {
+        Asked::Allocate(what, _) | Asked::Map(what, _) => what == "weights",
+        Asked::Write(at, _) => *at < 2 * APART,
+        _ => false,
+    };
+    let weights = |maps| {
+        let (mut fake, log) = fake();
+        fake.maps = maps;
+        let mut device = GpuDevice::in_place(&bundle, 0, fake).expect("loads");
+        let asked: Vec<_> = taken(&log).into_iter().filter(is_weights).collect();
+        let kv = kv();
+        device.run(2, &step(&kv)).expect("runs");
+        let logit_rows = &[1][..];
+        let head = StepInput {
+            logit_rows,
+            ..step(&kv)
+        };
+        device.run(3, &head).expect("runs");
+        // Token 5, and a weight of 7 per id.
+        assert_eq!(device.logits(0).expect("reads")[..2], [5.0, 12.0]);
+        asked
+    };
+    assert_eq!(weights(true), [Asked::Map("weights".into(), 100)]);
+    let copied = [
+        Asked::Allocate("weights".into(), 100),
+        Asked::Write(APART, 100),
+    ];
+    assert_eq!(weights(false), copied);
+}

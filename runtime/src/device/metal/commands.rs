@@ -1,164 +1,148 @@
-//! Command buffers in the order in which they were committed, and waiting for them. Nothing waits for ever: a GPU that is
-//! silent for [`PATIENCE`] is reported and given up.
+//! The framework's command queue, and how launches and copies are put into a command buffer. When one is given to the GPU
+//! and waited for is the business of `steps`. The framework leaves objects to pools, of which a Rust program has none: here
+//! are those that every step needs.
 
-use crate::error::Error;
-use objc2::rc::Retained;
+use super::steps::{Progress, Queue};
+use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::ProtocolObject;
-use objc2_foundation::NSError;
+use objc2_foundation::NSRange;
 use objc2_metal::{
     MTLBlitCommandEncoder, MTLBuffer, MTLCommandBuffer, MTLCommandBufferStatus, MTLCommandEncoder,
-    MTLCommandQueue,
+    MTLCommandQueue, MTLComputeCommandEncoder, MTLDispatchType, MTLResourceUsage,
 };
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
 
-/// How long the GPU may take for what it was given: a thousand times the longest step.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long the caller waits awake: longer than a decode step, whose end must not be missed by a timer's resolution.
-const AWAKE: Duration = Duration::from_millis(20);
+/// A command queue of the framework.
+pub(super) struct CommandQueue(pub(super) Retained<ProtocolObject<dyn MTLCommandQueue>>);
 
-type Queue = Retained<ProtocolObject<dyn MTLCommandQueue>>;
-type Buffer = Retained<ProtocolObject<dyn MTLCommandBuffer>>;
+type ComputeEncoder = ProtocolObject<dyn MTLComputeCommandEncoder>;
 
-/// A queue, and what it has not been seen to finish.
+/// A command buffer, and the encoder of the launches put into it last.
 pub(super) struct Commands {
-    queue: Queue,
-    /// The oldest first.
-    under_way: VecDeque<Buffer>,
-    /// Command buffers that have been seen to be done.
-    done: u64,
-    /// Why the GPU can no longer be used.
-    lost: Option<String>,
+    buffer: Retained<ProtocolObject<dyn MTLCommandBuffer>>,
+    launches: Option<Retained<ComputeEncoder>>,
 }
 
-/// An error of the framework, in its words.
-pub(super) fn failed(doing: &str, error: &NSError) -> Error {
-    Error::Device(format!("{doing}: {}", error.localizedDescription()))
+/// Memory that kernels may reach, and whether they write it.
+pub(super) struct Reachable {
+    pub(super) buffer: Retained<ProtocolObject<dyn MTLBuffer>>,
+    pub(super) written: bool,
+}
+
+impl Queue for CommandQueue {
+    type Commands = Commands;
+
+    fn begin(&self) -> Result<Commands, String> {
+        let buffer = autoreleasepool(|_| self.0.commandBuffer());
+        let buffer = buffer.ok_or_else(|| "Metal makes no command buffer".to_owned())?;
+        Ok(Commands {
+            buffer,
+            launches: None,
+        })
+    }
+
+    fn commit(&self, commands: &mut Commands) {
+        autoreleasepool(|_| {
+            commands.end_launches();
+            commands.buffer.commit();
+        });
+    }
+
+    fn progress(&self, commands: &Commands) -> Progress {
+        let buffer = &commands.buffer;
+        match buffer.status() {
+            MTLCommandBufferStatus::Completed => {
+                Progress::Done(buffer.GPUEndTime() - buffer.GPUStartTime())
+            }
+            MTLCommandBufferStatus::Error => {
+                let words = buffer.error().map(|e| e.localizedDescription().to_string());
+                Progress::Failed(words.unwrap_or_else(|| "it failed without a reason".into()))
+            }
+            _ => Progress::Running,
+        }
+    }
 }
 
 impl Commands {
-    pub(super) fn new(queue: Queue) -> Self {
-        Self {
-            queue,
-            under_way: VecDeque::new(),
-            done: 0,
-            lost: None,
-        }
-    }
-
-    /// A command buffer that comes after all before it.
-    pub(super) fn begin(&self) -> Result<Buffer, Error> {
-        if let Some(why) = &self.lost {
-            return Err(Error::Device(why.clone()));
-        }
-        let commands = self.queue.commandBuffer();
-        commands.ok_or_else(|| Error::Device("Metal makes no command buffer".into()))
-    }
-
-    /// Gives it to the GPU; its ticket.
-    pub(super) fn commit(&mut self, commands: Buffer) -> u64 {
-        commands.commit();
-        self.under_way.push_back(commands);
-        self.done + self.under_way.len() as u64
+    /// The encoder of launches; one serves all programs of a step. Kernels reach `memory` by address.
+    pub(super) fn launches(&mut self, memory: &[Reachable]) -> Result<&ComputeEncoder, String> {
+        let encoder = match self.launches.take() {
+            Some(encoder) => encoder,
+            None => {
+                let concurrent = MTLDispatchType::Concurrent;
+                let buffer = &self.buffer;
+                let encoder =
+                    autoreleasepool(|_| buffer.computeCommandEncoderWithDispatchType(concurrent));
+                let encoder = encoder.ok_or("Metal makes no compute encoder")?;
+                for memory in memory {
+                    let mut usage = MTLResourceUsage::Read;
+                    if memory.written {
+                        usage |= MTLResourceUsage::Write;
+                    }
+                    encoder.useResource_usage(ProtocolObject::from_ref(&*memory.buffer), usage);
+                }
+                encoder
+            }
+        };
+        Ok(self.launches.insert(encoder))
     }
 
     /// Copies bytes between buffers, whose ranges have been checked.
     pub(super) fn copy(
         &mut self,
-        from: &ProtocolObject<dyn MTLBuffer>,
-        from_offset: usize,
-        to: &ProtocolObject<dyn MTLBuffer>,
-        to_offset: usize,
+        (from, from_offset): (&ProtocolObject<dyn MTLBuffer>, usize),
+        (to, to_offset): (&ProtocolObject<dyn MTLBuffer>, usize),
         bytes: usize,
-    ) -> Result<u64, Error> {
-        let commands = self.begin()?;
-        let encoder = commands.blitCommandEncoder();
-        let encoder = encoder.ok_or_else(|| Error::Device("Metal makes no encoder".into()))?;
-        // SAFETY: the caller checked both ranges; a command buffer keeps what it uses alive.
-        unsafe {
-            encoder.copyFromBuffer_sourceOffset_toBuffer_destinationOffset_size(
-                from,
-                from_offset,
-                to,
-                to_offset,
-                bytes,
-            );
-        }
-        encoder.endEncoding();
-        Ok(self.commit(commands))
-    }
-
-    /// Whether the GPU has nothing left to do.
-    pub(super) fn are_done(&mut self) -> Result<bool, Error> {
-        while let Some(oldest) = self.under_way.front() {
-            match oldest.status() {
-                MTLCommandBufferStatus::Completed => self.forget_oldest(),
-                MTLCommandBufferStatus::Error => {
-                    self.wait(self.done + 1, "running kernels")?;
-                }
-                _ => return Ok(false),
+    ) -> Result<(), String> {
+        self.blit(|encoder| {
+            // SAFETY: the caller checked both ranges; a command buffer keeps what it uses alive.
+            unsafe {
+                encoder.copyFromBuffer_sourceOffset_toBuffer_destinationOffset_size(
+                    from,
+                    from_offset,
+                    to,
+                    to_offset,
+                    bytes,
+                );
             }
-        }
-        Ok(true)
+        })
     }
 
-    /// Waits for everything.
-    pub(super) fn wait_for_all(&mut self, doing: &str) -> Result<(), Error> {
-        let last = self.done + self.under_way.len() as u64;
-        self.wait(last, doing).map(drop)
+    /// Writes `value` to `bytes` bytes of `buffer` from `offset` on, a range that has been checked.
+    pub(super) fn fill(
+        &mut self,
+        buffer: &ProtocolObject<dyn MTLBuffer>,
+        offset: usize,
+        bytes: usize,
+        value: u8,
+    ) -> Result<(), String> {
+        let range = NSRange::new(offset, bytes);
+        self.blit(|encoder| encoder.fillBuffer_range_value(buffer, range, value))
     }
 
-    /// Waits for the command buffer of a ticket and all before it; how long that one took on the GPU, seconds, 0 if it was
-    /// done before.
-    pub(super) fn wait(&mut self, ticket: u64, doing: &str) -> Result<f64, Error> {
-        if let Some(why) = &self.lost {
-            return Err(Error::Device(why.clone()));
-        }
-        let mut seconds = 0.0;
-        while self.done < ticket {
-            let Some(oldest) = self.under_way.front() else {
-                return Err(Error::Device(format!("{doing}: nothing is under way")));
-            };
-            let ended = await_end(oldest);
-            seconds = oldest.GPUEndTime() - oldest.GPUStartTime();
-            if let Err(why) = ended {
-                let why =
-                    format!("{doing}: {why}; the GPU cannot be used by this process any more");
-                self.lost = Some(why.clone());
-                return Err(Error::Device(why));
-            }
-            self.forget_oldest();
-        }
-        Ok(seconds)
+    fn blit(
+        &mut self,
+        encode: impl FnOnce(&ProtocolObject<dyn MTLBlitCommandEncoder>),
+    ) -> Result<(), String> {
+        autoreleasepool(|_| {
+            self.end_launches();
+            let encoder = self.buffer.blitCommandEncoder();
+            let encoder = encoder.ok_or("Metal makes no encoder of copies")?;
+            encode(&encoder);
+            encoder.endEncoding();
+            Ok(())
+        })
     }
 
-    fn forget_oldest(&mut self) {
-        self.under_way.pop_front();
-        self.done += 1;
+    fn end_launches(&mut self) {
+        if let Some(encoder) = self.launches.take() {
+            encoder.endEncoding();
+        }
     }
 }
 
-/// Polls until a command buffer is done, awake at first.
-fn await_end(commands: &ProtocolObject<dyn MTLCommandBuffer>) -> Result<(), String> {
-    let started = Instant::now();
-    loop {
-        match commands.status() {
-            MTLCommandBufferStatus::Completed => return Ok(()),
-            MTLCommandBufferStatus::Error => {
-                let error = commands.error();
-                let words = error.map(|e| e.localizedDescription().to_string());
-                return Err(words.unwrap_or_else(|| "it failed without a reason".into()));
-            }
-            _ => {}
-        }
-        let waited = started.elapsed();
-        if waited > PATIENCE {
-            return Err(format!("no answer for {} seconds", PATIENCE.as_secs()));
-        }
-        if waited > AWAKE {
-            std::thread::sleep(Duration::from_micros(100));
-        } else {
-            std::hint::spin_loop();
-        }
+impl Drop for Commands {
+    /// The framework wants every encoder ended, also of a command buffer that nobody commits.
+    fn drop(&mut self) {
+        self.end_launches();
     }
 }

@@ -1,30 +1,33 @@
-//! One Apple GPU through the Metal framework. Memory is shared with the CPU: what nobody uses is written in place, everything
-//! else goes through command buffers in the order of the calls. A run is one command buffer, committed at once, so that the
-//! GPU has begun when the next is encoded. Kernels are compiled from the bundle's source, which the system caches.
+//! One Apple GPU through the Metal framework. Memory is shared with the CPU: weights stay where the bundle is mapped, what
+//! nobody uses is written in place, everything else goes through command buffers in the order of the calls. All programs of a
+//! step, and the copies between them, are one command buffer.
 //!
 //! With `COLDPRESS_METAL_SYNC=1` in the environment launches run one at a time and a failing one is named.
 
-use super::commands::{Commands, failed};
-use super::{MetalInfo, OLDEST_FAMILY};
+use super::bandwidth;
+use super::commands::{CommandQueue, Reachable};
+use super::pipelines::{self, Kernel};
+use super::spares::Spares;
+use super::steps::Steps;
+use super::{MetalInfo, PAGE_BYTES, cores};
+use crate::bundle::MappedSection;
 use crate::device::accelerator::{Accelerator, BoundLaunch, KernelImage};
 use crate::error::Error;
-use objc2::rc::Retained;
+use block2::RcBlock;
+use objc2::rc::{Retained, autoreleasepool};
 use objc2::runtime::ProtocolObject;
-use objc2_foundation::{NSRange, NSString};
 use objc2_metal::{
-    MTLBarrierScope, MTLBlitCommandEncoder, MTLBuffer, MTLCommandBuffer, MTLCommandEncoder,
-    MTLCompileOptions, MTLComputeCommandEncoder, MTLComputePipelineState,
-    MTLCreateSystemDefaultDevice, MTLDevice, MTLDispatchType, MTLGPUFamily, MTLLibrary,
-    MTLResourceOptions, MTLResourceUsage, MTLSize,
+    MTLBarrierScope, MTLBuffer, MTLComputeCommandEncoder, MTLCreateSystemDefaultDevice, MTLDevice,
+    MTLGPUFamily, MTLResourceOptions, MTLSize,
 };
-use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ops::Range;
+use std::ptr::NonNull;
 
 type Buffer = Retained<ProtocolObject<dyn MTLBuffer>>;
-type Pipeline = Retained<ProtocolObject<dyn MTLComputePipelineState>>;
 type Device = Retained<ProtocolObject<dyn MTLDevice>>;
 
-/// Lanes of a simdgroup that kernels count on.
-const LANES: usize = 32;
+const GIB: f64 = (1u64 << 30) as f64;
 /// Arguments of launches begin at multiples of this.
 const ARGUMENTS_ALIGN: usize = 256;
 
@@ -36,7 +39,7 @@ fn device() -> Result<Device, String> {
 fn info(device: &ProtocolObject<dyn MTLDevice>) -> Result<MetalInfo, String> {
     let name = device.name().to_string();
     // Newer systems know families that have no name here yet.
-    let known = (OLDEST_FAMILY..=OLDEST_FAMILY + 12).rev();
+    let known = (super::OLDEST_FAMILY..=super::OLDEST_FAMILY + 12).rev();
     let mut known = known.filter(|&f| device.supportsFamily(MTLGPUFamily(1000 + f as isize)));
     let family = known.next().ok_or_else(|| {
         format!("{name} is older than Apple M1, or a virtual machine shows less than it is")
@@ -44,6 +47,7 @@ fn info(device: &ProtocolObject<dyn MTLDevice>) -> Result<MetalInfo, String> {
     Ok(MetalInfo {
         name,
         family,
+        cores: cores::of(device.registryID()),
         memory_bytes: device.recommendedMaxWorkingSetSize(),
     })
 }
@@ -56,11 +60,14 @@ pub(super) fn detect() -> Result<MetalInfo, String> {
 
 /// An Apple GPU, opened.
 pub struct Metal {
+    /// First, so that what it still runs is done before anything that it uses goes.
+    steps: Steps<CommandQueue>,
     device: Device,
     info: MetalInfo,
-    commands: Commands,
     /// All memory that kernels may reach.
-    memory: Vec<Buffer>,
+    memory: Vec<Reachable>,
+    /// What small copies pass through.
+    spares: Spares<Buffer>,
     kernels: Vec<Kernel>,
     stepwise: bool,
 }
@@ -74,6 +81,8 @@ pub struct SharedMemory {
     what: String,
     buffer: Buffer,
     bytes: u64,
+    /// Whether it may be written: not if it is a mapped file.
+    writable: bool,
 }
 
 // SAFETY: a buffer may be used from any thread; its bytes are reached through `Metal` alone.
@@ -91,12 +100,15 @@ impl SharedMemory {
         }
         Ok(offset as usize)
     }
-}
 
-/// A kernel, compiled for this GPU.
-struct Kernel {
-    name: String,
-    pipeline: Pipeline,
+    /// As [`SharedMemory::range`], of bytes that will be written.
+    fn written(&self, offset: u64, bytes: u64) -> Result<usize, Error> {
+        if !self.writable {
+            let what = &self.what;
+            return Err(Error::Device(format!("the {what} are mapped to be read")));
+        }
+        self.range(offset, bytes)
+    }
 }
 
 /// A program's launches; the arguments of all of them are in one buffer.
@@ -113,6 +125,8 @@ unsafe impl Send for Recorded {}
 /// Bytes that a command buffer copies where nothing overwrites them.
 pub struct Arrival {
     landing: Buffer,
+    /// Bytes of the buffer.
+    room: usize,
     bytes: usize,
     /// Number of the command buffer.
     ticket: u64,
@@ -132,10 +146,11 @@ impl Metal {
         let queue = device.newCommandQueue();
         let queue = queue.ok_or_else(|| Error::Device("Metal makes no command queue".into()))?;
         Ok(Self {
+            steps: Steps::new(CommandQueue(queue)),
             device,
             info,
-            commands: Commands::new(queue),
             memory: Vec::new(),
+            spares: Spares::new(),
             kernels: Vec::new(),
             stepwise: std::env::var("COLDPRESS_METAL_SYNC").is_ok_and(|value| value == "1"),
         })
@@ -151,54 +166,46 @@ impl Metal {
         let options = MTLResourceOptions::StorageModeShared;
         let length = usize::try_from(bytes.max(ARGUMENTS_ALIGN as u64));
         let made = length.map(|length| self.device.newBufferWithLength_options(length, options));
-        made.ok().flatten().ok_or_else(|| {
-            const GIB: f64 = (1u64 << 30) as f64;
-            Error::Memory(format!(
-                "allocating {:.2} GiB for the {what}: {} may use {:.2} GiB; end what else uses memory, or recompile with a \
-                 smaller --max-batch, --ctx-size or --kv-type",
-                bytes as f64 / GIB,
-                self.info.name,
-                self.info.memory_bytes as f64 / GIB
-            ))
-        })
+        let made = made.ok().flatten();
+        made.ok_or_else(|| self.short_of_memory(&format!("allocating the {what}"), bytes))
     }
 
-    /// A buffer that holds `bytes`.
-    fn holding(&self, what: &str, bytes: &[u8]) -> Result<Buffer, Error> {
-        let buffer = self.buffer(what, bytes.len() as u64)?;
-        // SAFETY: the buffer is at least as long, and nobody else has it.
-        unsafe {
-            buffer
-                .contents()
-                .cast::<u8>()
-                .as_ptr()
-                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
-        };
-        Ok(buffer)
+    fn short_of_memory(&self, doing: &str, bytes: u64) -> Error {
+        let name = &self.info.name;
+        Error::Memory(format!(
+            "{doing}, {:.2} GiB: {name} may use {:.2} GiB, {:.2} GiB of it in one buffer; end what else uses memory, or \
+             recompile with a smaller --max-batch, --ctx-size or --kv-type, or from a smaller file",
+            bytes as f64 / GIB,
+            self.info.memory_bytes as f64 / GIB,
+            self.device.maxBufferLength() as f64 / GIB
+        ))
     }
 
-    /// Encodes launches `which` into a command buffer of their own, and commits it.
-    fn play(&mut self, recorded: &Recorded, which: std::ops::Range<usize>) -> Result<u64, Error> {
-        let refused = || Error::Device("Metal makes no compute encoder".into());
-        let commands = self.commands.begin()?;
-        let encoder = commands
-            .computeCommandEncoderWithDispatchType(MTLDispatchType::Concurrent)
-            .ok_or_else(refused)?;
-        for memory in &self.memory {
-            let usage = MTLResourceUsage::Read | MTLResourceUsage::Write;
-            encoder.useResource_usage(ProtocolObject::from_ref(&**memory), usage);
+    /// A buffer of at least `bytes` bytes for a copy, and how many it has.
+    fn passage(&mut self, what: &str, bytes: usize) -> Result<(usize, Buffer), Error> {
+        if let Some(spare) = self.spares.take(bytes, self.steps.done()) {
+            return Ok(spare);
         }
-        for index in which {
-            let launch = &recorded.launches[index];
+        let room = bytes.max(ARGUMENTS_ALIGN).next_power_of_two();
+        Ok((room, self.buffer(what, room as u64)?))
+    }
+
+    /// Encodes launches `which`, behind everything before.
+    fn encode(&mut self, recorded: &Recorded, which: Range<usize>) -> Result<(), Error> {
+        let launches = &recorded.launches[which.clone()];
+        let part = match launches {
+            [] => return Ok(()),
+            [one] => format!("{} ({})", one.label, self.kernels[one.kernel].name),
+            [first, .., last] => format!("{} to {}", first.label, last.label),
+        };
+        let commands = self.steps.open(Some(part))?;
+        let encoder = commands.launches(&self.memory).map_err(Error::Device)?;
+        for (launch, &offset) in launches.iter().zip(&recorded.offsets[which]) {
             encoder.setComputePipelineState(&self.kernels[launch.kernel].pipeline);
             // SAFETY: `prepare` put as many bytes there as the kernel is given, and the length of threadgroup memory is
             // below the device's limit. Addresses among the arguments are the plan's business.
             unsafe {
-                encoder.setBuffer_offset_atIndex(
-                    Some(&recorded.arguments),
-                    recorded.offsets[index],
-                    0,
-                );
+                encoder.setBuffer_offset_atIndex(Some(&recorded.arguments), offset, 0);
                 let shared = (launch.shared_bytes as usize).next_multiple_of(16).max(16);
                 encoder.setThreadgroupMemoryLength_atIndex(shared, 0);
             }
@@ -218,21 +225,16 @@ impl Metal {
             // Dispatches run at the same time unless something is between them.
             encoder.memoryBarrierWithScope(MTLBarrierScope::Buffers);
         }
-        encoder.endEncoding();
-        Ok(self.commands.commit(commands))
+        Ok(())
     }
 
     /// Runs launches one at a time, each to its end; how long each took on the GPU.
     fn step_through(&mut self, recorded: &Recorded) -> Result<Vec<f64>, Error> {
+        self.steps.wait_for_all()?;
         let mut seconds = Vec::with_capacity(recorded.launches.len());
         for index in 0..recorded.launches.len() {
-            let launch = &recorded.launches[index];
-            let what = format!(
-                "launch {index}, {} ({})",
-                launch.label, self.kernels[launch.kernel].name
-            );
-            let ticket = self.play(recorded, index..index + 1)?;
-            seconds.push(self.commands.wait(ticket, &what)?);
+            self.encode(recorded, index..index + 1)?;
+            seconds.push(self.steps.wait(self.steps.ticket())?);
         }
         Ok(seconds)
     }
@@ -245,12 +247,55 @@ impl Accelerator for Metal {
 
     fn allocate(&mut self, what: &str, bytes: u64) -> Result<SharedMemory, Error> {
         let buffer = self.buffer(what, bytes)?;
-        self.memory.push(buffer.clone());
+        self.memory.push(Reachable {
+            buffer: buffer.clone(),
+            written: true,
+        });
         Ok(SharedMemory {
             what: what.to_owned(),
             buffer,
             bytes,
+            writable: true,
         })
+    }
+
+    fn map(&mut self, what: &str, section: &MappedSection) -> Result<Option<SharedMemory>, Error> {
+        let pages = match section.pages(PAGE_BYTES) {
+            Ok(pages) => pages,
+            Err(why) => {
+                eprintln!("note: the {what} are copied, which takes their size in memory: {why}");
+                return Ok(None);
+            }
+        };
+        // The framework drops the block with the buffer, and the map stays until then.
+        let mapped = section.clone();
+        let release = RcBlock::new(move |_: NonNull<c_void>, _: usize| {
+            let _ = &mapped;
+        });
+        // SAFETY: whole pages that stay mapped as long as the block lives. They are not written: the buffer is given to
+        // kernels to be read, and `writable` keeps copies out.
+        let buffer = unsafe {
+            self.device
+                .newBufferWithBytesNoCopy_length_options_deallocator(
+                    NonNull::from(pages).cast::<c_void>(),
+                    pages.len(),
+                    MTLResourceOptions::StorageModeShared,
+                    Some(&release),
+                )
+        };
+        let bytes = section.bytes().len() as u64;
+        let buffer =
+            buffer.ok_or_else(|| self.short_of_memory(&format!("mapping the {what}"), bytes))?;
+        self.memory.push(Reachable {
+            buffer: buffer.clone(),
+            written: false,
+        });
+        Ok(Some(SharedMemory {
+            what: what.to_owned(),
+            buffer,
+            bytes,
+            writable: false,
+        }))
     }
 
     fn address(&self, buffer: &SharedMemory) -> u64 {
@@ -258,24 +303,25 @@ impl Accelerator for Metal {
     }
 
     fn write(&mut self, buffer: &mut SharedMemory, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let at = buffer.range(offset, bytes.len() as u64)?;
-        if self.commands.are_done()? {
+        let at = buffer.written(offset, bytes.len() as u64)?;
+        if self.steps.are_done()? {
             // SAFETY: the range was checked, and no command buffer is left that could use it.
-            unsafe {
-                let to = buffer.buffer.contents().cast::<u8>().as_ptr().add(at);
-                to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-            }
+            unsafe { put(&buffer.buffer, at, bytes) };
             return Ok(());
         }
-        let from = self.holding("staging memory", bytes)?;
-        self.commands
-            .copy(&from, 0, &buffer.buffer, at, bytes.len())?;
+        let (room, from) = self.passage("staging memory", bytes.len())?;
+        // SAFETY: the buffer is at least as long, and nobody else has it.
+        unsafe { put(&from, 0, bytes) };
+        let commands = self.steps.open(None)?;
+        let copied = commands.copy((&from, 0), (&buffer.buffer, at), bytes.len());
+        copied.map_err(Error::Device)?;
+        self.spares.give(room, self.steps.ticket(), from);
         Ok(())
     }
 
     fn read(&mut self, buffer: &SharedMemory, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
         let at = buffer.range(offset, bytes.len() as u64)?;
-        self.synchronise()?;
+        self.steps.wait_for_all()?;
         // SAFETY: the range was checked, and everything that wrote it is done.
         unsafe {
             let from = buffer.buffer.contents().cast::<u8>().as_ptr().add(at);
@@ -291,80 +337,45 @@ impl Accelerator for Metal {
         bytes: usize,
     ) -> Result<Arrival, Error> {
         let at = buffer.range(offset, bytes as u64)?;
-        let landing = self.buffer("results", bytes as u64)?;
-        let ticket = self.commands.copy(&buffer.buffer, at, &landing, 0, bytes)?;
+        let (room, landing) = self.passage("results", bytes)?;
+        let commands = self.steps.open(None)?;
+        let copied = commands.copy((&buffer.buffer, at), (&landing, 0), bytes);
+        copied.map_err(Error::Device)?;
         Ok(Arrival {
             landing,
+            room,
             bytes,
-            ticket,
+            ticket: self.steps.ticket(),
         })
     }
 
     fn arrived(&mut self, pending: Arrival) -> Result<Vec<u8>, Error> {
-        self.commands.wait(pending.ticket, RUNNING)?;
-        let from = pending.landing.contents().cast::<u8>().as_ptr();
+        let Arrival {
+            landing,
+            room,
+            bytes,
+            ticket,
+        } = pending;
+        self.steps.wait(ticket)?;
+        let from = landing.contents().cast::<u8>().as_ptr();
         // SAFETY: the buffer is at least as long, and the copy into it is done.
-        Ok(unsafe { std::slice::from_raw_parts(from, pending.bytes) }.to_vec())
+        let arrived = unsafe { std::slice::from_raw_parts(from, bytes) }.to_vec();
+        self.spares.give(room, ticket, landing);
+        Ok(arrived)
     }
 
     fn zero(&mut self, buffer: &mut SharedMemory, offset: u64, bytes: u64) -> Result<(), Error> {
-        let at = buffer.range(offset, bytes)?;
+        let at = buffer.written(offset, bytes)?;
         if bytes == 0 {
             return Ok(());
         }
-        let commands = self.commands.begin()?;
-        let encoder = commands.blitCommandEncoder();
-        let encoder = encoder.ok_or_else(|| Error::Device("Metal makes no encoder".into()))?;
-        let range = NSRange::new(at, bytes as usize);
-        encoder.fillBuffer_range_value(&buffer.buffer, range, 0);
-        encoder.endEncoding();
-        self.commands.commit(commands);
-        Ok(())
+        let commands = self.steps.open(None)?;
+        let zeroed = commands.fill(&buffer.buffer, at, bytes as usize, 0);
+        zeroed.map_err(Error::Device)
     }
 
     fn load_kernels(&mut self, kernels: &[KernelImage<'_>]) -> Result<(), Error> {
-        let mut libraries: HashMap<&[u8], Retained<ProtocolObject<dyn MTLLibrary>>> =
-            HashMap::new();
-        let most_shared = self.device.maxThreadgroupMemoryLength();
-        for image in kernels {
-            let library = match libraries.get(image.code) {
-                Some(library) => library.clone(),
-                None => {
-                    let library = compile(&self.device, image)?;
-                    libraries.insert(image.code, library.clone());
-                    library
-                }
-            };
-            let fails = |why: &dyn std::fmt::Display| {
-                Error::Device(format!("loading kernel {}: {why}", image.name))
-            };
-            let function = library.newFunctionWithName(&NSString::from_str(image.name));
-            let function = function.ok_or_else(|| fails(&"it is not in its library"))?;
-            let made = self
-                .device
-                .newComputePipelineStateWithFunction_error(&function);
-            let pipeline = made.map_err(|e| fails(&e.localizedDescription()))?;
-            let (threads, lanes) = (
-                pipeline.maxTotalThreadsPerThreadgroup(),
-                pipeline.threadExecutionWidth(),
-            );
-            if lanes != LANES || threads < image.threads as usize {
-                return Err(fails(&format!(
-                    "it needs {} threads in simdgroups of {LANES}, {} gives it {threads} in simdgroups of {lanes}",
-                    image.threads, self.info.name
-                )));
-            }
-            if image.shared_bytes as usize > most_shared {
-                return Err(fails(&format!(
-                    "it needs {} bytes of threadgroup memory, {} has {most_shared}",
-                    image.shared_bytes, self.info.name
-                )));
-            }
-            self.kernels.push(Kernel {
-                name: image.name.to_owned(),
-                pipeline,
-            });
-        }
+        self.kernels = autoreleasepool(|_| pipelines::load(&self.device, &self.info, kernels))?;
         Ok(())
     }
 
@@ -380,8 +391,11 @@ impl Accelerator for Metal {
             offsets.push(arguments.len());
             arguments.extend(launch.args.iter().flat_map(|arg| arg.to_ne_bytes()));
         }
+        let buffer = self.buffer("arguments of launches", arguments.len() as u64)?;
+        // SAFETY: the buffer is at least as long, and nobody else has it.
+        unsafe { put(&buffer, 0, &arguments) };
         Ok(Recorded {
-            arguments: self.holding("arguments of launches", &arguments)?,
+            arguments: buffer,
             launches,
             offsets,
         })
@@ -391,34 +405,35 @@ impl Accelerator for Metal {
         if self.stepwise {
             return self.step_through(recorded).map(drop);
         }
-        self.play(recorded, 0..recorded.launches.len()).map(drop)
+        self.encode(recorded, 0..recorded.launches.len())
+    }
+
+    fn submit(&mut self) -> Result<(), Error> {
+        self.steps.submit();
+        Ok(())
     }
 
     fn run_timed(&mut self, recorded: &mut Recorded) -> Result<Vec<f64>, Error> {
-        self.synchronise()?;
         self.step_through(recorded)
     }
 
+    fn read_bandwidth(&mut self) -> Result<Option<f64>, Error> {
+        autoreleasepool(|_| bandwidth::measure(&self.device, &mut self.steps, &self.memory))
+    }
+
     fn synchronise(&mut self) -> Result<(), Error> {
-        self.commands.wait_for_all(RUNNING)
+        self.steps.wait_for_all()
     }
 }
 
-const RUNNING: &str =
-    "running kernels (COLDPRESS_METAL_SYNC=1 in the environment names the one that fails)";
-
-/// The library of a kernel's source.
-fn compile(
-    device: &ProtocolObject<dyn MTLDevice>,
-    image: &KernelImage<'_>,
-) -> Result<Retained<ProtocolObject<dyn MTLLibrary>>, Error> {
-    let text = std::str::from_utf8(image.code)
-        .map_err(|_| Error::Device(format!("kernel {}: its source is no text", image.name)))?;
-    let options = MTLCompileOptions::new();
-    // Also said in the source, for systems that know that.
-    #[expect(deprecated, reason = "what replaces it begins with macOS 15")]
-    options.setFastMathEnabled(false);
-    device
-        .newLibraryWithSource_options_error(&NSString::from_str(text), Some(&options))
-        .map_err(|e| failed("compiling kernels", &e))
+/// Writes `bytes` to byte `at` of a buffer.
+///
+/// # Safety
+/// The buffer has as many bytes there, and neither the GPU nor another thread uses them.
+unsafe fn put(buffer: &ProtocolObject<dyn MTLBuffer>, at: usize, bytes: &[u8]) {
+    // SAFETY: the caller's; shared memory is where the CPU sees it.
+    unsafe {
+        let to = buffer.contents().cast::<u8>().as_ptr().add(at);
+        to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+    }
 }

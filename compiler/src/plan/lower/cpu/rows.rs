@@ -3,10 +3,11 @@
 
 use super::{Lowering, bits};
 use crate::error::Error;
-use crate::graph::{HeadNorm, Value, WeightId};
+use crate::graph::{Activation, HeadNorm, Value, WeightId};
 use crate::plan::memory::rows_of;
 use crate::plan::select::packed_layout;
 use crate::plan::{Access, Arg, Buffer, Elementwise, Form, Launch, Split, Work};
+use coldpress_kernels::gated;
 
 impl Lowering<'_> {
     /// Rows of a value in this program.
@@ -113,31 +114,52 @@ impl Lowering<'_> {
         Ok((0..heads).map(head).collect())
     }
 
-    /// `held` is what the rows of `source` hold by now: `source` itself, or what an op in place made of it.
-    pub(super) fn quantise(
-        &self,
-        label: &str,
-        (source, held): (Value, Value),
-        out: Value,
-    ) -> Result<Launch, Error> {
-        let (from, to) = (self.buffer(source)?, self.buffer(out)?);
+    pub(super) fn quantise(&self, label: &str, input: Value, out: Value) -> Result<Launch, Error> {
+        let (from, to) = (self.buffer(input)?, self.buffer(out)?);
         let args = vec![
             at_share(from),
             at_share(to),
-            Arg::Const(self.graph.value_type(source).width),
+            Arg::Const(self.graph.value_type(input).width),
             Arg::Count,
             Arg::Const(from.stride),
             Arg::Const(to.stride),
         ];
         let accesses = vec![
-            Access {
-                value: Some(held),
-                ..self.read(source, Split::Rows)?
-            },
+            self.read(input, Split::Rows)?,
             self.write(out, Split::Rows)?,
         ];
-        let rows = self.rows_of(source);
+        let rows = self.rows_of(input);
         Ok(self.call(label, self.symbol("quantise"), args, rows, accesses))
+    }
+
+    /// A gate and what it gates, to int8 rows.
+    pub(super) fn gated(
+        &self,
+        label: &str,
+        activation: Activation,
+        inputs: &[Value],
+        out: Value,
+    ) -> Result<Launch, Error> {
+        let width = self.graph.value_type(inputs[0]).width;
+        let (gate, up) = (self.buffer(inputs[0])?, self.buffer(inputs[1])?);
+        let to = self.buffer(out)?;
+        let args = vec![
+            at_share(gate),
+            at_share(up),
+            at_share(to),
+            Arg::Const(width),
+            Arg::Count,
+            Arg::Const(gate.stride),
+            Arg::Const(up.stride),
+            Arg::Const(to.stride),
+        ];
+        let accesses = vec![
+            self.read(inputs[0], Split::Rows)?,
+            self.read(inputs[1], Split::Rows)?,
+            self.write(out, Split::Rows)?,
+        ];
+        let (rows, family) = (self.rows_of(inputs[0]), gated::family(activation));
+        Ok(self.call(label, self.symbol(&family), args, rows, accesses))
     }
 
     /// An inline loop over `inputs` whose result goes where `output` says.

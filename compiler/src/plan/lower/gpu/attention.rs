@@ -3,7 +3,7 @@
 use super::machine::Machine;
 use super::{LIVE, Lowering, NULL, bits, number, refused};
 use crate::error::Error;
-use crate::graph::{Op, OpGraph, RopeStyle, Value};
+use crate::graph::{Op, OpGraph, RopeStyle, Value, WeightId};
 use crate::plan::memory::scratch_value;
 use crate::plan::{Access, Form, Launch, Options, Space, Split};
 use coldpress_kernels::attention::Shape;
@@ -165,7 +165,7 @@ impl Lowering<'_> {
             .kind(&shape)
             .ok_or_else(|| Error::Internal(format!("{label}: attention of no kind")))?;
         if self.gpu.machine.is_metal() {
-            return self.metal_attention((node, layer), rotation, out, (&shape, kind));
+            return self.metal_attention((node, layer), sinks, rotation, out, (&shape, kind));
         }
         let plan = GridArg::Arena((self.gpu.zeroed + offset) as u64);
         let (rows, step) = (self.rows, &self.gpu.step);
@@ -221,10 +221,6 @@ impl Lowering<'_> {
         let (table, table_stride) = self.rows_of(inputs.get(3))?;
         let (q_norm, q_eps) = self.head_norm_args(norms.0)?;
         let (k_norm, k_eps) = self.head_norm_args(norms.1)?;
-        let sinks = match sinks {
-            Some(sinks) => GridArg::Weights(self.placement(sinks, Form::Vector)?.offset),
-            None => NULL,
-        };
         let args = AttentionArgs {
             q,
             k,
@@ -232,7 +228,7 @@ impl Lowering<'_> {
             table,
             q_norm,
             k_norm,
-            sinks,
+            sinks: self.sinks(sinks)?,
             kv: GridArg::Kv(self.kv[layer].offset),
             plan,
             scratch: self.arena(scratch)?,
@@ -283,6 +279,16 @@ impl Lowering<'_> {
             ..launch
         });
         Ok(launches)
+    }
+
+    /// The scores of sinks, if there are any.
+    pub(super) fn sinks(&self, sinks: Option<WeightId>) -> Result<GridArg, Error> {
+        match sinks {
+            Some(sinks) => Ok(GridArg::Weights(
+                self.placement(sinks, Form::Vector)?.offset,
+            )),
+            None => Ok(NULL),
+        }
     }
 }
 

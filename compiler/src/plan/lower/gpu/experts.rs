@@ -8,7 +8,7 @@ use crate::plan::{Access, Form, Launch};
 use coldpress_kernels::gpu::experts::{
     self, GateArgs, LISTS, RouteArgs, Routed, Routes, ScaleArgs, SumArgs,
 };
-use coldpress_kernels::gpu::rows;
+use coldpress_kernels::gpu::{metal, rows};
 use coldpress_runtime::manifest::GridArg;
 use petgraph::stable_graph::NodeIndex;
 
@@ -58,15 +58,26 @@ impl Lowering<'_> {
             bound2,
         };
         let of_used = routing.gating == Gating::SoftmaxOfUsed;
-        let kernel = experts::route(routed.experts, of_used, routing.normalise);
-        let what = (kernel, experts::route_geometry(routed.experts, self.rows));
-        let accesses = vec![self.reads(logits)?, self.writes(out)?];
-        let bytes = experts::route_bytes(routed, self.rows);
-        let launch = self.grid(label, what, args.list(), accesses, bytes);
-        Ok(vec![Launch {
-            seconds: launch.seconds + experts::route_seconds(routed, self.rows),
-            ..launch
-        }])
+        let kernels = match self.gpu.machine.is_metal() {
+            true => {
+                let router = (routed.experts, of_used, routing.normalise);
+                experts::route_apart(router, self.rows, metal::SHARED_BYTES as usize)
+            }
+            false => {
+                let kernel = experts::route(routed.experts, of_used, routing.normalise);
+                vec![(kernel, experts::route_geometry(routed.experts, self.rows))]
+            }
+        };
+        // What all of them move and take, by as many as there are.
+        let bytes = experts::route_bytes(routed, self.rows) / kernels.len() as u64;
+        let seconds = experts::route_seconds(routed, self.rows) / kernels.len() as f64;
+        let launches = kernels.into_iter().map(|what| {
+            let accesses = vec![self.reads(logits)?, self.writes(out)?];
+            let launch = self.grid(label, what, args.list(), accesses, bytes);
+            let seconds = launch.seconds + seconds;
+            Ok(Launch { seconds, ..launch })
+        });
+        launches.collect()
     }
 
     /// What the matmul by expert at `node` is told of its rows, if its kernel's stamp is `stamp`; its parts are matrices of

@@ -4,7 +4,7 @@ use super::attention::{Kind, kv_access};
 use super::rope::Appended;
 use super::{LIVE, Lowering, bits, number, refused};
 use crate::error::Error;
-use crate::graph::{Op, Value};
+use crate::graph::{Op, Value, WeightId};
 use crate::plan::{Launch, Options};
 use coldpress_kernels::attention::Shape;
 use coldpress_kernels::gpu::abi::StepLayout;
@@ -12,24 +12,13 @@ use coldpress_kernels::gpu::metal::{self, AttentionArgs};
 use coldpress_runtime::manifest::GridArg;
 use petgraph::stable_graph::NodeIndex;
 
-/// What keeps an op from Apple GPUs, if something does.
-pub(super) fn absent(op: &Op) -> Option<&'static str> {
-    match op {
-        Op::Route(_) | Op::ExpertMatMul { .. } | Op::ExpertScale { .. } | Op::ExpertSum => {
-            Some("experts do not run")
-        }
-        Op::GateRows => Some("gates of rows do not run"),
-        Op::ShortConv { .. } | Op::DeltaRule { .. } => Some("recurrent layers do not run"),
-        Op::Attention { sinks: Some(_), .. } => Some("attention with sinks does not run"),
-        _ => None,
-    }
-}
-
 impl Lowering<'_> {
-    /// Attention of `shape` at `node`, its rows left as `out`; `rotation` as in [`Lowering::attention`].
+    /// Attention of `shape` at `node`, its rows left as `out`; `rotation` as in [`Lowering::attention`], `sinks` as in
+    /// [`Op::Attention`].
     pub(super) fn metal_attention(
         &self,
         (node, layer): (NodeIndex, usize),
+        sinks: Option<WeightId>,
         rotation: Option<NodeIndex>,
         out: Value,
         (shape, kind): (&Shape, &Kind),
@@ -67,6 +56,7 @@ impl Lowering<'_> {
         let form = self.form(out);
         let args = AttentionArgs {
             q: self.arena(queries)?,
+            sinks: self.sinks(sinks)?,
             kv: GridArg::Kv(self.kv[layer].offset),
             out: self.arena(out)?,
             positions: GridArg::Step(step.positions()),

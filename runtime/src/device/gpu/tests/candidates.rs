@@ -115,6 +115,32 @@ fn they_can_be_on_their_way_while_the_next_step_runs() {
 }
 
 #[test]
+fn a_step_reaches_the_device_in_one_piece() {
+    // Ids and values that are read apart are still behind both programs.
+    let (mut device, log) = with_candidates(3, 400_000);
+    let kv = kv();
+    taken(&log);
+    device.run(2, &step(&kv)).expect("runs");
+    let logit_rows = &[2, 1][..];
+    let head = StepInput {
+        logit_rows,
+        ..step(&kv)
+    };
+    device.run(4, &head).expect("runs");
+    assert!(!taken(&log).contains(&Asked::Submit));
+    device.queue_candidates().expect("queues");
+    let asked = taken(&log);
+    assert!(matches!(
+        asked[..],
+        [Asked::ReadLater(..), Asked::ReadLater(..), Asked::Submit]
+    ));
+    // A step that leaves nothing to read begins all the same.
+    device.run(2, &step(&kv)).expect("runs");
+    device.submit().expect("begins");
+    assert_eq!(taken(&log).last(), Some(&Asked::Submit));
+}
+
+#[test]
 fn a_row_has_no_more_than_its_vocabulary() {
     let (mut device, _) = with_candidates(10, 1152);
     run(&mut device);

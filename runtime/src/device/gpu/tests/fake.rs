@@ -1,6 +1,6 @@
 //! A GPU of host memory: it notes what it is asked, and its kernels, those of the sample bundle, are functions.
 
-use crate::bundle::sample;
+use crate::bundle::{MappedSection, sample};
 use crate::device::accelerator::{Accelerator, BoundLaunch, KernelImage};
 use crate::error::Error;
 use std::sync::{Arc, Mutex};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Asked {
     Allocate(String, u64),
+    Map(String, usize),
     Write(u64, usize),
     Read(u64, usize),
     ReadLater(u64, usize),
@@ -17,6 +18,7 @@ pub(super) enum Asked {
     Load(Vec<String>),
     Prepare(Vec<String>),
     Launch(String),
+    Submit,
     Synchronise,
 }
 
@@ -33,6 +35,8 @@ pub(super) struct Fake {
     /// Launches until one fails.
     pub(super) lives: Arc<Mutex<Option<usize>>>,
     most_bytes: u64,
+    /// Whether kernels read the host's memory.
+    pub(super) maps: bool,
 }
 
 pub(super) const APART: u64 = 1 << 32;
@@ -128,6 +132,16 @@ impl Accelerator for Fake {
         Ok(self.memory.len() as u64 * APART)
     }
 
+    fn map(&mut self, what: &str, section: &MappedSection) -> Result<Option<u64>, Error> {
+        if !self.maps {
+            return Ok(None);
+        }
+        let bytes = section.bytes().to_vec();
+        self.note(Asked::Map(what.into(), bytes.len()));
+        self.memory.push(bytes);
+        Ok(Some(self.memory.len() as u64 * APART))
+    }
+
     fn address(&self, buffer: &u64) -> u64 {
         *buffer
     }
@@ -189,6 +203,11 @@ impl Accelerator for Fake {
         Ok((0..recorded.len()).map(|i| (i + 1) as f64).collect())
     }
 
+    fn submit(&mut self) -> Result<(), Error> {
+        self.note(Asked::Submit);
+        Ok(())
+    }
+
     fn synchronise(&mut self) -> Result<(), Error> {
         self.note(Asked::Synchronise);
         Ok(())
@@ -203,6 +222,7 @@ pub(super) fn fake() -> (Fake, Log) {
         kernels: Vec::new(),
         lives: Arc::default(),
         most_bytes: 1 << 20,
+        maps: false,
     };
     (fake, log)
 }
