@@ -8,6 +8,7 @@ mod experts;
 /// Norms that are left pending, and two matmuls in one launch.
 mod fused;
 
+use super::metal::fits;
 use super::simt::{ARCH, Buffer, Dialect, Simt, SimtArg, Source};
 use case::{Case, Rows};
 use coldpress_kernels::gpu::abi::ActForm;
@@ -15,7 +16,7 @@ use coldpress_kernels::gpu::matmul::{
     Class, Epilogue, Family, Gate, Query, VARIANTS, Variant, args, counters, geometry, kernel,
     legal, scratch_bytes, variants,
 };
-use coldpress_kernels::gpu::metal::FIRST_ARCH;
+use coldpress_kernels::gpu::metal::{FIRST_ARCH, TENSOR_ARCH};
 use coldpress_kernels::gpu::tile;
 use coldpress_kernels::quant::{
     BF16, F16, F32, FORMATS, Q4_0, Q4_K, Q5_0, Q6_K, Q8_0, QuantFormat,
@@ -24,9 +25,18 @@ use std::cell::Cell;
 
 /// An architecture that has the family.
 fn arch_of(family: Family) -> u32 {
-    match family.is_metal() {
-        true => FIRST_ARCH,
-        false => ARCH / 10,
+    match family {
+        Family::Tensor | Family::Tensor32 => TENSOR_ARCH,
+        _ if family.is_metal() => FIRST_ARCH,
+        _ => ARCH / 10,
+    }
+}
+
+/// Warps that divide k, where shared memory has room for them whatever the stamp.
+fn k_warps(family: Family) -> u32 {
+    match family {
+        Family::Tensor | Family::Tensor32 => 2,
+        _ => 4,
     }
 }
 
@@ -268,18 +278,22 @@ fn of_family(family: Family) -> impl Iterator<Item = &'static Variant> {
     VARIANTS.iter().filter(move |v| v.family == family)
 }
 
+/// Every layout by the first variant, and by one whose warps make weights together if the family has any.
 fn every_layout(family: Family) -> Vec<Stamped> {
-    let variant = of_family(family).next().expect("a variant");
-    FORMATS
-        .iter()
-        .filter(|fmt| family.reads(&fmt.layout))
-        .map(|fmt| Stamped {
+    let first = of_family(family).next().expect("a variant");
+    let wide = of_family(family).find(|v| v.stamp > 16 && fits(v, Epilogue::Store));
+    let wide = wide.filter(|_| matches!(family, Family::Simd | Family::Tensor | Family::Tensor32));
+    let read = FORMATS.iter().filter(|fmt| family.reads(&fmt.layout));
+    let kernels = read.flat_map(|fmt| {
+        let variants = [Some(first), wide].into_iter().flatten();
+        variants.map(move |variant| Stamped {
             variant,
             fmt,
             epilogue: Epilogue::Store,
             warps: 4,
         })
-        .collect()
+    });
+    kernels.collect()
 }
 
 fn layouts(family: Family) {
@@ -314,7 +328,7 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
         };
         let class = Class {
             family,
-            warps: 4,
+            warps: k_warps(family),
             k_split: 1,
         };
         let variants = variants(class, &query).step_by(if i == 0 { 1 } else { 3 });
@@ -322,7 +336,7 @@ fn stamps(family: Family, formats: &[&'static QuantFormat]) {
             variant,
             fmt,
             epilogue: Epilogue::Store,
-            warps: 4,
+            warps: k_warps(family),
         }));
     }
     let Some(device) = Device::new(&kernels, ARCH) else {
@@ -369,9 +383,12 @@ fn formed(family: Family, epilogue: &Epilogue) -> bool {
 }
 
 fn epilogues(family: Family, fmt: &'static QuantFormat) {
-    let variant = of_family(family)
-        .find(|v| v.tiles % 2 == 0)
-        .expect("a variant with an int8 scale's outputs");
+    let variant = |epilogue| {
+        // One with an int8 scale's outputs, or with as many as are multiplied at once.
+        let even = |v: &&Variant| v.tiles % 2 == 0 || arch_of(family) == TENSOR_ARCH;
+        let mut even = of_family(family).filter(even);
+        even.find(|v| fits(v, epilogue)).expect("a variant")
+    };
     let all = [
         Epilogue::Residual,
         Epilogue::ResidualNorm(ActForm::F16),
@@ -383,10 +400,10 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
     ];
     let formed = all.into_iter().filter(|e| formed(family, e));
     let kernels = formed.map(|epilogue| Stamped {
-        variant,
+        variant: variant(epilogue),
         fmt,
         epilogue,
-        warps: 8,
+        warps: 2 * k_warps(family),
     });
     let kernels: Vec<Stamped> = kernels.collect();
     let Some(device) = Device::new(&kernels, ARCH) else {
@@ -402,7 +419,7 @@ fn epilogues(family: Family, fmt: &'static QuantFormat) {
                 _ => vec![n, 16],
             };
             let case = Case::new(fmt, &outputs, k, n as u64);
-            let rows = Rows::new(variant.stamp as usize + 1, k);
+            let rows = Rows::new(stamped.variant.stamp as usize + 1, k);
             // Each way meets rows of both kinds.
             let rows = if n % 2 == 0 { rows.pending() } else { rows };
             device.check(stamped, &case, &rows, k_split);
@@ -516,4 +533,22 @@ fn matrix_kernels_of_all_stamps_agree() {
 #[test]
 fn matrix_kernels_finish_in_every_way() {
     epilogues(Family::Matrix, &Q4_0);
+}
+
+#[test]
+fn tensor_kernels_read_every_layout() {
+    layouts(Family::Tensor);
+    layouts(Family::Tensor32);
+}
+
+#[test]
+fn tensor_kernels_of_all_stamps_agree() {
+    stamps(Family::Tensor, &[&Q4_K, &F16]);
+    stamps(Family::Tensor32, &[&Q4_K, &F16]);
+}
+
+#[test]
+fn tensor_kernels_finish_in_every_way() {
+    epilogues(Family::Tensor, &Q6_K);
+    epilogues(Family::Tensor32, &BF16);
 }

@@ -161,7 +161,10 @@ fn compile(model: &Path, out: &Path, target: &str, flags: &[&str]) -> Option<()>
         false => nvrtc()?.path().to_path_buf(),
     };
     let mut args = vec!["compile", arg(model), "-o", arg(out), "--target", target];
-    args.extend(["--ctx-size", "96", "--max-batch", "4"]);
+    args.extend(["--ctx-size", "96"]);
+    if !flags.contains(&"--max-batch") {
+        args.extend(["--max-batch", "4"]);
+    }
     args.extend(flags);
     let out = std::process::Command::new(env!("CARGO_BIN_EXE_coldpress"))
         .args(&args)
@@ -243,6 +246,39 @@ fn fixtures_meet_their_bars_and_rows_do_not_depend_on_company() {
 fn fixtures_meet_their_bars_on_apple_gpus_as_well() {
     // Rotation and storing are a launch of their own, and q, k and v of different formats are two.
     meet_bars("metal:m4-max", 7);
+}
+
+/// Batches that the pipes of M5 are worth it for; sums of one shape whatever the batch.
+#[test]
+fn matrices_of_m5_meet_the_bars_as_well() {
+    let Some(fixtures) = fixtures() else { return };
+    let dir = tempdir().expect("temporary folder");
+    let all = index(&fixtures);
+    for (seed, name) in (1..).zip(["qwen3-F16", "qwen3-Q4_K_M"]) {
+        let f = all.iter().find(|f| f.name == name).expect("a fixture");
+        let path = dir.path().join("model.press");
+        let flags = ["--max-batch", "32"];
+        if compile(&fixtures.join(&f.file), &path, "metal:m5", &flags).is_none() {
+            return;
+        }
+        let bundle = Bundle::open(&path).expect("a bundle");
+        let kernels = &bundle.manifest().plans[0]
+            .gpu
+            .as_ref()
+            .expect("a GPU's plan")
+            .kernels;
+        let tensors = kernels
+            .iter()
+            .filter(|k| k.name.starts_with("matmul_tensor"));
+        assert!(tensors.count() > 0, "{name} has none");
+        let Some(mut executor) = executor(&bundle, seed) else {
+            return;
+        };
+        let exact = read_f32(&fixtures.join(&f.logits));
+        let bar = bar(&f.quant, f.native_nmse);
+        let failures = meets(name, &mut executor, &f.tokens, &exact, bar);
+        assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+    }
 }
 
 /// `layer`: the most launches of a layer of a plain model.

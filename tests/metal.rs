@@ -12,7 +12,7 @@ use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::matmul::{
     self, Class, Epilogue, Family, Gate, Query, VARIANTS, Variant, args,
 };
-use coldpress_kernels::gpu::metal::{self, FIRST_ARCH};
+use coldpress_kernels::gpu::metal::{self, TENSOR_ARCH};
 use coldpress_kernels::gpu::{Kernel, embed, experts, logits, recurrent, rope, rows, tile};
 use coldpress_kernels::quant::{F16, FORMATS, Q4_K, Q6_K, QuantFormat};
 use coldpress_kernels::recurrent::Heads;
@@ -20,7 +20,24 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Output};
 
-const FAMILIES: [Family; 3] = [Family::Simd, Family::SimdF32, Family::Matrix];
+const FAMILIES: [Family; 5] = [
+    Family::Simd,
+    Family::SimdF32,
+    Family::Matrix,
+    Family::Tensor,
+    Family::Tensor32,
+];
+
+/// Whether a variant has kernels that end so: `matmul2d` has 32 outputs at once.
+pub fn fits(variant: &Variant, epilogue: Epilogue) -> bool {
+    let abreast = if matches!(epilogue, Epilogue::Gated(..)) {
+        2
+    } else {
+        1
+    };
+    let together = matches!(variant.family, Family::Tensor | Family::Tensor32);
+    !together || variant.tiles * abreast == 2
+}
 
 fn matmul_kernel(variant: &Variant, fmt: &QuantFormat, epilogue: Epilogue, routed: bool) -> Kernel {
     let class = Class {
@@ -76,26 +93,32 @@ fn kernels() -> BTreeMap<String, Kernel> {
         }
     }
     for family in FAMILIES {
-        let own = || VARIANTS.iter().filter(move |v| v.family == family);
-        let first = own().next().expect("a variant");
-        let read = |fmt: &&QuantFormat| family.reads(&fmt.layout);
+        let own = |epilogue| {
+            let own = VARIANTS.iter().filter(move |v| v.family == family);
+            own.filter(move |v| fits(v, epilogue))
+        };
+        // The first one, and one whose warps share halves.
+        let first = |epilogue| own(epilogue).next().expect("a variant");
+        let wide = own(Epilogue::Store).find(|v| v.stamp > 16);
+        let stores = [Some(first(Epilogue::Store)), wide];
+        for fmt in FORMATS.iter().filter(|fmt| family.reads(&fmt.layout)) {
+            let stores = stores.into_iter().flatten();
+            all.extend(stores.map(|variant| matmul_kernel(variant, fmt, Epilogue::Store, false)));
+        }
+        let residuals = own(Epilogue::Residual);
         all.extend(
-            FORMATS
-                .iter()
-                .filter(read)
-                .map(|fmt| matmul_kernel(first, fmt, Epilogue::Store, false)),
+            residuals.map(|variant| matmul_kernel(variant, &F16, Epilogue::Residual, false)),
         );
-        all.extend(own().map(|variant| matmul_kernel(variant, &F16, Epilogue::Residual, false)));
         for epilogue in [
             Epilogue::ResidualNorm(ActForm::F16),
             Epilogue::Gated(Gate::Silu, ActForm::F16),
             Epilogue::Gated(Gate::Gelu, ActForm::F32),
             Epilogue::Gated(Gate::Clamped, ActForm::F16),
         ] {
-            if !matches!(epilogue, Epilogue::ResidualNorm(_)) {
-                all.push(matmul_kernel(first, &F16, epilogue, true));
+            if !matches!(epilogue, Epilogue::ResidualNorm(_)) && family.routes() {
+                all.push(matmul_kernel(first(epilogue), &F16, epilogue, true));
             }
-            all.push(matmul_kernel(first, &F16, epilogue, false));
+            all.push(matmul_kernel(first(epilogue), &F16, epilogue, false));
         }
     }
     all.into_iter().map(|k| (k.name.clone(), k)).collect()
@@ -240,12 +263,14 @@ fn both_files_of_intrinsics_have_the_same_names() {
         include_str!("simt/intrinsics.hpp"),
         include_str!("simt/metal.hpp")
     );
-    let (gpu, cpu) = (words(render::INTRINSICS), words(cpu));
+    let gpu = words(&[render::INTRINSICS, render::TENSORS].concat());
+    let cpu = words(cpu);
     assert!(gpu.len() > 50, "{gpu:?}");
     for name in [
         "sync_block",
         "lane",
         "matrix_multiply",
+        "tensor_multiply",
         "bytes_f32",
         "PLACED",
         "fma_",
@@ -301,9 +326,15 @@ fn multiply(
 /// Without any one of its barriers some schedule gives an error or other bits.
 #[test]
 fn every_barrier_of_a_matmul_is_needed() {
-    for (family, fmt) in [(Family::Simd, &Q6_K), (Family::Matrix, &Q4_K)] {
-        let variant = VARIANTS.iter().find(|v| v.family == family && v.tiles == 2);
-        let variant = variant.expect("a variant");
+    for (family, fmt) in [
+        (Family::Simd, &Q6_K),
+        (Family::Matrix, &Q4_K),
+        (Family::Tensor, &Q4_K),
+        (Family::Tensor32, &Q4_K),
+    ] {
+        // One whose warps share weights, where a family has that.
+        let wide = |v: &&Variant| v.family == family && v.tiles == 2 && v.stamp > 16;
+        let variant = VARIANTS.iter().find(wide).expect("a variant");
         let class = Class {
             family,
             warps: 4,
@@ -317,7 +348,7 @@ fn every_barrier_of_a_matmul_is_needed() {
             epilogue: Epilogue::Store,
             pending: true,
             routed: None,
-            arch: FIRST_ARCH,
+            arch: TENSOR_ARCH,
         };
         let kernel = matmul_kernel(variant, fmt, Epilogue::Store, false);
         let whole = Source::in_dialect(Dialect::Metal, &kernel);

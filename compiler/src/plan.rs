@@ -177,6 +177,8 @@ pub struct Grid {
     pub weights: Vec<String>,
     /// What its main loop is there for, if it streams weights.
     pub main_loop: Option<MainLoop>,
+    /// What its predicted time is spent on, by name: `memory`, `issue` and others of a matmul's cost; else `launch`.
+    pub bound_by: &'static str,
 }
 
 /// What a thread block does in one pass of a kernel's main loop.

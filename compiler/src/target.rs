@@ -65,7 +65,7 @@ impl Target {
         match self {
             Target::Cpu(profile) => (profile.arch.to_string(), profile.features()),
             Target::Cuda(target) => ("cuda".into(), vec![target.profile.arch.to_string()]),
-            Target::Metal(_) => ("metal".into(), vec![MetalProfile::NEEDS.into()]),
+            Target::Metal(profile) => ("metal".into(), vec![profile.needs().into()]),
         }
     }
 

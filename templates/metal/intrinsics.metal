@@ -135,8 +135,8 @@ DEVICE void matrix_multiply(LOCAL FloatMatrix& c, LOCAL HalfMatrix& a, LOCAL Hal
 DEVICE f32 to_f32(f16 v) { return static_cast<float>(as_type<half>(v.bits)); }
 DEVICE f16 to_f16(f32 v) { return f16{as_type<ushort>(static_cast<half>(v))}; }
 DEVICE u32 pack_f16(f32 lo, f32 hi) { return as_type<uint>(metal::half2{static_cast<half>(lo), static_cast<half>(hi)}); }
-DEVICE f32 unpack_lo(u32 v) { return static_cast<float>(as_type<half>(static_cast<ushort>(v))); }
-DEVICE f32 unpack_hi(u32 v) { return static_cast<float>(as_type<half>(static_cast<ushort>(v >> 16))); }
+DEVICE f32 unpack_lo(u32 v) { return static_cast<float>(as_type<metal::half2>(v).x); }
+DEVICE f32 unpack_hi(u32 v) { return static_cast<float>(as_type<metal::half2>(v).y); }
 
 // ---- Bits.
 

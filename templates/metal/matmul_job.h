@@ -1,5 +1,6 @@
 // What a thread block of a matmul computes: TILES * 16 outputs of one part (of both parts, if they are gate and up) times
-// STAMP rows. Its warps divide k, step by step in turn.
+// STAMP rows. k is divided into slices, step by step in turn; each warp takes one, or fewer warps one after the other, while
+// others beside them have other rows.
 enum class Epilogue { store, residual, residual_norm, gated_silu, gated_gelu, gated_clamped };
 
 FIXED Epilogue EPILOGUE = Epilogue::<$ epilogue $>;
@@ -7,6 +8,10 @@ FIXED Form OUT_FORM = Form::<$ out_form $>;  // of gated results, and of what th
 FIXED u32 STAMP = <$ stamp $>;               // rows of a thread block
 FIXED u32 TILES = <$ tiles $>;               // 16 outputs each, of one part
 FIXED u32 WARPS = <$ warps $>;
+FIXED u32 SLICES = <$ slices $>;
+FIXED u32 ROW_WARPS = <$ row_warps $>;   // warps that divide the rows
+FIXED u32 K_WARPS = WARPS / ROW_WARPS;   // warps that have a slice each
+FIXED u32 SUM_SLICES = <$ sum_slices $>; // whose sums are kept apart: all of them, or 1 where they are added as they come
 FIXED bool NORMED = EPILOGUE == Epilogue::residual_norm;
 FIXED bool GATED = EPILOGUE == Epilogue::gated_silu || EPILOGUE == Epilogue::gated_gelu || EPILOGUE == Epilogue::gated_clamped;
 // Tiles of 16 outputs that each warp multiplies: those of the gate, then those of up.
@@ -21,6 +26,7 @@ FIXED u32 STEP_UNITS = <$ step_units $>;
 FIXED u32 PER_HALF = GROUP == 16 ? 2 : 1;
 FIXED bool INTEGERS = STORE == Store::INTEGERS || STORE == Store::CODES;
 static_assert(OUT_FORM != Form::q8, "no kernel reads int8 activations");
+static_assert(SLICES % K_WARPS == 0 && (SUM_SLICES == 1 || SLICES == K_WARPS), "a warp has whole slices");
 
 struct Part {
     const GLOBAL u8* weights;  // [ceil(n/16)][units] units, of all experts
@@ -80,9 +86,9 @@ DEVICE u32 blocks_of(u32 n) {
 // 16 elements each. The matmul that reads them multiplies its sums with what is left of the norm, a factor for each row.
 FIXED u32 NORM_SHIFT = 5;
 
-// Sums of the warps: [WARPS][STAMP rows][OUTPUTS], padded so that rows begin in different banks.
+// Sums: [SUM_SLICES][STAMP rows][OUTPUTS], padded so that rows begin in different banks.
 FIXED u32 SUM_ROW = OUTPUTS + 4;
-FIXED u32 SUM_FLOATS = WARPS * STAMP * SUM_ROW;
+FIXED u32 SUM_FLOATS = SUM_SLICES * STAMP * SUM_ROW;
 
 // Levels of one tile: byte i of word [j][2p + h] is that of output g + 8h at k = 32j + 16p + 4t + i, for lane 4g + t.
 struct Levels {

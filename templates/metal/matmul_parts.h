@@ -1,5 +1,5 @@
 // What both kinds of matmul kernels do around their products: the work of a thread block, factors of pending norms, levels
-// and scales of a tile, and from the sums of warps to results: added over warps in order, times what the norm before left
+// and scales of a tile, weights as halves, and from the sums of slices to results: added in order, times what the norm before left
 // pending, then bias, residual, or the gated product; with the residual also the rows of the next norm, pending. The order
 // never depends on STAMP.
 
@@ -34,7 +34,7 @@ DEVICE u32 row_of(const ARGUMENTS Params& p, const LOCAL Job& job, u32 b) {
     return act_row(p, job, b) * static_cast<u32>(p.act_stride);
 }
 
-DEVICE SHARED f32* sums_of_warp() { return shared<f32>() + warp() * (STAMP * SUM_ROW); }
+DEVICE SHARED f32* sums_of_slice(u32 slice) { return shared<f32>() + slice % SUM_SLICES * (STAMP * SUM_ROW); }
 // Behind all that warps use, so that nobody waits before writing there.
 DEVICE SHARED f32* row_factors() { return shared<f32>() + FACTORS_AT; }
 
@@ -142,11 +142,46 @@ DEVICE F4 stored_floats(const GLOBAL u8* tile, u32 j, u32 h, u32 p) {
     return F4{at[0], at[16], at[32], at[48]};
 }
 
-// Element of [STAMP][OUTPUTS], summed over the warps that divide k.
+// This lane's 8 of half j of a tile, of outputs h = 0 and 1, 2^SUM_SHIFT times their value, in the order of k that activations
+// have; `scales`: those of its unit, of which it is tile t.
+DEVICE void load_halves(const GLOBAL u8* tile, const GLOBAL u8* scales, u32 t, u32 j, const LOCAL Levels& levels, LOCAL U4 (&halves)[2]) {
+    if constexpr (STORE == Store::F16) {
+        const U4 a = reinterpret_cast<const GLOBAL U4*>(tile)[2 * j * 32 + lane()];
+        const U4 b = reinterpret_cast<const GLOBAL U4*>(tile)[(2 * j + 1) * 32 + lane()];
+        halves[0] = U4{a.x, a.z, b.x, b.z};
+        halves[1] = U4{a.y, a.w, b.y, b.w};
+        return;
+    }
+    Factors factors;
+    if constexpr (INTEGERS) load_factors(scales, t, j, factors);
+#pragma unroll
+    for (u32 h = 0; h < 2; h++) {
+        u32 words[4];
+#pragma unroll
+        for (u32 p = 0; p < 2; p++) {
+            F4 w;
+            if constexpr (INTEGERS) {
+                const u32 group = PER_HALF == 2 ? p : 0;
+                const f32 scale = factors.scale[h][group] * FACTOR;
+                // The zero, or what is subtracted with a scale: neither format has both.
+                const f32 less = MIN ? -factors.min[h][group] * FACTOR : -scale * LEFT;
+                w = numbers(levels.of[j][2 * p + h]);
+                w = F4{fma_(w.x, scale, less), fma_(w.y, scale, less), fma_(w.z, scale, less), fma_(w.w, scale, less)};
+            } else {
+                w = stored_halves(tile, j, h, p);
+            }
+            words[2 * p] = pack_f16(w.x, w.z);
+            words[2 * p + 1] = pack_f16(w.y, w.w);
+        }
+        halves[h] = U4{words[0], words[1], words[2], words[3]};
+    }
+}
+
+// Element of [STAMP][OUTPUTS], summed over the slices of k.
 DEVICE f32 sum_of_block(u32 row, u32 output) {
     const SHARED f32* at = shared<f32>() + row * SUM_ROW + output;
     f32 sum = at[0];
-    for (u32 w = 1; w < WARPS; w++) sum += at[w * (STAMP * SUM_ROW)];
+    for (u32 w = 1; w < SUM_SLICES; w++) sum += at[w * (STAMP * SUM_ROW)];
     return sum * SUM_SCALE;
 }
 
@@ -196,7 +231,7 @@ DEVICE f32 bias_of(const ARGUMENTS Part& part, const LOCAL Job& job, u32 at) {
     return reinterpret_cast<const GLOBAL f32*>(part.extra + matrix_of(job) * part.extra_stride)[at];
 }
 
-// The warps' sums are in shared memory, written but not yet synchronised.
+// Sums are in shared memory, written but not yet synchronised.
 DEVICE void finish(const ARGUMENTS Params& p, const LOCAL Job& job) {
     sync_block();
     const u32 width = 16 * TILES;

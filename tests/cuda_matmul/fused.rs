@@ -5,6 +5,7 @@ use coldpress_kernels::gpu::matmul::{pair_geometry, pair_kernel};
 fn norms(family: Family, fmt: &'static QuantFormat) {
     let form = family.act();
     let wide = of_family(family).filter(|v| form != ActForm::Q8 || v.tiles % 2 == 0);
+    let wide = wide.filter(|v| fits(v, Epilogue::ResidualNorm(form)));
     let epilogue = match form {
         ActForm::Q8 => Epilogue::ResidualNorm(ActForm::Q8),
         ActForm::F16 | ActForm::F32 => Epilogue::ResidualNorm(ActForm::F16),
@@ -13,9 +14,12 @@ fn norms(family: Family, fmt: &'static QuantFormat) {
         variant,
         fmt,
         epilogue,
-        warps: 4,
+        warps: k_warps(family),
     };
-    let kernels: Vec<Stamped> = wide.step_by(3).map(stamped).collect();
+    let kernels: Vec<Stamped> = wide
+        .step_by(if arch_of(family) == TENSOR_ARCH { 1 } else { 3 })
+        .map(stamped)
+        .collect();
     assert!(kernels.len() > 1);
     let Some(device) = Device::new(&kernels, ARCH) else {
         return;
@@ -45,6 +49,8 @@ fn norms_of_rows_do_not_depend_on_the_stamp() {
     norms(Family::Dp4a, &Q8_0);
     norms(Family::Simd, &Q4_K);
     norms(Family::Matrix, &Q4_K);
+    norms(Family::Tensor, &Q4_K);
+    norms(Family::Tensor32, &Q4_K);
 }
 
 #[test]

@@ -206,7 +206,9 @@ void compute(Warp& warp) {
         case Op::MmaF16: multiply_half(warp); break;
         case Op::MatrixMultiply: multiply_eights(warp); break;
         case Op::MatrixLoad:
-        case Op::MatrixStore: break;
+        case Op::MatrixStore:
+        case Op::TensorMultiply:
+        case Op::TensorStore: break;
         case Op::Ldmatrix: distribute(warp, false); break;
         case Op::LdmatrixTransposed: distribute(warp, true); break;
         case Op::WgmmaFence: warp.wgmma_fenced = true; break;

@@ -79,7 +79,8 @@ extern const Place* here;
 
 enum class Op : u32 {
     SyncWarp, Shuffle, ShuffleXor, ShuffleDown, Ballot, MmaS8K32, MmaU8S8K32, MmaS8K16, MmaU8S8K16, MmaF16, Ldmatrix,
-    LdmatrixTransposed, WgmmaFence, WgmmaF16, WgmmaCommit, WgmmaWait, MatrixLoad, MatrixStore, MatrixMultiply
+    LdmatrixTransposed, WgmmaFence, WgmmaF16, WgmmaCommit, WgmmaWait, MatrixLoad, MatrixStore, MatrixMultiply,
+    TensorMultiply, TensorStore
 };
 // Collectives of a warp: each waits until all 32 lanes are here. `line` is the kernel's, for messages.
 void meet(Op op, u32 line);
@@ -93,6 +94,8 @@ void wgmma(f32* acc, u32 n, const u32* a, u64 descriptor, u32 line);
 void wgmma_wait(u32 groups, u32 line);
 // Of an 8 x 8 matrix that a warp holds: which element (8 * row + column) is the lane's number i of two.
 inline u32 matrix_place(u32 lane, u32 i) { return (lane * 2 + i) * 5 % 64; }
+// The same of rows by 32 outputs, of as many elements as rows.
+inline u32 tensor_place(u32 lane, u32 i, u32 rows) { return (lane * rows + i) * 5 % (32 * rows); }
 // c += a * b of such matrices, this lane's elements of each.
 void multiply_matrices(f32 (&c)[2], const f32 (&a)[2], const f32 (&b)[2], u32 line);
 void named_barrier(u32 id, u32 threads, bool waits, u32 line);

@@ -1,4 +1,4 @@
-// The names of templates/metal/intrinsics.metal for kernels that run on the CPU: those of CUDA, less what Apple GPUs lack,
+// The names of templates/metal/{intrinsics,tensor}.metal for kernels that run on the CPU: those of CUDA, less what Apple GPUs lack,
 // and what only they have. Address spaces are not told apart here; tests/metal checks those.
 #pragma once
 #include "intrinsics.hpp"
@@ -38,6 +38,31 @@ DEVICE void matrix_store(const FloatMatrix& m, f32* to, u32 stride, SIMT_LINE) {
 DEVICE void matrix_multiply(FloatMatrix& c, const HalfMatrix& a, const HalfMatrix& b, SIMT_LINE) {
     const f32 wide_a[2] = {to_f32(a.of[0]), to_f32(a.of[1])}, wide_b[2] = {to_f32(b.of[0]), to_f32(b.of[1])};
     simt::multiply_matrices(c.of, wide_a, wide_b, line);
+}
+
+// Of rows by 32 outputs as many elements of each lane as there are rows: which ones, no kernel may know.
+template <u32 ROWS>
+struct TensorSums { f32 of[ROWS]; };
+
+template <u32 ROWS>
+DEVICE void tensor_zero(TensorSums<ROWS>& c) { c = {}; }
+template <u32 ROWS>
+DEVICE void tensor_multiply(TensorSums<ROWS>& c, const u8* rows, u32 live, u32 stride, const f16* weights, u32 weights_stride, SIMT_LINE) {
+    simt::meet(simt::Op::TensorMultiply, line);
+    for (u32 i = 0; i < ROWS; i++) {
+        const u32 place = simt::tensor_place(lane(), i, ROWS), row = place / 32, output = place % 32;
+        if (row >= live) continue;
+        const f16* a = reinterpret_cast<const f16*>(rows + static_cast<u64>(row) * stride);
+        for (u32 k = 0; k < 64; k++) c.of[i] += to_f32(a[k]) * to_f32(weights[output * weights_stride + k]);
+    }
+}
+template <u32 ROWS>
+DEVICE void tensor_store(TensorSums<ROWS>& c, f32* to, u32 stride, SIMT_LINE) {
+    simt::meet(simt::Op::TensorStore, line);
+    for (u32 i = 0; i < ROWS; i++) {
+        const u32 place = simt::tensor_place(lane(), i, ROWS);
+        to[stride * (place / 32) + place % 32] = c.of[i];
+    }
 }
 
 DEVICE F4 bytes_f32(u32 v) { return F4{f32(u8(v)), f32(u8(v >> 8)), f32(u8(v >> 16)), f32(u8(v >> 24))}; }

@@ -184,7 +184,7 @@ static void thread_main() {
 static const char* const OPS[] = {"sync_warp",     "shuffle",       "shuffle_xor",  "shuffle_down", "ballot",      "mma_s8_k32",
                                   "mma_u8s8_k32",  "mma_s8_k16",    "mma_u8s8_k16", "mma_f16",      "ldmatrix_x4", "ldmatrix_x4_transposed",
                                   "wgmma_fence",   "wgmma_f16",     "wgmma_commit", "wgmma_wait",   "matrix_load", "matrix_store",
-                                  "matrix_multiply"};
+                                  "matrix_multiply", "tensor_multiply", "tensor_store"};
 
 void meet(Op op, u32 line) {
     Thread* me = self;

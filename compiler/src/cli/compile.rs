@@ -4,6 +4,7 @@ use super::progress::Bars;
 use crate::compile::{self, DEFAULT_BATCH, Options, size};
 use crate::error::Error;
 use crate::plan::{MAX_BATCH, MAX_CONTEXT, MAX_WORKERS, Plan, Work, in_range};
+use crate::target::metal::Candidates;
 use crate::target::{Target, TargetProfile};
 use crate::tokenizer;
 use crate::tune::cache::{Cache, Device};
@@ -134,18 +135,42 @@ pub struct CompileArgs {
     /// Fail if predicted tokens/s fall anywhere between 1 and --max-batch sequences.
     #[arg(long)]
     deny_cliffs: bool,
+    /// Apple GPUs: thread blocks of matmuls take as many rows as one of these, as in 8,32; to measure what is estimated.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    matmul_rows: Vec<u32>,
+    /// Apple GPUs: thread blocks of matmuls have as many tiles of 16 outputs as one of these.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    matmul_tiles: Vec<u32>,
     /// Write a self-contained executable instead of a bundle.
     #[arg(long)]
     exe: bool,
 }
 
 impl CompileArgs {
+    /// Leaves targets the matmul variants that were asked for.
+    fn restrict(&self, options: &mut Options) -> Result<(), Error> {
+        if self.matmul_rows.is_empty() && self.matmul_tiles.is_empty() {
+            return Ok(());
+        }
+        let candidates = Candidates::of(&self.matmul_rows, &self.matmul_tiles)?;
+        for target in &mut options.targets {
+            let Target::Metal(profile) = target else {
+                let (name, why) = (target.name(), "--matmul-rows and --matmul-tiles are for");
+                let why = format!("{why} Apple GPUs, {name} is none (see --target)");
+                return Err(Error::Usage(why));
+            };
+            profile.candidates = candidates;
+        }
+        Ok(())
+    }
+
     /// Compiles.
     pub fn execute(self) -> Result<(), Error> {
         let mut options = self.flags.options(self.max_batch)?;
         options.fit = self.fit;
         options.deny_cliffs = self.deny_cliffs;
         options.emit = self.emit.clone();
+        self.restrict(&mut options)?;
         if self.dry_run {
             let prepared = compile::prepare(&self.model, &options)?;
             let summaries: Vec<String> = prepared.plans.iter().map(summary).collect();
@@ -223,12 +248,19 @@ fn summary(plan: &Plan) -> String {
         size(m.total())
     );
     text.push_str("\ndecode   predicted tok/s");
-    for batch in [1, 2, 4, 8, 16, 32]
-        .into_iter()
-        .filter(|&b| b <= plan.limits.max_batch as usize)
-    {
+    let batches = || {
+        let all = [1, 2, 4, 8, 16, 32].into_iter();
+        all.filter(|&b| b <= plan.limits.max_batch as usize)
+    };
+    for batch in batches() {
         if let Some(seconds) = plan.predicted_step(batch) {
             text.push_str(&format!("  {batch}: {:.0}", batch as f64 / seconds));
+        }
+    }
+    for (i, batch) in batches().enumerate() {
+        if let Some((wall, share)) = plan.bound_by(batch) {
+            let head = if i == 0 { "\nbound by" } else { "" };
+            text.push_str(&format!("{head}  {batch}: {wall} {:.0} %", share * 100.0));
         }
     }
     let matmuls = || {

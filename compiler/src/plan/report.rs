@@ -1,6 +1,6 @@
 //! The plan in words and numbers: memory, buckets, predicted curve, and a stable text dump for `--emit`.
 
-use super::{Arg, Attention, ExpertPart, Launch, Plan, Work};
+use super::{Arg, Attention, ExpertPart, Launch, Plan, ProgramPlan, Work};
 use coldpress_kernels::gpu::abi::StepLayout;
 use coldpress_runtime::manifest::{BatchPrediction, GridArg, Stage};
 use std::fmt::Write;
@@ -80,6 +80,30 @@ impl Plan {
             head_rows: head.0,
             predicted_seconds: trunk.1 + head.1,
         })
+    }
+
+    /// What most of the predicted time of a decode step goes into on a GPU, by name ([`super::Grid::bound_by`]), and its share
+    /// of the time; `None` where no launch says so.
+    pub fn bound_by(&self, batch: usize) -> Option<(&'static str, f64)> {
+        let point = self.predict(batch)?;
+        let mut walls: Vec<(&'static str, f64)> = Vec::new();
+        for (stage, rows) in [
+            (Stage::Trunk, point.trunk_rows),
+            (Stage::Head, point.head_rows),
+        ] {
+            let own = |p: &&ProgramPlan| p.stage == stage && p.rows == rows as usize;
+            for launch in self.programs.iter().filter(own).flat_map(|p| &p.launches) {
+                let Work::Grid(grid) = &launch.work else {
+                    continue;
+                };
+                match walls.iter_mut().find(|wall| wall.0 == grid.bound_by) {
+                    Some(wall) => wall.1 += launch.seconds,
+                    None => walls.push((grid.bound_by, launch.seconds)),
+                }
+            }
+        }
+        let most = walls.into_iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+        Some((most.0, most.1 / point.predicted_seconds))
     }
 
     /// Batch sizes at which predicted tokens/s fall below a smaller batch's, with both rates.

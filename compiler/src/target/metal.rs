@@ -1,8 +1,11 @@
 //! Apple GPUs as numbers. A preset is one row.
 
+mod candidates;
 mod presets;
 
 use coldpress_runtime::manifest::PlannedFor;
+
+pub use candidates::Candidates;
 pub use presets::PRESETS;
 
 /// An Apple GPU to compile for.
@@ -22,15 +25,23 @@ pub struct MetalProfile {
     pub l2_bytes: u64,
     /// Bytes of the largest memory, which the CPU shares.
     pub memory_bytes: u64,
-    /// Whether `matmul2d` of Metal 4 has pipes of its own; no kernel uses them.
+    /// Whether `matmul2d` of Metal 4 has pipes of its own.
     pub neural: bool,
     /// One line for `coldpress targets`: what the driver calls the GPU.
     pub about: &'static str,
+    /// Matmul variants that plans choose from.
+    pub candidates: Candidates,
 }
 
 impl MetalProfile {
-    /// What kernels ask of a GPU, whichever it was planned for: matrices of simdgroups, addresses as arguments.
-    pub const NEEDS: &str = "apple7";
+    /// What kernels ask of a GPU: matrices of simdgroups, addresses as arguments; those planned for pipes of `matmul2d` ask
+    /// for them.
+    pub fn needs(&self) -> &'static str {
+        match self.neural {
+            true => "apple10",
+            false => "apple7",
+        }
+    }
 
     /// The preset `name`.
     pub fn named(name: &str) -> Option<MetalProfile> {

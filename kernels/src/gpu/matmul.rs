@@ -53,12 +53,16 @@ pub enum Family {
     Fma,
     /// int8 activations and integer weights, dot products of four.
     Dp4a,
-    /// Apple's: f16 activations; products and sums in f32, a lane at a time.
+    /// Apple's: f16 activations; weights become halves, products and sums are f32, a lane at a time.
     Simd,
     /// As `Simd`, of f32 activations and float weights.
     SimdF32,
-    /// Apple's: f16 activations; weights become halves, which meet them in 8 x 8 matrices.
+    /// As `Simd`, in 8 x 8 matrices.
     Matrix,
+    /// As `Simd`, by `matmul2d` of Metal 4, 16 rows at a time; from M5 on.
+    Tensor,
+    /// As `Tensor`, 32 rows at a time.
+    Tensor32,
 }
 
 impl Family {
@@ -73,19 +77,25 @@ impl Family {
             Family::Simd => "simd",
             Family::SimdF32 => "simd_f32",
             Family::Matrix => "matrix",
+            Family::Tensor => "tensor",
+            Family::Tensor32 => "tensor32",
         }
     }
 
     /// Whether it is for Apple GPUs, all others being for NVIDIA's.
     pub const fn is_metal(self) -> bool {
-        matches!(self, Family::Simd | Family::SimdF32 | Family::Matrix)
+        matches!(
+            self,
+            Family::Simd | Family::SimdF32 | Family::Matrix | Family::Tensor | Family::Tensor32
+        )
     }
 
     /// Form of the activations it reads.
     pub const fn act(self) -> ActForm {
         match self {
             Family::MmaI8 | Family::Dp4a => ActForm::Q8,
-            Family::MmaF16 | Family::Wgmma | Family::Simd | Family::Matrix => ActForm::F16,
+            Family::MmaF16 | Family::Wgmma => ActForm::F16,
+            Family::Simd | Family::Matrix | Family::Tensor | Family::Tensor32 => ActForm::F16,
             Family::Fma | Family::SimdF32 => ActForm::F32,
         }
     }
@@ -96,14 +106,17 @@ impl Family {
         own.any(|v| (v.min_arch..=v.max_arch).contains(&arch))
     }
 
+    /// Whether it has kernels of routed rows, which are no neighbours.
+    pub const fn routes(self) -> bool {
+        metal::tensor_rows(self) == 0
+    }
+
     /// Whether its kernels read the layout.
     pub const fn reads(self, layout: &PackedLayout) -> bool {
         match self {
             Family::MmaI8 | Family::Dp4a => layout.int_bits().is_some(),
-            Family::MmaF16 | Family::Wgmma | Family::Simd | Family::Matrix => {
-                !matches!(layout.store, Store::F32)
-            }
             Family::Fma | Family::SimdF32 => layout.int_bits().is_none(),
+            _ => !matches!(layout.store, Store::F32),
         }
     }
 }
@@ -126,6 +139,7 @@ pub struct Variant {
 const fn row(family: Family, stamp: u32, tiles: u32) -> Variant {
     let (min_arch, max_arch) = match family {
         Family::Wgmma => (90, 90),
+        Family::Tensor | Family::Tensor32 => (metal::TENSOR_ARCH, u32::MAX),
         _ if family.is_metal() => (metal::FIRST_ARCH, u32::MAX),
         _ => (75, 999),
     };
@@ -194,19 +208,29 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::Dp4a, 8, 2),
     row(Family::Simd, 1, 1),
     row(Family::Simd, 1, 2),
-    row(Family::Simd, 1, 4),
     row(Family::Simd, 2, 1),
     row(Family::Simd, 2, 2),
-    row(Family::Simd, 2, 4),
     row(Family::Simd, 4, 1),
     row(Family::Simd, 4, 2),
-    row(Family::Simd, 4, 4),
     row(Family::Simd, 8, 1),
     row(Family::Simd, 8, 2),
-    row(Family::Simd, 8, 4),
     row(Family::Simd, 14, 1),
     row(Family::Simd, 14, 2),
-    row(Family::Simd, 14, 4),
+    row(Family::Simd, 16, 1),
+    row(Family::Simd, 16, 2),
+    row(Family::Simd, 18, 2),
+    row(Family::Simd, 18, 4),
+    row(Family::Simd, 24, 1),
+    row(Family::Simd, 24, 2),
+    row(Family::Simd, 24, 4),
+    row(Family::Simd, 32, 1),
+    row(Family::Simd, 32, 2),
+    row(Family::Simd, 32, 4),
+    row(Family::Simd, 48, 1),
+    row(Family::Simd, 48, 2),
+    row(Family::Simd, 48, 4),
+    row(Family::Simd, 64, 1),
+    row(Family::Simd, 64, 2),
     row(Family::SimdF32, 1, 1),
     row(Family::SimdF32, 1, 2),
     row(Family::SimdF32, 2, 1),
@@ -224,6 +248,18 @@ pub const VARIANTS: &[Variant] = &[
     row(Family::Matrix, 32, 1),
     row(Family::Matrix, 32, 2),
     row(Family::Matrix, 32, 4),
+    row(Family::Tensor, 16, 2),
+    row(Family::Tensor, 16, 1),
+    row(Family::Tensor, 32, 2),
+    row(Family::Tensor, 32, 1),
+    row(Family::Tensor, 48, 2),
+    row(Family::Tensor, 48, 1),
+    row(Family::Tensor, 64, 2),
+    row(Family::Tensor, 64, 1),
+    row(Family::Tensor32, 32, 2),
+    row(Family::Tensor32, 32, 1),
+    row(Family::Tensor32, 64, 2),
+    row(Family::Tensor32, 64, 1),
 ];
 
 /// What a row's bits depend on besides its activations and the weights. One is chosen per matrix, for all row counts.
@@ -231,7 +267,8 @@ pub const VARIANTS: &[Variant] = &[
 pub struct Class {
     /// How products are made.
     pub family: Family,
-    /// Warps of a thread block, among which k is divided.
+    /// Warps of a thread block, among which k is divided; where others of [`Family::Simd`] divide the rows, the shares of k
+    /// that fewer warps take in turn.
     pub warps: u32,
     /// Thread blocks among which k is divided.
     pub k_split: u32,
@@ -400,11 +437,21 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
         if class.k_split > 1 {
             return Err(Reason::Split(family));
         }
+        if routed.is_some() && !family.routes() {
+            return Err(Reason::Experts(family));
+        }
         if let Epilogue::Gated(_, form @ ActForm::Q8) | Epilogue::ResidualNorm(form @ ActForm::Q8) =
             epilogue
         {
             return Err(Reason::Form(family, form));
         }
+    }
+    let together = 16 * tiles * epilogue.abreast();
+    if metal::tensor_rows(family) > 0 && together != metal::TENSOR_OUTPUTS {
+        return Err(Reason::Together {
+            outputs: together,
+            needed: metal::TENSOR_OUTPUTS,
+        });
     }
     let team = family.row_warps();
     if class.warps == 0 || class.warps > 32 || !class.warps.is_multiple_of(team) {
@@ -426,13 +473,22 @@ pub fn legal(variant: &Variant, class: Class, query: &Query) -> Result<(), Reaso
             needed: 32,
         });
     }
-    let values = family.values(&layout, stamp, tiles / team * epilogue.abreast());
-    let limit = match family.is_metal() {
-        true => metal::MAX_VALUES,
-        false => MAX_VALUES,
+    let (values, limit) = match family.is_metal() {
+        true => (metal::values(variant, &layout, epilogue), metal::MAX_VALUES),
+        false => {
+            let tiles = tiles / team * epilogue.abreast();
+            (family.values(&layout, stamp, tiles), MAX_VALUES)
+        }
     };
     if values > limit {
         return Err(Reason::Values { values, limit });
+    }
+    if family.is_metal() {
+        let threads = 32 * metal::warps(variant, class, epilogue);
+        let limit = metal::REGISTERS / metal::registers(variant, &layout, epilogue);
+        if threads > limit {
+            return Err(Reason::Threads { threads, limit });
+        }
     }
     let (bytes, limit) = (
         kernel::shared_bytes(variant, class, &layout, epilogue),
@@ -456,31 +512,25 @@ impl Family {
     /// Sums of one thread that has so many tiles.
     const fn sums(self, stamp: u32, tiles: u32) -> u32 {
         match self {
-            Family::MmaI8 | Family::MmaF16 | Family::Wgmma | Family::Matrix => stamp * tiles / 2,
+            Family::MmaI8 | Family::MmaF16 | Family::Wgmma => stamp * tiles / 2,
             Family::Fma => stamp * tiles * 4,
-            Family::Dp4a | Family::Simd | Family::SimdF32 => stamp * tiles * 2,
+            _ => stamp * tiles * 2,
         }
     }
 
-    /// Sums, weights and scales of one thread.
+    /// Sums, weights and scales of one thread; Apple's families have [`metal::values`].
     fn values(self, layout: &PackedLayout, stamp: u32, tiles: u32) -> u32 {
         let scales = 128 / u32::from(layout.group) * if layout.min { 2 } else { 1 };
         let of_tile = match self {
             Family::MmaI8 | Family::Dp4a => 8 + scales,
             Family::MmaF16 => 16,
             Family::Wgmma => 32,
-            Family::Fma => 4,
-            // Levels of 64 k, and half of them as numbers.
-            Family::Simd if layout.int_bits().is_some() => 24 + scales / 2,
-            Family::Simd | Family::SimdF32 => 16,
-            Family::Matrix => 0,
+            _ => 4,
         };
         // The exact integers of a product, before they are scaled; twice as many in groups of 16.
         let products = match self {
             Family::MmaI8 if layout.group == 16 => 24 + stamp,
             Family::MmaI8 => 24,
-            // Matrices of rows, and a tile on its way.
-            Family::Matrix => stamp + 24,
             _ => 0,
         };
         self.sums(stamp, tiles) + tiles * of_tile + products
@@ -504,6 +554,8 @@ pub fn classes(query: &Query) -> Vec<Class> {
         Family::Simd,
         Family::SimdF32,
         Family::Matrix,
+        Family::Tensor,
+        Family::Tensor32,
     ] {
         for warps in [2, 4, 8] {
             for k_split in [1, 2, 4, 8, 16] {

@@ -22,7 +22,7 @@ pub struct GpuRates {
     pub f16_tensor_flops_per_clk_sm: f64,
     /// The same for int8.
     pub i8_tensor_ops_per_clk_sm: f64,
-    /// The same for halves by `wgmma`; 0 where there is none.
+    /// The same for halves by `wgmma`, or by `matmul2d` of Apple's; 0 where there is none.
     pub wgmma_flops_per_clk_sm: f64,
     /// Shared memory of a multiprocessor that thread blocks can have, bytes.
     pub smem_per_sm: u32,

@@ -4,12 +4,16 @@
 use crate::codegen::cuda::render as shared;
 use crate::error::Error;
 use coldpress_kernels::gpu::Kernel;
+use coldpress_kernels::gpu::metal::TENSOR_TEMPLATE;
 use std::sync::OnceLock;
 use tera::Tera;
 
 /// What names the hardware: goes once before all kernels of a library. The tests have another file of the same names for
 /// the CPU.
 pub const INTRINSICS: &str = include_str!("../../../../templates/metal/intrinsics.metal");
+
+/// What names the hardware that only some Apple GPUs have: goes after [`INTRINSICS`] where a kernel needs it.
+pub const TENSORS: &str = include_str!("../../../../templates/metal/tensor.metal");
 
 /// A file of templates/metal by its name.
 macro_rules! template {
@@ -28,6 +32,7 @@ const TEMPLATES: &[(&str, &str)] = &[
     template!("matmul_matrix.metal.tera"),
     template!("matmul_parts.h"),
     template!("matmul_simd.metal.tera"),
+    template!("matmul_tensor.metal.tera"),
     template!("rope_table.metal.tera"),
 ];
 
@@ -77,7 +82,11 @@ pub fn body(kernel: &Kernel) -> Result<String, Error> {
 /// # Errors
 /// As [`body`].
 pub fn library<'a>(kernels: impl IntoIterator<Item = &'a Kernel>) -> Result<String, Error> {
+    let kernels: Vec<&Kernel> = kernels.into_iter().collect();
     let mut text = INTRINSICS.to_string();
+    if kernels.iter().any(|k| k.template == TENSOR_TEMPLATE) {
+        text += TENSORS;
+    }
     for kernel in kernels {
         let (name, threads) = (&kernel.name, kernel.threads);
         let body = body(kernel)?;

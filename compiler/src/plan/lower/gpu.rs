@@ -289,6 +289,7 @@ impl Lowering<'_> {
                 overlaps: machine.overlaps,
                 weights: Vec::new(),
                 main_loop: None,
+                bound_by: "launch",
             }),
             barrier: false,
             accesses,

@@ -2,7 +2,7 @@
 //! configuration of each chip; clocks follow from published single-precision rates (128 fused multiply-adds per core and
 //! clock); GPU families are those of the Metal feature set tables.
 
-use super::MetalProfile;
+use super::{Candidates, MetalProfile};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -81,6 +81,7 @@ const fn chip(
         memory_bytes: gib * GIB,
         neural: family >= 10,
         about,
+        candidates: Candidates::ALL,
     }
 }
 

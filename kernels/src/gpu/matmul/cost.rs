@@ -25,6 +25,9 @@ pub struct Cost {
     pub arithmetic_seconds: f64,
     /// Time to issue all instructions, seconds.
     pub issue_seconds: f64,
+    /// Time of the bytes between a core's registers and its own cache and shared memory, where a GPU's is known; else 0,
+    /// seconds.
+    pub core_seconds: f64,
     /// Bytes from memory: weights, activations, results.
     pub bytes: u64,
     /// Lane-instructions per weight, each time it is read.
@@ -35,16 +38,27 @@ pub struct Cost {
     pub resident: u32,
 }
 
-impl fmt::Display for Cost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let walls = [
+impl Cost {
+    /// What takes the most time, and how long, seconds.
+    pub fn wall(&self) -> (&'static str, f64) {
+        [
             ("memory", self.memory_seconds),
             ("L2", self.l2_seconds),
             ("arithmetic", self.arithmetic_seconds),
             ("issue", self.issue_seconds),
-        ];
-        let worst = walls.iter().max_by(|a, b| a.1.total_cmp(&b.1));
-        let (wall, seconds) = worst.expect("four walls");
+            ("core memory", self.core_seconds),
+        ]
+        .into_iter()
+        .fold(("launch", 0.0), |worst, wall| match wall.1 > worst.1 {
+            true => wall,
+            false => worst,
+        })
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (wall, seconds) = self.wall();
         write!(
             f,
             "model: {:.1} us, {wall} {:.1} us, {:.2} instructions per weight",
@@ -238,6 +252,7 @@ pub fn cost(
         l2_seconds,
         arithmetic_seconds,
         issue_seconds,
+        core_seconds: 0.0,
         bytes,
         instructions_per_weight,
         macs,

@@ -60,6 +60,13 @@ pub enum Reason {
         /// Outputs that share a scale.
         needed: u32,
     },
+    /// The thread block has more outputs or fewer than the family multiplies at once.
+    Together {
+        /// Outputs of a thread block.
+        outputs: u32,
+        /// Outputs that are multiplied at once.
+        needed: u32,
+    },
     /// What a thread holds does not fit in registers.
     Values {
         /// Sums, weights and scales of a thread.
@@ -67,8 +74,17 @@ pub enum Reason {
         /// The most.
         limit: u32,
     },
+    /// A core has no registers for so many threads that hold as much.
+    Threads {
+        /// Threads of a thread block.
+        threads: u32,
+        /// The most.
+        limit: u32,
+    },
     /// Thread blocks of the family do not share k.
     Split(Family),
+    /// The family has no kernels of routed rows.
+    Experts(Family),
     /// The family leaves no rows in such a form.
     Form(Family, ActForm),
     /// The thread block needs too much shared memory.
@@ -119,11 +135,20 @@ impl fmt::Display for Reason {
             Reason::Outputs { outputs, needed } => {
                 write!(f, "{outputs} outputs at once, an int8 scale has {needed}")
             }
+            Reason::Together { outputs, needed } => {
+                write!(f, "{outputs} outputs at once, not {needed}")
+            }
             Reason::Values { values, limit } => {
                 write!(f, "{values} values in a thread, at most {limit} fit")
             }
+            Reason::Threads { threads, limit } => {
+                write!(f, "{threads} threads, registers are for {limit}")
+            }
             Reason::Split(family) => {
                 write!(f, "thread blocks of {} do not share k", family.name())
+            }
+            Reason::Experts(family) => {
+                write!(f, "{} does not multiply by expert", family.name())
             }
             Reason::Form(family, form) => {
                 write!(f, "{} leaves no rows in {}", family.name(), form.name())

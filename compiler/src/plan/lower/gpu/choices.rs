@@ -126,6 +126,7 @@ impl Choices {
                 ..class
             };
             let own = variant.family.is_metal() == metal::is_metal(query.arch);
+            let own = own && self.selector.candidates.allow(variant);
             if let Err(reason) = matmul::legal(variant, class, &query)
                 && own
             {

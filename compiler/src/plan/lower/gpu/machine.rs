@@ -1,7 +1,7 @@
 //! A GPU as lowering sees it: NVIDIA's or Apple's.
 
 use crate::target::cuda::CudaProfile;
-use crate::target::metal::MetalProfile;
+use crate::target::metal::{Candidates, MetalProfile};
 use crate::target::{Compiled, CudaTarget};
 use coldpress_kernels::gpu::metal;
 use coldpress_kernels::gpu::rates::GpuRates;
@@ -20,6 +20,8 @@ pub struct Machine {
     pub overlaps: bool,
     /// What the assembler said of kernels, by name.
     pub compiled: BTreeMap<String, Compiled>,
+    /// Matmul variants to choose from.
+    pub candidates: Candidates,
 }
 
 impl Machine {
@@ -37,6 +39,7 @@ impl From<&CudaTarget> for Machine {
             launch_seconds: target.profile.launch_seconds,
             overlaps: target.profile.pdl,
             compiled: target.compiled.clone(),
+            candidates: Candidates::ALL,
         }
     }
 }
@@ -68,6 +71,10 @@ const CACHE_BYTES_PER_CLK: f64 = 32.0;
 /// Additions and multiplications per cycle of a core, by matrices of halves as by anything else.
 const FLOPS_PER_CLK: f64 = 256.0;
 
+/// The same by pipes of their own: Apple says of M5's GPU that it has over four times the peak compute of M4's for AI, and as
+/// many cores.
+const NEURAL_FLOPS_PER_CLK: f64 = 4.0 * FLOPS_PER_CLK;
+
 impl From<&MetalProfile> for Machine {
     fn from(profile: &MetalProfile) -> Machine {
         let cores = f64::from(profile.cores);
@@ -83,13 +90,17 @@ impl From<&MetalProfile> for Machine {
                 issue_per_clk: 128.0,
                 f16_tensor_flops_per_clk_sm: FLOPS_PER_CLK,
                 i8_tensor_ops_per_clk_sm: 0.0,
-                wgmma_flops_per_clk_sm: 0.0,
+                wgmma_flops_per_clk_sm: match profile.neural {
+                    true => NEURAL_FLOPS_PER_CLK,
+                    false => 0.0,
+                },
                 smem_per_sm: metal::SHARED_BYTES,
                 regs_per_sm: 0,
             },
             launch_seconds: DISPATCH_SECONDS,
             overlaps: false,
             compiled: BTreeMap::new(),
+            candidates: profile.candidates,
         }
     }
 }

@@ -123,6 +123,9 @@ impl Lowering<'_> {
                 grid.args.extend(other.args);
                 grid.weights.extend(other.weights);
                 grid.main_loop = beside(grid.main_loop, other.main_loop);
+                if second.seconds > first.seconds {
+                    grid.bound_by = other.bound_by;
+                }
                 Work::Grid(grid)
             }
             (work, _) => work,
@@ -271,6 +274,7 @@ impl Lowering<'_> {
             let labels = parts.iter().map(|p| name(p).trim_end_matches(".weight"));
             grid.weights = labels.map(str::to_string).collect();
             grid.weights.dedup();
+            grid.bound_by = pick.cost.wall().0;
             grid.main_loop = Some(MainLoop {
                 weights: matmul::weights_per_pass(
                     pick.variant,

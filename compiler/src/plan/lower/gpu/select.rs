@@ -7,6 +7,7 @@ use crate::explain::CandidateNote;
 use crate::graph::Weight;
 use crate::plan::select::{matrix_of, packed_layout};
 use crate::target::Compiled;
+use crate::target::metal::Candidates;
 use coldpress_kernels::gpu::abi::ActForm;
 use coldpress_kernels::gpu::experts::Routed;
 use coldpress_kernels::gpu::matmul::{
@@ -78,6 +79,7 @@ pub struct Selector {
     rates: GpuRates,
     pub(super) target: &'static str,
     compiled: BTreeMap<String, Compiled>,
+    pub(super) candidates: Candidates,
     /// Decode batches that a class is judged by.
     batches: Vec<usize>,
     classes: RefCell<HashMap<(Shape, ActForm), Judged>>,
@@ -91,6 +93,7 @@ impl Selector {
             rates: machine.rates,
             target: machine.name,
             compiled: machine.compiled.clone(),
+            candidates: machine.candidates,
             batches: buckets(max_batch, max_batch),
             classes: RefCell::default(),
             pairs: RefCell::default(),
@@ -225,10 +228,11 @@ impl Selector {
         picks.min_by(|a, b| a.cost.seconds.total_cmp(&b.cost.seconds))
     }
 
-    /// Every legal variant of a class.
+    /// Every legal variant of a class that is a candidate.
     fn picks(&self, shape: &Shape, class: Class, rows: usize) -> Vec<Pick> {
         let query = self.query(shape, rows);
         let mut legal: Vec<Pick> = matmul::variants(class, &query)
+            .filter(|variant| self.candidates.allow(variant))
             .filter_map(|variant| {
                 let cost = self.cost(variant, class, &query).ok()?;
                 Some(Pick {
@@ -281,7 +285,8 @@ impl Selector {
                 continue;
             };
             for variant in VARIANTS.iter().filter(|v| {
-                v.family.act() == form && v.family.is_metal() == metal::is_metal(query.arch)
+                let own = v.family.is_metal() == metal::is_metal(query.arch);
+                v.family.act() == form && own && self.candidates.allow(v)
             }) {
                 let verdict = match matmul::legal(variant, class, &query) {
                     Err(Reason::Class(..)) => continue,
