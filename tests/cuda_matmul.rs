@@ -385,7 +385,7 @@ fn formed(family: Family, epilogue: &Epilogue) -> bool {
 fn epilogues(family: Family, fmt: &'static QuantFormat) {
     let variant = |epilogue| {
         // One with an int8 scale's outputs, or with as many as are multiplied at once.
-        let even = |v: &&Variant| v.tiles % 2 == 0 || arch_of(family) == TENSOR_ARCH;
+        let even = |v: &&Variant| v.tiles.is_multiple_of(2) || arch_of(family) == TENSOR_ARCH;
         let mut even = of_family(family).filter(even);
         even.find(|v| fits(v, epilogue)).expect("a variant")
     };
