@@ -384,10 +384,8 @@ fn mixtures_of_experts_are_what_the_interpreter_says() {
         };
         for target in TARGETS {
             // Activations are halves whatever the weights are, exact ones here.
-            let Some(complaints) = against_interpreter(&shape, target, seed, &[], 2e-5) else {
-                return;
-            };
-            failures.extend(complaints);
+            let complaints = against_interpreter(&shape, target, seed, &[], 2e-5);
+            failures.extend(complaints.into_iter().flatten());
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
@@ -483,11 +481,8 @@ fn heads_of_gemma_4_are_what_the_interpreter_says() {
     for (kv, bar) in [("f16", 2e-4), ("q8_0", 5e-3)] {
         let flags = ["--kv-type", kv];
         for target in TARGETS {
-            let Some(complaints) = against_interpreter(&long_heads(), target, 3, &flags, bar)
-            else {
-                return;
-            };
-            failures.extend(complaints);
+            let complaints = against_interpreter(&long_heads(), target, 3, &flags, bar);
+            failures.extend(complaints.into_iter().flatten());
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));

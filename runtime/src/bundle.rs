@@ -125,6 +125,9 @@ impl Bundle {
         // SAFETY: the map is read-only. Another process that shortens the file could still raise SIGBUS, as with any
         // mapped executable; the module documentation forbids it.
         let map = unsafe { MmapOptions::new().offset(offset).len(length).map(file) }.map_err(io)?;
+        // What is not in the cache yet is read into large pages, where the system has them.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
         let header = header::parse(&map[..length.min(MAX_HEADER_BYTES as usize)])
             .map_err(|e| header_error(path, available, e))?;
         if available < header.file_bytes {

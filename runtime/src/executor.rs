@@ -108,7 +108,7 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Loads the first plan of `bundle` this machine can run.
+    /// Loads the plan of `bundle` that fits this machine best.
     ///
     /// # Errors
     /// [`Error::Mismatch`] and [`Error::Memory`] from [`Bundle::pick_plan`]; whatever loading reports.

@@ -253,7 +253,7 @@ fn no_batch_size_is_a_cliff_for_experts() {
 /// and share what they make of weights, which a row more must first repay; from 33 on some weights are made numbers twice. On M5
 /// `matmul2d` takes up to 32 rows in the time of one; where there are more, a row more is 16 or 32.
 #[test]
-fn no_batch_size_is_a_cliff_on_apple_gpus() {
+fn little_is_lost_as_batches_grow_on_apple_gpus() {
     for (dims, ty) in [
         (&QWEN3, TensorType::Q8_0),
         (&QWEN3, TensorType::Q4_K),

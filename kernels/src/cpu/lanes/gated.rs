@@ -5,7 +5,7 @@ use crate::cpu::abi::q8_row;
 use crate::cpu::scalar::norm::{PART, PartRow};
 use crate::gated::Activation;
 
-/// `x / (1 + e^(-slope x))`, and the sigmoid itself where `x` is 1.
+/// `x / (1 + e^exponent)`: `x` times the sigmoid of what `exponent` is the negative of.
 ///
 /// # Safety
 /// The CPU has the ISA.

@@ -1,7 +1,7 @@
 //! Large pages for mapped weights. A worker that streams weights in pages of 4 KiB spends a tenth and more of its time on
 //! finding them; Linux maps a file's cached pages in 2 MiB pages where the cache holds them in one piece. It does when it
-//! reads a file into a mapping that asks for that, but a file that has just been written or copied lies in the cache in
-//! small pieces, and stays so: then the cache gives the weights up, once, and reads them again.
+//! reads a file into a mapping that asks for that, as bundles do, but a file that has just been written or copied lies in the
+//! cache in small pieces, and stays so: then the cache gives the weights up, once, and reads them again.
 //!
 //! Everything here is a hint: contents never change, and where the system does not go along it is only slower.
 
@@ -18,8 +18,8 @@ const LARGE: usize = 2 << 20;
 const WORTH: usize = 16 * LARGE;
 /// What is read again to see whether it helps.
 const SAMPLE: usize = 16 * LARGE;
-/// Bytes per second below which reading all weights again takes longer than anybody wants to wait.
-const SLOWEST: f64 = 400e6;
+/// Seconds that reading all weights again may take.
+const LONGEST: f64 = 10.0;
 
 /// Asks that `weights`, part of a read-only mapping of the file at `path`, be mapped in large pages.
 pub(super) fn enlarge(path: &Path, weights: &[u8]) {
@@ -33,20 +33,27 @@ pub(super) fn enlarge(path: &Path, weights: &[u8]) {
     let Some(mapped) = Mapped::of(whole) else {
         return;
     };
-    let Ok(file) = File::open(path) else {
-        return;
-    };
     if mapped.large >= length / 8 * 7 {
         return;
     }
+    let Ok(file) = File::open(path) else {
+        return;
+    };
     let (sample, rest) = whole.split_at(SAMPLE);
     let before = Instant::now();
     read_again(&file, mapped.offset, sample);
-    let rate = SAMPLE as f64 / before.elapsed().as_secs_f64();
-    let gained = Mapped::of(whole).is_some_and(|now| now.large > mapped.large);
-    if gained && rate >= SLOWEST {
+    let seconds = before.elapsed().as_secs_f64();
+    let now = Mapped::of(whole).map_or(0, |now| now.large);
+    if pays(rest.len(), (mapped.large, now), seconds) {
         read_again(&file, mapped.offset + SAMPLE as u64, rest);
     }
+}
+
+/// Whether to read `rest` bytes again when `large` bytes were in large pages before and after [`SAMPLE`] bytes were, in
+/// `seconds`: the file's system has shown that it can, and nobody waits long.
+fn pays(rest: usize, large: (usize, usize), seconds: f64) -> bool {
+    let able = large.0 > 0 || large.1 > 0;
+    rest > 0 && able && rest as f64 / SAMPLE as f64 * seconds <= LONGEST
 }
 
 /// Has the cache give up `part` of a mapped file, from byte `offset` of the file on, and read it into the mapping again.
@@ -145,6 +152,28 @@ FilePmdMapped:         0 kB
         assert_eq!(found(0x7ffc_0000_0fff), Some((0xfff, 0)));
         assert_eq!(found(0x1000), None);
         assert_eq!(Mapped::find("no-such lines\n\n-\n", 0), None);
+    }
+
+    #[test]
+    fn only_what_can_be_had_soon_is_read_again() {
+        let gib = 1 << 30;
+        for (rest, large, seconds, expected) in [
+            (gib, (0, SAMPLE), 0.025, true),
+            // The sample was in large pages already, other parts are not.
+            (gib, (SAMPLE, SAMPLE), 0.025, true),
+            // A file system without large pages.
+            (gib, (0, 0), 0.025, false),
+            // 1 GiB is 32 samples: 11 seconds.
+            (gib, (0, SAMPLE), 0.35, false),
+            (40 * gib, (0, SAMPLE), 0.025, false),
+            (0, (0, SAMPLE), 0.025, false),
+        ] {
+            assert_eq!(
+                pays(rest, large, seconds),
+                expected,
+                "{rest} {large:?} {seconds}"
+            );
+        }
     }
 
     #[test]

@@ -8,11 +8,15 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use xxhash_rust::xxh3::Xxh3;
 
 const SUFFIX: &str = "metalarchive";
 const SUM: &str = "sum";
+/// Begins the names of folders in which archives are made.
+const PARTIAL: &str = ".partial-";
+/// After so long nobody is at work in such a folder.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// A larger file is none of ours.
 const MAX_BYTES: u64 = 256 << 20;
 /// Files kept, those used last.
@@ -60,9 +64,7 @@ impl Archive {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(words)?;
         // A folder, since the framework writes no file that exists.
-        let partial = tempfile::Builder::new()
-            .prefix(".partial-")
-            .tempdir_in(folder);
+        let partial = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(folder);
         let partial = partial.map_err(words)?;
         let (file, sum) = (partial.path().join("archive"), partial.path().join(SUM));
         write(&file)?;
@@ -114,14 +116,18 @@ fn digest(path: &Path) -> io::Result<u128> {
     }
 }
 
-/// Removes all but those that were used last.
+/// Removes all archives but those that were used last, and what processes that were killed have left.
 fn prune(folder: &Path) {
-    let mut archives = Vec::new();
+    let (mut archives, mut leftovers) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
+        let used = entry.metadata().and_then(|m| m.modified());
+        let used = used.unwrap_or(SystemTime::UNIX_EPOCH);
+        let old = used.elapsed().is_ok_and(|age| age > ABANDONED);
         if path.extension().is_some_and(|e| e == SUFFIX) {
-            let used = entry.metadata().and_then(|m| m.modified());
-            archives.push((used.unwrap_or(SystemTime::UNIX_EPOCH), path));
+            archives.push((used, path));
+        } else if old && entry.file_name().to_string_lossy().starts_with(PARTIAL) {
+            leftovers.push(path);
         }
     }
     archives.sort();
@@ -130,12 +136,14 @@ fn prune(folder: &Path) {
         let _ = fs::remove_file(path);
         let _ = fs::remove_file(path.with_extension(SUM));
     }
+    for path in leftovers {
+        let _ = fs::remove_dir_all(path);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const SYSTEM: &str = "Version 15.1 (Build 24B83)";
 
@@ -250,5 +258,20 @@ mod tests {
         keep(&one(MOST + 2), b"code");
         assert!(one(2).read().is_some() && one(3).read().is_none());
         assert_eq!(names(folder.path()).len(), 2 * MOST + 1);
+    }
+
+    #[test]
+    fn folders_that_nobody_works_in_go() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [old, new] = [".partial-old", ".partial-new"].map(|name| folder.path().join(name));
+        for partial in [&old, &new] {
+            fs::create_dir(partial).expect("a folder");
+            fs::write(partial.join("archive"), "half").expect("written");
+        }
+        let aged = SystemTime::now() - 2 * ABANDONED;
+        let file = File::open(&old).expect("a folder");
+        file.set_modified(aged).expect("aged");
+        keep(&archive(folder.path()), b"code");
+        assert!(!old.exists() && new.join("archive").exists());
     }
 }

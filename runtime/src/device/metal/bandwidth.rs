@@ -23,6 +23,11 @@ pub(super) fn measure(
     steps: &mut Steps<CommandQueue>,
     memory: &[Reachable],
 ) -> Result<Option<f64>, Error> {
+    // Metal gives more than there is, and fails what is run with it.
+    let used = device.currentAllocatedSize() + BYTES;
+    if used as u64 > device.recommendedMaxWorkingSetSize() {
+        return Ok(None);
+    }
     let pipeline = pipelines::single(device, SOURCE, "read_rate")?;
     let buffer =
         |bytes| device.newBufferWithLength_options(bytes, MTLResourceOptions::StorageModePrivate);
