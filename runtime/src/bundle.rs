@@ -207,6 +207,15 @@ impl Bundle {
         Some(self.bytes_of(section))
     }
 
+    /// Bytes of section `index`, which holds a plan's `what`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no such section.
+    pub(crate) fn needed_section(&self, what: &str, index: u32) -> Result<&[u8], Error> {
+        let bytes = self.section_bytes(index);
+        bytes.ok_or_else(|| Error::Device(format!("the bundle has no {what} section {index}")))
+    }
+
     /// Indices of the sections of one kind, in file order.
     pub fn sections(&self, kind: SectionKind) -> impl Iterator<Item = u32> + '_ {
         let sections = self.header.sections.iter().enumerate();

@@ -118,14 +118,10 @@ impl CpuDevice {
         let Some(plan) = manifest.plans.get(plan) else {
             return Err(Error::Device(format!("the bundle has no plan {plan}")));
         };
-        let section = |what: &str, index| {
-            let bytes = bundle.section_bytes(index);
-            bytes.ok_or_else(|| Error::Device(format!("the bundle has no {what} section {index}")))
-        };
-        let weights = section("weights", plan.weights_section)?;
+        let weights = bundle.needed_section("weights", plan.weights_section)?;
         #[cfg(target_os = "linux")]
         pages::enlarge(bundle.path(), weights);
-        let code = Code::new(section("code", plan.code_section)?)?;
+        let code = Code::new(bundle.needed_section("code", plan.code_section)?)?;
         let programs = load_programs(plan, &code)?;
         let symbols = resolve(plan)?;
         let arena = allocate("activation arena", plan.arena_bytes, touch)?;

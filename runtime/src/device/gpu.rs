@@ -39,14 +39,10 @@ pub struct Sections<'a> {
 impl<'a> Sections<'a> {
     fn of(bundle: &'a Bundle, plan: usize) -> Result<Self, Error> {
         let (target, gpu) = gpu_plan(bundle.manifest(), plan)?;
-        let section = |what: &str, index| {
-            let bytes = bundle.section_bytes(index);
-            bytes.ok_or_else(|| Error::Device(format!("the bundle has no {what} section {index}")))
-        };
         Ok(Self {
-            weights: section("weights", target.weights_section)?,
-            code: section("code", target.code_section)?,
-            source: section("source", gpu.source_section)?,
+            weights: bundle.needed_section("weights", target.weights_section)?,
+            code: bundle.needed_section("code", target.code_section)?,
+            source: bundle.needed_section("source", gpu.source_section)?,
         })
     }
 }

@@ -21,7 +21,7 @@ const SAMPLE: usize = 16 * LARGE;
 /// Seconds that reading all weights again may take.
 const LONGEST: f64 = 10.0;
 
-/// Asks that `weights`, part of a read-only mapping of the file at `path`, be mapped in large pages.
+/// Has `weights`, part of a read-only mapping of the file at `path` that asks for large pages, mapped in them.
 pub(super) fn enlarge(path: &Path, weights: &[u8]) {
     let begin = weights.as_ptr().align_offset(LARGE).min(weights.len());
     let length = (weights.len() - begin) / LARGE * LARGE;
@@ -29,7 +29,6 @@ pub(super) fn enlarge(path: &Path, weights: &[u8]) {
         return;
     }
     let whole = &weights[begin..begin + length];
-    advise(whole, Advice::LinuxHugepage);
     let Some(mapped) = Mapped::of(whole) else {
         return;
     };
