@@ -14,7 +14,7 @@ use crate::graph::{Op, OpGraph, RopeShape, RopeStyle, Value, Weight};
 use crate::plan::memory::stride;
 use crate::plan::select::{Selector, packed_layout, tile_bytes};
 use crate::plan::{
-    Access, Arg, Elementwise, Launch, Options, ProgramPlan, Scratch, Split, Work, buckets, schedule,
+    Access, Arg, Elementwise, Launch, Options, ProgramPlan, Scratch, Work, buckets, schedule,
 };
 use attention::{Rotation, Scores};
 use coldpress_kernels::cpu::abi::TILE_N;
@@ -278,8 +278,7 @@ impl Lowering<'_> {
         inputs: &[Value],
         out: Value,
     ) -> Result<Vec<Launch>, Error> {
-        let output = self.write(out, Split::Rows)?;
-        Ok(vec![self.elementwise(label, op, inputs, output)?])
+        Ok(vec![self.elementwise(label, op, inputs, out)?])
     }
 
     fn call(

@@ -162,14 +162,15 @@ impl Lowering<'_> {
         Ok(self.call(label, self.symbol(&family), args, rows, accesses))
     }
 
-    /// An inline loop over `inputs` whose result goes where `output` says.
+    /// An inline loop over `inputs`.
     pub(super) fn elementwise(
         &self,
         label: &str,
         op: Elementwise,
         inputs: &[Value],
-        output: Access,
+        out: Value,
     ) -> Result<Launch, Error> {
+        let output = self.write(out, Split::Rows)?;
         let mut accesses = Vec::new();
         let mut buffers = Vec::new();
         for &input in &inputs[..op.arity()] {
