@@ -5,6 +5,7 @@
 //! not depend on its batch.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use super::weights::{Group, group_scale, load_floats, unit_halves, unpack};
 use crate::cpu::abi::{Q8Row, TILE_N, q8_row};
@@ -21,10 +22,13 @@ pub const SYMBOLS: &[Named] = matmul_symbols!("avx512", int_matmul [1 2 3 4 5 6 
 /// arithmetic on this much (measured: without it one row streams at 60 % of the bandwidth).
 const PREFETCH: usize = 16384;
 
-/// Runs the body once per row with a constant row number, so that accumulators indexed by it stay in registers.
+/// From this many rows on their sums wait in L1.
+const ROWS_IN_MEMORY: usize = 6;
+
+/// Runs the body once per row with a constant row number, so that what is indexed by it may stay in registers.
 macro_rules! each_row {
     ($rows:expr, $n:ident => $body:block) => {
-        each_row!(@ $rows, $n, $body, 0 1 2 3 4 5 6 7)
+        each_row!(@ $rows, $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31)
     };
     (@ $rows:expr, $n:ident, $body:block, $($i:literal)*) => {
         $(if $i < $rows {
@@ -71,7 +75,8 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     }
 }
 
-/// N rows against T tiles, side by side. The sums of rows wait in L1, where a row's turn takes them from.
+/// N rows against T tiles, side by side. While rows take their turns, what comes later of the tiles is prefetched, a few lines
+/// with each: many at once would fill the buffers of L1, and loads would have to wait for memory behind them.
 ///
 /// # Safety
 /// `w` holds T tiles of `bytes` bytes, `x` N int8 rows of length `k`, `out` N rows of 16 T floats.
@@ -88,6 +93,11 @@ unsafe fn abreast<const L: usize, const N: usize, const T: usize>(
     let meeting = const { Meeting::of(&FORMATS[L].layout) };
     let row = q8_row(k);
     let mut sums = [[_mm512_setzero_ps(); T]; N];
+    // Of many rows only a part would find place in registers, and what a turn needs would be moved out of their way.
+    let sums = match N {
+        0..ROWS_IN_MEMORY => &mut sums,
+        _ => black_box(&mut sums),
+    };
     let mut tiles: [_; T] =
         std::array::from_fn(|t| TileReader::<L>::new(w.wrapping_add(t * bytes), k, bytes, T));
     // SAFETY: reads stay inside the T tiles and the N rows.
@@ -97,9 +107,12 @@ unsafe fn abreast<const L: usize, const N: usize, const T: usize>(
             for (group, tile) in groups.iter_mut().zip(&mut tiles) {
                 *group = tile.next();
             }
-            for (n, sums) in sums.iter_mut().enumerate() {
-                meet(meeting, sums, &groups, x.add(n * x_stride), &row, g);
-            }
+            each_row!(N, n => {
+                for tile in &tiles {
+                    tile.prefetch::<N>(n);
+                }
+                meet(meeting, &mut sums[n], &groups, x.add(n * x_stride), &row, g);
+            });
         }
         for (n, sums) in sums.iter().enumerate() {
             for (t, &sum) in sums.iter().enumerate() {
@@ -230,7 +243,7 @@ struct TileReader<const L: usize> {
     d: __m512,
     m: __m512,
     quants: *const u8,
-    /// What is prefetched next, and how far that moves in a step.
+    /// What is prefetched in this step, and how far that moves from step to step.
     ahead: *const u8,
     stride: usize,
     /// Where `ahead` leaves the tile, and what it jumps over then.
@@ -244,6 +257,7 @@ impl<const L: usize> TileReader<L> {
     #[target_feature(enable = "avx512f")]
     fn new(w: *const u8, k: usize, bytes: usize, abreast: usize) -> TileReader<L> {
         let layout = const { &FORMATS[L].layout };
+        let stride = bytes / (k / GROUP_K);
         TileReader {
             unit: w,
             codes: w,
@@ -251,14 +265,28 @@ impl<const L: usize> TileReader<L> {
             d: _mm512_setzero_ps(),
             m: _mm512_setzero_ps(),
             quants: w.wrapping_add(scale_plane_bytes(layout, k)),
-            ahead: w.wrapping_add(PREFETCH / abreast),
-            stride: bytes / (k / GROUP_K),
+            ahead: w.wrapping_add(PREFETCH / abreast).wrapping_sub(stride),
+            stride,
             end: w.wrapping_add(bytes),
             skip: bytes * (abreast - 1),
         }
     }
 
-    /// The next 32 k, unpacked, while as much of what comes later is prefetched.
+    /// Prefetches one of `PARTS` parts of what belongs to this step.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn prefetch<const PARTS: usize>(&self, part: usize) {
+        let lines = const {
+            let layout = &FORMATS[L].layout;
+            let scales = scale_unit_bytes(layout) / (layout.k_multiple() / GROUP_K);
+            (group_bytes(layout) + scales).div_ceil(64)
+        };
+        for line in lines * part / PARTS..lines * (part + 1) / PARTS {
+            _mm_prefetch::<_MM_HINT_T1>(self.ahead.wrapping_add(64 * line).cast());
+        }
+    }
+
+    /// The next 32 k, unpacked.
     ///
     /// # Safety
     /// The tile has 32 k more.
@@ -266,19 +294,11 @@ impl<const L: usize> TileReader<L> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn next(&mut self) -> Group {
         let layout = const { &FORMATS[L].layout };
-        let lines = const {
-            let layout = &FORMATS[L].layout;
-            let scales = scale_unit_bytes(layout) / (layout.k_multiple() / GROUP_K);
-            (group_bytes(layout) + scales).div_ceil(64)
-        };
+        self.ahead = self.ahead.wrapping_add(self.stride);
         if self.ahead >= self.end {
             self.ahead = self.ahead.wrapping_add(self.skip);
             self.skip = 0;
         }
-        for line in 0..lines {
-            _mm_prefetch::<_MM_HINT_T1>(self.ahead.wrapping_add(64 * line).cast());
-        }
-        self.ahead = self.ahead.wrapping_add(self.stride);
         // SAFETY: the unit and the quants are inside the tile.
         unsafe {
             if self.left == 0 {
