@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use half::{bf16, f16};
 
-pub use memory::read_bandwidth;
 use memory::{Line, Rendezvous, bytes, bytes_mut, evict, lines};
+pub use memory::{read_bandwidth, sum};
 
 use super::{Isa, Reason, VariantId, activation_row_bytes, reference};
 use crate::cpu::abi::{ACT_GROUP, TILE_N, q8_row};

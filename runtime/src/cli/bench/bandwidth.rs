@@ -1,30 +1,39 @@
 //! How fast this machine reads memory: the yardstick beside every decode speed. A sum over a buffer no cache holds.
 
+use coldpress_kernels::matmul::measure::sum;
+use memmap2::MmapMut;
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::Instant;
 
-/// Bytes per second that `threads` threads read together, the best of three passes.
+/// Bytes per second that `threads` threads read together, the best of three passes; 0 where there is no room for the buffer.
 pub(super) fn read_bandwidth(threads: usize) -> f64 {
     let threads = threads.max(1);
     let words = buffer_bytes() / size_of::<u64>() / threads;
+    let map = |_| MmapMut::map_anon(words * size_of::<u64>());
+    let Ok(mut buffers) = (0..threads).map(map).collect::<Result<Vec<_>, _>>() else {
+        return 0.0;
+    };
     let barrier = Barrier::new(threads);
-    let pass = |buffer: &[u64]| {
+    let pass = |buffer: &[u8]| {
         barrier.wait();
         // Each thread takes its own time: no other thread need be awake at the right moment.
         let started = Instant::now();
         black_box(sum(buffer));
         (started, Instant::now())
     };
+    let read = |buffer: &mut MmapMut| {
+        // In large pages, as weights are.
+        #[cfg(target_os = "linux")]
+        let _ = buffer.advise(memmap2::Advice::HugePage);
+        // Written by the thread that reads it, so that it lies in that thread's memory.
+        buffer.fill(1);
+        (0..PASSES).map(|_| pass(buffer)).collect()
+    };
     let times: Vec<Vec<(Instant, Instant)>> = std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    // Written by the thread that reads it, so that it lies in that thread's memory.
-                    let buffer: Vec<u64> = (0..words as u64).collect();
-                    (0..PASSES).map(|_| pass(&buffer)).collect()
-                })
-            })
+        let readers: Vec<_> = buffers
+            .iter_mut()
+            .map(|buffer| scope.spawn(|| read(buffer)))
             .collect();
         readers
             .into_iter()
@@ -52,27 +61,4 @@ fn buffer_bytes() -> usize {
         .unwrap_or_default();
     let kib: usize = size.trim().trim_end_matches('K').parse().unwrap_or(0);
     (4 * kib * 1024).clamp(256 * MIB, 2048 * MIB)
-}
-
-/// Sixteen independent sums: enough for the loads to be the bottleneck.
-fn sum(words: &[u64]) -> u64 {
-    let (groups, rest) = words.as_chunks::<16>();
-    let mut sums = [0u64; 16];
-    for group in groups {
-        for (sum, word) in sums.iter_mut().zip(group) {
-            *sum = sum.wrapping_add(*word);
-        }
-    }
-    sums.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_sum_takes_every_word() {
-        let words: Vec<u64> = (0..1000).collect();
-        assert_eq!(sum(&words), 499_500);
-    }
 }
