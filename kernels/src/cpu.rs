@@ -20,3 +20,6 @@ pub mod tile;
 
 pub use features::{CpuFeatures, Isa, detect};
 pub use symbols::{Symbol, lookup};
+
+// How fast memory can be read: the yardstick of whoever streams weights.
+pub use crate::matmul::measure::sum as read_all;

@@ -1,6 +1,6 @@
 //! How fast this machine reads memory: the yardstick beside every decode speed. A sum over a buffer no cache holds.
 
-use coldpress_kernels::matmul::measure::sum;
+use coldpress_kernels::cpu::read_all;
 use memmap2::MmapMut;
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -19,7 +19,7 @@ pub(super) fn read_bandwidth(threads: usize) -> f64 {
         barrier.wait();
         // Each thread takes its own time: no other thread need be awake at the right moment.
         let started = Instant::now();
-        black_box(sum(buffer));
+        black_box(read_all(buffer));
         (started, Instant::now())
     };
     let read = |buffer: &mut MmapMut| {
