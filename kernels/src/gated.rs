@@ -10,7 +10,7 @@ use std::fmt;
 use crate::cpu::Isa;
 
 /// Gates and quantises every row: `(gate, up, out, width, rows, gate_stride, up_stride, out_stride)`, strides in bytes.
-/// `width` is a multiple of 32, as of every int8 row, and `out` rows are [`crate::cpu::abi::q8_row`] of it.
+/// `width` is a multiple of 32, as of every int8 row, and `out` rows are [`crate::cpu::abi::Q8Block`]s.
 pub type GatedQ8Fn =
     unsafe extern "C" fn(*const f32, *const f32, *mut u8, usize, usize, usize, usize, usize);
 

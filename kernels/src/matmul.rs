@@ -12,7 +12,7 @@ mod tests;
 
 use std::fmt;
 
-use crate::cpu::abi::q8_row;
+use crate::cpu::abi::q8_row_bytes;
 use crate::quant::{Codebook, PackedLayout, Store};
 
 pub use crate::cpu::features::Isa;
@@ -55,37 +55,37 @@ pub const VARIANTS: &[Variant] = &[
     row(Isa::AvxVnni, 3, 26.6, 0.0),
     row(Isa::AvxVnni, 4, 30.5, 0.0),
     row(Isa::Avx512Vnni, 1, 24.5, 7.9),
-    row(Isa::Avx512Vnni, 2, 34.3, 12.2),
-    row(Isa::Avx512Vnni, 3, 39.5, 15.0),
-    row(Isa::Avx512Vnni, 4, 43.8, 15.8),
-    row(Isa::Avx512Vnni, 5, 45.1, 15.9),
-    row(Isa::Avx512Vnni, 6, 46.4, 15.9),
-    row(Isa::Avx512Vnni, 7, 47.6, 15.9),
-    row(Isa::Avx512Vnni, 8, 48.8, 15.9),
-    row(Isa::Avx512Vnni, 9, 50.0, 0.0),
-    row(Isa::Avx512Vnni, 10, 51.2, 0.0),
-    row(Isa::Avx512Vnni, 11, 52.3, 0.0),
-    row(Isa::Avx512Vnni, 12, 53.4, 0.0),
-    row(Isa::Avx512Vnni, 13, 54.4, 0.0),
-    row(Isa::Avx512Vnni, 14, 55.3, 0.0),
-    row(Isa::Avx512Vnni, 15, 56.2, 0.0),
-    row(Isa::Avx512Vnni, 16, 57.0, 0.0),
-    row(Isa::Avx512Vnni, 17, 57.03, 0.0),
-    row(Isa::Avx512Vnni, 18, 57.06, 0.0),
-    row(Isa::Avx512Vnni, 19, 57.09, 0.0),
-    row(Isa::Avx512Vnni, 20, 57.12, 0.0),
-    row(Isa::Avx512Vnni, 21, 57.16, 0.0),
-    row(Isa::Avx512Vnni, 22, 57.19, 0.0),
-    row(Isa::Avx512Vnni, 23, 57.22, 0.0),
-    row(Isa::Avx512Vnni, 24, 57.25, 0.0),
-    row(Isa::Avx512Vnni, 25, 57.28, 0.0),
-    row(Isa::Avx512Vnni, 26, 57.31, 0.0),
-    row(Isa::Avx512Vnni, 27, 57.34, 0.0),
-    row(Isa::Avx512Vnni, 28, 57.38, 0.0),
-    row(Isa::Avx512Vnni, 29, 57.41, 0.0),
-    row(Isa::Avx512Vnni, 30, 57.44, 0.0),
-    row(Isa::Avx512Vnni, 31, 57.47, 0.0),
-    row(Isa::Avx512Vnni, 32, 57.5, 0.0),
+    row(Isa::Avx512Vnni, 2, 35.3, 12.2),
+    row(Isa::Avx512Vnni, 3, 41.5, 15.0),
+    row(Isa::Avx512Vnni, 4, 47.3, 15.8),
+    row(Isa::Avx512Vnni, 5, 49.2, 15.9),
+    row(Isa::Avx512Vnni, 6, 51.0, 15.9),
+    row(Isa::Avx512Vnni, 7, 52.8, 15.9),
+    row(Isa::Avx512Vnni, 8, 54.7, 15.9),
+    row(Isa::Avx512Vnni, 9, 56.0, 0.0),
+    row(Isa::Avx512Vnni, 10, 57.3, 0.0),
+    row(Isa::Avx512Vnni, 11, 58.6, 0.0),
+    row(Isa::Avx512Vnni, 12, 59.8, 0.0),
+    row(Isa::Avx512Vnni, 13, 60.9, 0.0),
+    row(Isa::Avx512Vnni, 14, 61.9, 0.0),
+    row(Isa::Avx512Vnni, 15, 62.9, 0.0),
+    row(Isa::Avx512Vnni, 16, 63.8, 0.0),
+    row(Isa::Avx512Vnni, 17, 63.87, 0.0),
+    row(Isa::Avx512Vnni, 18, 63.91, 0.0),
+    row(Isa::Avx512Vnni, 19, 63.94, 0.0),
+    row(Isa::Avx512Vnni, 20, 63.97, 0.0),
+    row(Isa::Avx512Vnni, 21, 64.02, 0.0),
+    row(Isa::Avx512Vnni, 22, 64.05, 0.0),
+    row(Isa::Avx512Vnni, 23, 64.09, 0.0),
+    row(Isa::Avx512Vnni, 24, 64.12, 0.0),
+    row(Isa::Avx512Vnni, 25, 64.15, 0.0),
+    row(Isa::Avx512Vnni, 26, 64.19, 0.0),
+    row(Isa::Avx512Vnni, 27, 64.22, 0.0),
+    row(Isa::Avx512Vnni, 28, 64.27, 0.0),
+    row(Isa::Avx512Vnni, 29, 64.3, 0.0),
+    row(Isa::Avx512Vnni, 30, 64.33, 0.0),
+    row(Isa::Avx512Vnni, 31, 64.37, 0.0),
+    row(Isa::Avx512Vnni, 32, 64.4, 0.0),
 ];
 
 /// Rate of integer kernels by what they store, relative to 4-bit integers: what unpacking, table lookups, scales and mins
@@ -96,6 +96,7 @@ fn store_factor(isa: Isa, store: Store) -> f64 {
         (Isa::Avx512Vnni, Store::Int(3)) => 0.9,
         (Isa::Avx512Vnni, Store::Int(5)) => 0.96,
         (Isa::Avx512Vnni, Store::Int(6)) => 0.95,
+        (Isa::Avx512Vnni, Store::Int(8)) => 0.95,
         (Isa::AvxVnni, Store::Int(2 | 5)) => 0.7,
         (Isa::AvxVnni, Store::Int(3 | 6)) => 0.75,
         (Isa::AvxVnni, Store::Int(8)) => 0.8,
@@ -314,7 +315,7 @@ impl fmt::Display for Reason {
 /// Bytes of one activation row as the kernels for `layout` read it: int8 rows for integer layouts, f32 otherwise.
 pub fn activation_row_bytes(layout: &PackedLayout, k: usize) -> usize {
     match layout.int_bits() {
-        Some(_) => q8_row(k).bytes,
+        Some(_) => q8_row_bytes(k),
         None => k * 4,
     }
 }

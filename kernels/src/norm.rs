@@ -9,7 +9,7 @@ mod conformance;
 use std::fmt;
 
 use crate::cpu::Isa;
-use crate::cpu::abi::q8_row;
+use crate::cpu::abi::q8_row_bytes;
 use crate::cpu::tile::GROUP_K;
 
 /// Normalises every row: `(x, w, y, width, rows, x_stride, y_stride, eps_bits)`, strides in bytes. `w` is `[width]` or
@@ -18,7 +18,7 @@ pub type NormFn =
     unsafe extern "C" fn(*const f32, *const f32, *mut f32, usize, usize, usize, usize, usize);
 
 /// Normalises every row and quantises it: `(x, w, out, width, rows, x_stride, out_stride, eps_bits)`. `width` is a
-/// multiple of 32; `out` rows are [`q8_row`] of it, bit-equal to [`NormFn`] followed by `quantise`.
+/// multiple of 32; `out` rows are [`crate::cpu::abi::Q8Block`]s, bit-equal to [`NormFn`] followed by `quantise`.
 pub type NormQ8Fn =
     unsafe extern "C" fn(*const f32, *const f32, *mut u8, usize, usize, usize, usize, usize);
 
@@ -88,7 +88,7 @@ pub fn legal(output: Output, width: usize) -> Result<(), Reason> {
 pub fn bytes(output: Output, width: usize, rows: usize) -> u64 {
     let out = match output {
         Output::F32 => width * 4,
-        Output::Q8 => q8_row(width).bytes,
+        Output::Q8 => q8_row_bytes(width),
     };
     (rows * (width * 4 + out) + width * 4) as u64
 }

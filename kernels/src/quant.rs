@@ -212,6 +212,15 @@ impl PackedLayout {
         }
     }
 
+    /// Left shift that integer kernels may give all levels, which then fill 8 bits: that of the zero, or with a min per 32
+    /// that of the largest level.
+    pub const fn level_shift(&self) -> u32 {
+        match (self.min, self.group) {
+            (true, 32) => self.max_level().leading_zeros(),
+            _ => self.zero_shift(),
+        }
+    }
+
     /// Short stable name that kernel symbols carry: `f16`; or bits or codebook, scale, `m` for a min: `i8f16`, `i4u8m`,
     /// `i6i8`, `nl4f16`.
     pub fn name(&self) -> String {

@@ -5,7 +5,7 @@
 use super::Buffer;
 use super::lower::Backend;
 use crate::graph::{DType, Op, OpGraph, Rows, Value, ValueType};
-use coldpress_kernels::cpu::abi::q8_row;
+use coldpress_kernels::cpu::abi::q8_row_bytes;
 use coldpress_kernels::experts::route_bytes;
 use petgraph::stable_graph::NodeIndex;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ pub struct Placed {
 pub fn stride(ty: ValueType) -> usize {
     match ty.dtype {
         DType::F32 => (ty.width * 4).next_multiple_of(ALIGN),
-        DType::Q8 => q8_row(ty.width.next_multiple_of(32)).bytes,
+        DType::Q8 => q8_row_bytes(ty.width.next_multiple_of(32)),
         DType::KvWritten => 0,
         DType::Routes => route_bytes(ty.width),
     }

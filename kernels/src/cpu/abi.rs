@@ -53,32 +53,69 @@ pub struct WorkerContext {
     pub barrier: *const u8,
 }
 
-/// Byte offsets inside one row of int8 activations of length k (a multiple of 32):
-/// `q: i8[k]`, then f32 `d[k/16]` (scale), f32 `s32[k/32]` (d times the sum of q over 16, both halves added), i32
-/// `z16[k/16]` (-128 times the sum of q over 16: what a dot product with unsigned weights around 128 starts from).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Q8Row {
-    /// Offset of `d`.
-    pub d: usize,
-    /// Offset of `s32`.
-    pub s32: usize,
-    /// Offset of `z16`.
-    pub z16: usize,
-    /// Bytes of the row, a multiple of 64.
-    pub bytes: usize,
+/// What integer dot products start from: a float whose last bit is worth 1, so that an integer added to its bits is added
+/// to its value, and the sum is a float without being converted. Sums stay below 2^22 in magnitude.
+pub const LIFT: f32 = 12_582_912.0; // 1.5 * 2^23
+
+/// 32 int8 activations and what kernels want to know of them, one cache line. A row of length k, a multiple of 32, is
+/// k / 32 blocks in [`q8_row_bytes`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Q8Block {
+    /// The activations over their scale.
+    pub q: [i8; 32],
+    /// Scales of both 16, of at most 16 bits, so that products with [`LIFT`] are exact, and mostly their sum.
+    pub d: [f32; 2],
+    /// [`LIFT`] minus 128 times the sum of q over 16: a dot product with unsigned weights around 128 that starts there ends
+    /// at LIFT plus that with signed ones.
+    pub start: [f32; 2],
+    /// The sum of d times q over 32.
+    pub sum: f32,
+    /// What takes the LIFT out of both dot products times their scales: the sum of `unlift`.
+    pub unlift_both: f32,
+    /// -LIFT times d. Infinite, and products with it are no numbers, from activations of 3.4e33 on.
+    pub unlift: [f32; 2],
 }
 
-/// Layout of an int8 activation row of length `k`.
-pub const fn q8_row(k: usize) -> Q8Row {
-    let d = k.next_multiple_of(64);
-    let s32 = d + k / ACT_GROUP * 4;
-    let z16 = s32 + k / 32 * 4;
-    Q8Row {
-        d,
-        s32,
-        z16,
-        bytes: (z16 + k / ACT_GROUP * 4).next_multiple_of(64),
+impl Q8Block {
+    /// All but the activations follow from the scale before it is cut to 16 bits, and from the sums of q over 16.
+    pub fn new(q: [i8; 32], d: [f32; 2], sums: [i32; 2]) -> Q8Block {
+        let d = d.map(|d| f32::from_bits(d.to_bits() & SCALE_BITS));
+        let unlift = d.map(|d| -LIFT * d);
+        Q8Block {
+            q,
+            d,
+            start: sums.map(|sum| LIFT - (128 * sum) as f32),
+            sum: d[0] * sums[0] as f32 + d[1] * sums[1] as f32,
+            unlift_both: unlift[0] + unlift[1],
+            unlift,
+        }
     }
+
+    /// The first `k / 32` blocks of the bytes of a row.
+    pub fn of_row(row: &[u8], k: usize) -> impl Iterator<Item = Q8Block> {
+        let blocks = row.chunks_exact(size_of::<Q8Block>()).take(k / 32);
+        // SAFETY: so many bytes, of which any are numbers.
+        blocks.map(|bytes| unsafe { bytes.as_ptr().cast::<Q8Block>().read_unaligned() })
+    }
+
+    /// What the activations stand for.
+    pub fn values(self) -> impl Iterator<Item = f32> {
+        let scales = self.d.into_iter().flat_map(|d| [d; ACT_GROUP]);
+        self.q
+            .into_iter()
+            .zip(scales)
+            .map(|(q, d)| d * f32::from(q))
+    }
+}
+
+/// The bits that a scale of activations keeps.
+pub const SCALE_BITS: u32 = !0xff;
+
+/// Bytes of an int8 activation row of length `k`: its blocks, and a cache line that keeps the same block of many rows from
+/// falling into the same set of L1.
+pub const fn q8_row_bytes(k: usize) -> usize {
+    (k / 32 + 1) * size_of::<Q8Block>()
 }
 
 /// Element type of the KV cache.

@@ -14,6 +14,8 @@ pub mod rope;
 pub mod score;
 pub(crate) mod stamp;
 
+use crate::cpu::abi::Q8Block;
+
 /// A vector of f32 in a register.
 ///
 /// # Safety
@@ -85,7 +87,7 @@ pub trait Lanes: Copy {
     /// of memory at once than L1.
     unsafe fn prefetch(p: *const u8);
     /// The ISA's own row quantiser, see `scalar::quantise::quantise_row`.
-    unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize);
+    unsafe fn quantise_row(x: *const f32, out: *mut Q8Block, k: usize);
 }
 
 /// Smallest argument whose exponential is a normal number; [`exp`] is 0 below it.

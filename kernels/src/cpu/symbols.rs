@@ -20,7 +20,7 @@ pub type Named = (&'static str, Symbol);
 /// `y[r][c] = init[r][c] + sum_k x[r][k] * w[c][k]` for the N rows of the stamp and the 16 * `tiles` outputs of
 /// consecutive tiles: `(w, x, init, y, k, tiles, x_stride, init_stride, y_stride)`, strides in bytes.
 ///
-/// `x` rows are int8 rows ([`super::abi::q8_row`]) for integer layouts and f32 for float layouts. `init` may be null
+/// `x` rows are int8 rows ([`super::abi::Q8Block`]) for integer layouts and f32 for float layouts. `init` may be null
 /// (zeros), alias `y`, or have stride 0 (one bias row for all). A row's result does not depend on the stamp, bit by bit.
 pub type MatmulFn = unsafe extern "C" fn(
     *const u8,
@@ -35,7 +35,7 @@ pub type MatmulFn = unsafe extern "C" fn(
 );
 
 /// Quantises f32 rows to int8 rows: `(x, out, k, rows, x_stride, out_stride)`, strides in bytes. `out` rows are
-/// [`super::abi::q8_row`] of k rounded up to 32, the tail quantised as zeros.
+/// [`super::abi::Q8Block`]s of k rounded up to 32, the tail quantised as zeros.
 pub type QuantiseFn = unsafe extern "C" fn(*const f32, *mut u8, usize, usize, usize, usize);
 
 /// Dequantises the embedding of each row's token out of packed tiles:

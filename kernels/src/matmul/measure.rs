@@ -14,7 +14,7 @@ use memory::{Line, Rendezvous, bytes, bytes_mut, evict, lines};
 pub use memory::{read_bandwidth, sum};
 
 use super::{Isa, Reason, VariantId, activation_row_bytes, reference};
-use crate::cpu::abi::{ACT_GROUP, TILE_N, q8_row};
+use crate::cpu::abi::{Q8Block, TILE_N};
 use crate::cpu::symbols::{MatmulFn, QuantiseFn};
 use crate::cpu::tile::{
     dequantise_tile_row, scale_halves_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes,
@@ -327,15 +327,9 @@ fn activations(layout: &PackedLayout, rows: usize, k: usize) -> (Vec<Line>, Vec<
         let out = bytes_mut(&mut x).as_mut_ptr();
         quantise(plain.as_ptr(), out, k, rows, k * 4, stride);
     }
-    let at_d = q8_row(k).d;
-    let mut values = Vec::with_capacity(rows * k);
-    for row in bytes(&x).chunks_exact(stride).take(rows) {
-        for (i, &q) in row[..k].iter().enumerate() {
-            let at = at_d + i / ACT_GROUP * 4;
-            let d = f32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]);
-            values.push(d * f32::from(q as i8));
-        }
-    }
+    let rows = bytes(&x).chunks_exact(stride).take(rows);
+    let values = rows.flat_map(|row| Q8Block::of_row(row, k));
+    let values = values.flat_map(Q8Block::values).collect();
     (x, values)
 }
 

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::cpu;
+use crate::cpu::abi::q8_row_bytes;
 use crate::cpu::symbols::QuantiseFn;
 
 const ROWS: usize = 5;
@@ -137,8 +138,8 @@ fn int8_rows_equal_norm_then_quantise() {
             let (mut x, w) = inputs(width);
             x[width..width + 32].fill(0.0);
             x[2 * width] = f32::NAN;
-            let layout = q8_row(width);
-            let mut fused = vec![0u64; ROWS * layout.bytes / 8];
+            let row = q8_row_bytes(width);
+            let mut fused = vec![0u64; ROWS * row / 8];
             let mut apart = fused.clone();
             let y = run(isa, &x, Some(&w), width, 0, ROWS);
             let symbol = cpu::lookup(&format!("quantise_{}", isa.name())).expect("listed");
@@ -151,7 +152,7 @@ fn int8_rows_equal_norm_then_quantise() {
                     width,
                     ROWS,
                     width * 4,
-                    layout.bytes,
+                    row,
                 );
                 let (eps, out) = (EPS.to_bits() as usize, fused.as_mut_ptr().cast());
                 norm_q8(isa)(
@@ -161,7 +162,7 @@ fn int8_rows_equal_norm_then_quantise() {
                     width,
                     ROWS,
                     width * 4,
-                    layout.bytes,
+                    row,
                     eps,
                 );
             }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::cpu::abi::Q8Block;
 use crate::cpu::avx2::quantise;
 use crate::cpu::lanes::{Lanes, lane_functions};
 
@@ -110,6 +111,6 @@ impl Lanes for F32x8 {
             _mm_storeu_ps(p, four);
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-        fn quantise_row(x: *const f32, out: *mut u8, k: usize) { quantise::quantise_row(x, out, k) }
+        fn quantise_row(x: *const f32, out: *mut Q8Block, k: usize) { quantise::quantise_row(x, out, k) }
     }
 }

@@ -3,8 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use super::weights::{HalfScales, half_scales, load_floats, signed, unpack};
-use crate::cpu::abi::{TILE_N, q8_row};
+use super::weights::{HalfScales, half_scales, load_floats, signed, takes_min, unpack};
+use crate::cpu::abi::{LIFT, Q8Block, TILE_N};
 use crate::cpu::symbols::{Named, matmul_symbols};
 use crate::cpu::tile::{GROUP_K, group_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes};
 use crate::quant::FORMATS;
@@ -55,12 +55,11 @@ macro_rules! int_kernel {
             let Some(bytes) = tile_bytes(layout, k) else {
                 return;
             };
-            let row = q8_row(k);
             let ahead_per_group = bytes / (k / GROUP_K);
             for t in 0..tiles {
                 let mut acc = [[_mm256_setzero_ps(); 2]; N];
-                // SAFETY: reads stay inside tile t and inside the N int8 rows of x: group g of k / 32 has its quants at 32 g,
-                // its d and z16 at 8 g and its s32 at 4 g. Prefetches may point anywhere.
+                // SAFETY: reads stay inside tile t and inside the k / 32 blocks of the N rows of x. Prefetches may point
+                // anywhere.
                 unsafe {
                     let mut quants = w.add(scale_plane_bytes(layout, k));
                     let mut ahead = w.wrapping_add(PREFETCH);
@@ -78,16 +77,15 @@ macro_rules! int_kernel {
                         let q = [unpack::<L, $signed>(quants), unpack::<L, $signed>(quants.add(32))];
                         quants = quants.add(group_bytes(layout));
                         each!(N, n, h => {
-                            let x = x.add(n * x_stride);
-                            let float = |at: usize| _mm256_set1_ps(x.add(at).cast::<f32>().read_unaligned());
-                            let words = x.add(GROUP_K * g);
-                            let int = |at: usize| _mm256_set1_epi32(x.add(at).cast::<i32>().read_unaligned());
+                            let x = x.add(n * x_stride).cast::<Q8Block>().add(g);
                             let HalfScales { scale, min } = scales[h];
-                            let a = $dot::<L, 0>(&q[h], words, int(row.z16 + 8 * g));
-                            let b = $dot::<L, 4>(&q[h], words, int(row.z16 + 8 * g + 4));
-                            let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
+                            let a = $dot::<L, 0>(&q[h], x);
+                            let b = $dot::<L, 1>(&q[h], x);
+                            let (d0, d1) = (_mm256_set1_ps((*x).d[0]), _mm256_set1_ps((*x).d[1]));
                             if groups_of_16 && layout.min {
-                                let z = |half: usize| _mm256_cvtepi32_ps(int(row.z16 + 8 * g + 4 * half));
+                                let z = |half: usize| {
+                                    _mm256_sub_ps(_mm256_set1_ps((*x).start[half]), _mm256_set1_ps(LIFT))
+                                };
                                 let a = _mm256_fmadd_ps(a, scale[0], _mm256_mul_ps(min[0], z(0)));
                                 let b = _mm256_fmadd_ps(b, scale[1], _mm256_mul_ps(min[1], z(1)));
                                 acc[n][h] = _mm256_fmadd_ps(a, d0, acc[n][h]);
@@ -99,8 +97,8 @@ macro_rules! int_kernel {
                                 let sum = _mm256_fmadd_ps(b, d1, _mm256_mul_ps(a, d0));
                                 acc[n][h] = _mm256_fmadd_ps(sum, scale[0], acc[n][h]);
                             }
-                            if layout.min && !groups_of_16 {
-                                acc[n][h] = _mm256_fnmadd_ps(min[0], float(row.s32 + 4 * g), acc[n][h]);
+                            if takes_min::<L>() && !groups_of_16 {
+                                acc[n][h] = _mm256_fnmadd_ps(min[0], _mm256_set1_ps((*x).sum), acc[n][h]);
                             }
                         });
                     }
@@ -203,27 +201,49 @@ pub(in crate::cpu) unsafe fn store<const N: usize>(
     });
 }
 
-/// Dot products of 8 outputs, their zero subtracted, with the activations of the 4 quads from `FROM` on, exact, as
-/// floats. `z` is -128 times the sum of these activations.
+/// What takes the zero of unsigned levels out of their dot product with half `HALF` of a block.
 ///
 /// # Safety
-/// 32 activations are readable at `words`.
+/// `x` points at a block.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dot<const L: usize, const FROM: usize>(
-    q: &[__m256i; 8],
-    words: *const u8,
-    z: __m256i,
-) -> __m256 {
+pub(in crate::cpu) unsafe fn zero<const L: usize, const HALF: usize>(x: *const Q8Block) -> __m256i {
     let layout = const { &FORMATS[L].layout };
-    // SAFETY: quad i is bytes 4 i..4 i + 4 of the 32.
-    let word =
-        |i: usize| unsafe { _mm256_set1_epi32(words.add(4 * i).cast::<i32>().read_unaligned()) };
+    if layout.zero == 0 || takes_min::<L>() {
+        return _mm256_setzero_si256();
+    }
+    let lift = _mm256_castps_si256(_mm256_set1_ps(LIFT));
+    // SAFETY: by the caller.
+    let start = unsafe { _mm256_set1_ps((*x).start[HALF]) };
+    let z = _mm256_sub_epi32(_mm256_castps_si256(start), lift);
+    _mm256_sra_epi32(z, _mm_cvtsi32_si128(layout.zero_shift() as i32))
+}
+
+/// Quad `i` of the activations of a block, for every output.
+///
+/// # Safety
+/// `x` points at a block, and `i` is below 8.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::cpu) unsafe fn word(x: *const Q8Block, i: usize) -> __m256i {
+    // SAFETY: by the caller.
+    _mm256_set1_epi32(unsafe { x.cast::<i32>().add(i).read_unaligned() })
+}
+
+/// Dot products of 8 outputs, their zero subtracted, with the activations of half `HALF` of a block, exact, as floats.
+///
+/// # Safety
+/// `x` points at a block.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn dot<const L: usize, const HALF: usize>(q: &[__m256i; 8], x: *const Q8Block) -> __m256 {
     let ones = _mm256_set1_epi16(1);
-    let mut total = match layout.zero {
-        0 => _mm256_setzero_si256(),
-        _ if signed::<L>() => _mm256_setzero_si256(),
-        _ => _mm256_sra_epi32(z, _mm_cvtsi32_si128(layout.zero_shift() as i32)),
+    // SAFETY: quad i is one of 8.
+    let word = |i: usize| unsafe { word(x, i) };
+    let mut total = match signed::<L>() {
+        true => _mm256_setzero_si256(),
+        // SAFETY: by the caller.
+        false => unsafe { zero::<L, HALF>(x) },
     };
     // A 16-bit lane gains at most 2 * 127 times the largest level per quad: so many quads stay below 2^15. Signed levels
     // multiply the activation with their sign by their magnitude, 2 * 127 * 128 < 2^15.
@@ -238,8 +258,8 @@ unsafe fn dot<const L: usize, const FROM: usize>(
         true => _mm256_maddubs_epi16(_mm256_abs_epi8(q[i]), _mm256_sign_epi8(word(i), q[i])),
         false => _mm256_maddubs_epi16(q[i], word(i)),
     };
-    let mut i = FROM;
-    while i < FROM + 4 {
+    let mut i = 4 * HALF;
+    while i < 4 * HALF + 4 {
         let mut sum = product(i);
         let mut j = 1;
         while j < flush {

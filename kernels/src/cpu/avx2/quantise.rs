@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::abi::{ACT_GROUP, q8_row};
+use crate::cpu::abi::{ACT_GROUP, Q8Block};
 use crate::cpu::scalar::quantise::AMAX_FLOOR;
 use crate::cpu::symbols::{Named, QuantiseFn, Symbol};
 use crate::cpu::tile::GROUP_K;
@@ -23,30 +23,29 @@ unsafe extern "C" fn quantise(
 ) {
     for r in 0..rows {
         // SAFETY: row r is inside both buffers.
-        unsafe { quantise_row(x.byte_add(r * x_stride), out.add(r * out_stride), k) };
+        unsafe { quantise_row(x.byte_add(r * x_stride), out.add(r * out_stride).cast(), k) };
     }
 }
 
 /// As [`crate::cpu::scalar::quantise::quantise_row`], which says what is computed.
 ///
 /// # Safety
-/// `x` holds `k` floats, `out` an int8 row ([`q8_row`]) of `k` rounded up to 32; AVX2 is there.
+/// `x` holds `k` floats, `out` the blocks of `k` rounded up to 32; AVX2 is there.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
-    let row = q8_row(k.next_multiple_of(GROUP_K));
+pub unsafe fn quantise_row(x: *const f32, out: *mut Q8Block, k: usize) {
     let mut tail = [0.0f32; GROUP_K];
     for (g, begin) in (0..k).step_by(GROUP_K).enumerate() {
-        // SAFETY: whole groups are read in place, the last partial one from a copy padded with zeros; q, d, s32 and z16
-        // of these 32 lie inside the row by `q8_row`.
+        // SAFETY: whole groups are read in place, the last partial one from a copy padded with zeros; the row has a block for
+        // these 32.
         unsafe {
             let mut from = x.add(begin);
             if k - begin < GROUP_K {
                 std::ptr::copy_nonoverlapping(from, tail.as_mut_ptr(), k - begin);
                 from = tail.as_ptr();
             }
-            let mut values = [0.0; 2];
-            for (h, value) in values.iter_mut().enumerate() {
+            let (mut q, mut d, mut sums) = ([0; GROUP_K], [0.0; 2], [0; 2]);
+            for h in 0..2 {
                 let from = from.add(h * ACT_GROUP);
                 let v = [0, 8].map(|i| _mm256_loadu_ps(from.add(i)));
                 // A NaN lane yields the second operand, so NaNs do not count.
@@ -54,12 +53,13 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
                     _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0), v), m)
                 });
                 let amax = largest(amax);
-                let (d, inverse) = match amax < AMAX_FLOOR {
+                let inverse;
+                (d[h], inverse) = match amax < AMAX_FLOOR {
                     true => (0.0, 0.0),
                     false => (amax / 127.0, 127.0 / amax),
                 };
                 let inverse = _mm256_set1_ps(inverse);
-                let q = v.map(|v| {
+                let ints = v.map(|v| {
                     let scaled = _mm256_mul_ps(v, inverse);
                     // Not a number becomes 0 rather than the i32::MIN that packing would saturate to -128.
                     let ordered = _mm256_cmp_ps::<_CMP_ORD_Q>(scaled, scaled);
@@ -68,21 +68,16 @@ pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
                     >(_mm256_and_ps(scaled, ordered)))
                 });
                 // Packing works per 128-bit lane; the permutation puts the four runs of four words back in order.
-                let words = _mm256_packs_epi32(q[0], q[1]);
+                let words = _mm256_packs_epi32(ints[0], ints[1]);
                 let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
                 let bytes = _mm_packs_epi16(
                     _mm256_castsi256_si128(words),
                     _mm256_extracti128_si256::<1>(words),
                 );
-                _mm_storeu_si128(out.add(begin + h * ACT_GROUP).cast(), bytes);
-                let sum = sum(_mm256_add_epi32(q[0], q[1]));
-                *value = d * sum as f32;
-                out.add(row.d).cast::<f32>().add(2 * g + h).write(d);
-                let z16 = out.add(row.z16).cast::<i32>();
-                z16.add(2 * g + h).write(-128 * sum);
+                _mm_storeu_si128(q[h * ACT_GROUP..].as_mut_ptr().cast(), bytes);
+                sums[h] = sum(_mm256_add_epi32(ints[0], ints[1]));
             }
-            let s32 = out.add(row.s32).cast::<f32>();
-            s32.add(g).write(values[0] + values[1]);
+            out.add(g).write(Q8Block::new(q, d, sums));
         }
     }
 }

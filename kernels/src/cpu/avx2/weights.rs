@@ -40,11 +40,18 @@ unsafe fn load_halves(at: *const u8) -> __m256 {
 }
 
 /// Scales and mins of 8 outputs for 32 k: both scale groups (twice the same with groups of 32). Mins per 16 are divided
-/// by the 128 in `z16`, which they meet instead of a sum.
+/// by the 128 in `start`, which they meet instead of a sum.
 #[derive(Clone, Copy)]
 pub(in crate::cpu) struct HalfScales {
     pub scale: [__m256; 2],
     pub min: [__m256; 2],
+}
+
+/// Whether a min is subtracted per scale group: the layout's, or what a zero makes of an f16 per 32. That is one
+/// multiply-add, and starting both dot products from the zero's share takes more.
+pub(in crate::cpu) const fn takes_min<const L: usize>() -> bool {
+    let layout = &FORMATS[L].layout;
+    layout.min || (matches!(layout.scale, Scale::F16) && !signed::<L>())
 }
 
 /// Scales of outputs `8 h..8 h + 8` for the `group`-th 32 k of a scale unit.
@@ -77,6 +84,10 @@ pub(in crate::cpu) unsafe fn half_scales<const L: usize>(
             scale: [d; 2],
             min: [m; 2],
         };
+        if takes_min::<L>() && !layout.min {
+            let zero = _mm256_set1_ps(f32::from(layout.zero));
+            scales.min = [_mm256_mul_ps(d, zero); 2];
+        }
         if width == 0 {
             return scales;
         }

@@ -7,20 +7,14 @@
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
-use super::weights::{Group, group_scale, load_floats, unit_halves, unpack};
-use crate::cpu::abi::{Q8Row, TILE_N, q8_row};
+use super::weights::{Group, PREFETCH, TileReader, load_floats};
+use crate::cpu::abi::{LIFT, Q8Block, TILE_N};
 use crate::cpu::symbols::{Named, matmul_symbols};
-use crate::cpu::tile::{
-    GROUP_K, group_bytes, scale_halves_bytes, scale_plane_bytes, scale_unit_bytes, tile_bytes,
-};
+use crate::cpu::tile::{GROUP_K, tile_bytes};
 use crate::quant::{FORMATS, PackedLayout};
 
 /// `matmul_<layout>_avx512_n<N>`, of type [`crate::cpu::symbols::MatmulFn`].
 pub const SYMBOLS: &[Named] = matmul_symbols!("avx512", int_matmul [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32], float_matmul [1 2 3 4 5 6 7 8]);
-
-/// Bytes between the weights being used and those being prefetched: a read of memory takes about as long as the
-/// arithmetic on this much (measured: without it one row streams at 60 % of the bandwidth).
-const PREFETCH: usize = 16384;
 
 /// From this many rows on their sums wait in L1.
 const ROWS_IN_MEMORY: usize = 6;
@@ -91,7 +85,6 @@ unsafe fn abreast<const L: usize, const N: usize, const T: usize>(
     out: &Output,
 ) {
     let meeting = const { Meeting::of(&FORMATS[L].layout) };
-    let row = q8_row(k);
     let mut sums = [[_mm512_setzero_ps(); T]; N];
     // Of many rows only a part would find place in registers, and what a turn needs would be moved out of their way.
     let sums = match N {
@@ -111,7 +104,8 @@ unsafe fn abreast<const L: usize, const N: usize, const T: usize>(
                 for tile in &tiles {
                     tile.prefetch::<N>(n);
                 }
-                meet(meeting, &mut sums[n], &groups, x.add(n * x_stride), &row, g);
+                let x = x.add(n * x_stride).cast::<Q8Block>().add(g);
+                meet(meeting, &mut sums[n], &groups, x);
             });
         }
         for (n, sums) in sums.iter().enumerate() {
@@ -122,203 +116,116 @@ unsafe fn abreast<const L: usize, const N: usize, const T: usize>(
     }
 }
 
-/// Adds the products of T times 32 k of 16 outputs with group `g` of the row `x` to the row's sums. Every word of the row
-/// that is read meets all T tiles.
+/// Adds the products of T times 32 k of 16 outputs with the block `x` of a row to the row's sums. Every word of the row
+/// that is read meets all T tiles. The block is no reference: what is known not to change beside the sums has the compiler
+/// keep a second copy of those.
 ///
 /// # Safety
-/// `x` is an int8 row of layout `row` with more than `g` groups.
+/// `x` points at a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")]
 unsafe fn meet<const T: usize>(
     meeting: Meeting,
     sums: &mut [__m512; T],
     groups: &[Group; T],
-    x: *const u8,
-    row: &Q8Row,
-    g: usize,
+    x: *const Q8Block,
 ) {
-    // SAFETY: group g has its quants at 32 g and its z16 at 8 g.
+    // SAFETY: the block has 32 activations, and two of what belongs to a half.
     unsafe {
-        let int = |at: usize| _mm512_set1_epi32(x.add(at).cast::<i32>().read_unaligned());
-        let (a, b) = match meeting {
-            Meeting::Min | Meeting::MinHalves => (_mm512_setzero_si512(), _mm512_setzero_si512()),
-            _ => (int(row.z16 + 8 * g), int(row.z16 + 8 * g + 4)),
+        let int = |at: *const i32| _mm512_set1_epi32(at.read_unaligned());
+        let word = |i: usize| int((&raw const (*x).q).cast::<i32>().add(i));
+        let start = |half: usize| match meeting {
+            Meeting::Min | Meeting::MinHalves => _mm512_set1_epi32(LIFT.to_bits() as i32),
+            _ => int((&raw const (*x).start).cast::<i32>().add(half)),
         };
-        let (mut a, mut b) = ([a; T], [b; T]);
+        let (mut a, mut b) = ([start(0); T], [start(1); T]);
         for i in 0..4 {
-            let words = (int(GROUP_K * g + 4 * i), int(GROUP_K * g + 4 * (i + 4)));
+            let words = (word(i), word(i + 4));
             for (t, group) in groups.iter().enumerate() {
                 a[t] = _mm512_dpbusd_epi32(a[t], group.q[i], words.0);
                 b[t] = _mm512_dpbusd_epi32(b[t], group.q[i + 4], words.1);
             }
         }
         for (t, sum) in sums.iter_mut().enumerate() {
-            *sum = fold(meeting, *sum, a[t], b[t], &groups[t], x, row, g);
+            let lifted = [a[t], b[t]].map(|dot| _mm512_castsi512_ps(dot));
+            *sum = fold(meeting, *sum, lifted, &groups[t], x);
         }
     }
 }
 
-/// How a layout's levels, scales and mins meet a row of activations.
+/// How a layout's levels, scales and mins meet a block of activations. Dot products of 16 arrive lifted by
+/// [`LIFT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meeting {
-    /// Levels around a zero, one scale per 32.
+    /// Levels around a zero, one scale per 32. Both lifts are taken out together, which rounds the first of the two dot
+    /// products to a whole number; with levels shifted by 3 bits or more that is less than a fifth of what one activation's
+    /// rounding does.
     Centred,
-    /// Levels from 0, a scale and a min per 32.
+    /// Levels from 0, a scale and a min per 32; as above.
     Min,
-    /// Levels around a zero, one scale per 16.
+    /// Levels around a zero, one scale per 16, or per 32 for levels that need all 8 bits. Lifts are taken out exactly.
     CentredHalves,
     /// Levels from 0, a scale and a min per 16.
     MinHalves,
 }
 
+/// Bits that levels must leave free for [`Meeting::Centred`] and [`Meeting::Min`].
+const SPARE_BITS: u32 = 3;
+
 impl Meeting {
     const fn of(layout: &PackedLayout) -> Meeting {
+        let spare = layout.level_shift() >= SPARE_BITS;
         match (layout.min, layout.group) {
-            (false, 16) => Meeting::CentredHalves,
             (true, 16) => Meeting::MinHalves,
-            (false, _) => Meeting::Centred,
-            (true, _) => Meeting::Min,
+            (true, _) => {
+                assert!(spare, "no kernel for 8-bit levels with a min");
+                Meeting::Min
+            }
+            (false, 32) if spare => Meeting::Centred,
+            (false, _) => Meeting::CentredHalves,
         }
     }
 }
 
-/// Adds the dot products `a` and `b` of the halves of group `g` of the row `x` to the row's sums.
+/// Adds the dot products of both halves, lifted by [`LIFT`], to a row's sums.
 ///
 /// # Safety
-/// `x` is an int8 row of layout `row` with more than `g` groups.
+/// `x` points at a block.
 #[inline]
 #[target_feature(enable = "avx512f")]
-#[allow(clippy::too_many_arguments)]
 unsafe fn fold(
     meeting: Meeting,
     acc: __m512,
-    a: __m512i,
-    b: __m512i,
+    [a, b]: [__m512; 2],
     group: &Group,
-    x: *const u8,
-    row: &Q8Row,
-    g: usize,
+    x: *const Q8Block,
 ) -> __m512 {
-    // SAFETY: group g has its d and z16 at 8 g and its s32 at 4 g.
+    let [scale0, scale1] = group.scale;
+    let [min0, min1] = group.min;
+    // SAFETY: by the caller.
     unsafe {
-        let float = |at: usize| _mm512_set1_ps(x.add(at).cast::<f32>().read_unaligned());
-        let z16 = |half: usize| {
-            let at = x.add(row.z16 + 8 * g + 4 * half).cast::<i32>();
-            _mm512_cvtepi32_ps(_mm512_set1_epi32(at.read_unaligned()))
-        };
-        let (a, b) = (_mm512_cvtepi32_ps(a), _mm512_cvtepi32_ps(b));
-        let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
-        let [scale0, scale1] = group.scale;
-        let [min0, min1] = group.min;
+        let (d0, d1) = (_mm512_set1_ps((*x).d[0]), _mm512_set1_ps((*x).d[1]));
+        let unlift = |half: usize| _mm512_set1_ps((*x).unlift[half]);
         match meeting {
             Meeting::Centred | Meeting::Min => {
-                let sum = _mm512_fmadd_ps(b, d1, _mm512_mul_ps(a, d0));
-                let acc = _mm512_fmadd_ps(sum, scale0, acc);
+                let sum = _mm512_fmadd_ps(a, d0, _mm512_set1_ps((*x).unlift_both));
+                let acc = _mm512_fmadd_ps(_mm512_fmadd_ps(b, d1, sum), scale0, acc);
                 match meeting {
-                    Meeting::Min => _mm512_fnmadd_ps(min0, float(row.s32 + 4 * g), acc),
+                    Meeting::Min => _mm512_fnmadd_ps(min0, _mm512_set1_ps((*x).sum), acc),
                     _ => acc,
                 }
             }
             Meeting::CentredHalves => {
-                let acc = _mm512_fmadd_ps(a, _mm512_mul_ps(scale0, d0), acc);
-                _mm512_fmadd_ps(b, _mm512_mul_ps(scale1, d1), acc)
+                let acc = _mm512_fmadd_ps(_mm512_fmadd_ps(a, d0, unlift(0)), scale0, acc);
+                _mm512_fmadd_ps(_mm512_fmadd_ps(b, d1, unlift(1)), scale1, acc)
             }
             Meeting::MinHalves => {
-                let a = _mm512_fmadd_ps(a, scale0, _mm512_mul_ps(min0, z16(0)));
-                let b = _mm512_fmadd_ps(b, scale1, _mm512_mul_ps(min1, z16(1)));
+                let lift = _mm512_set1_ps(LIFT);
+                let z = |half: usize| _mm512_sub_ps(_mm512_set1_ps((*x).start[half]), lift);
+                let [a, b] = [a, b].map(|dot| _mm512_sub_ps(dot, lift));
+                let a = _mm512_fmadd_ps(a, scale0, _mm512_mul_ps(min0, z(0)));
+                let b = _mm512_fmadd_ps(b, scale1, _mm512_mul_ps(min1, z(1)));
                 _mm512_fmadd_ps(b, d1, _mm512_fmadd_ps(a, d0, acc))
-            }
-        }
-    }
-}
-
-/// Walks a tile, 32 k at a time.
-struct TileReader<const L: usize> {
-    /// The next unit of the scale plane.
-    unit: *const u8,
-    /// Codes of the next scale group, in the unit being read.
-    codes: *const u8,
-    /// Steps of 32 k left in that unit.
-    left: usize,
-    d: __m512,
-    m: __m512,
-    quants: *const u8,
-    /// What is prefetched in this step, and how far that moves from step to step.
-    ahead: *const u8,
-    stride: usize,
-    /// Where `ahead` leaves the tile, and what it jumps over then.
-    end: *const u8,
-    skip: usize,
-}
-
-impl<const L: usize> TileReader<L> {
-    /// At the beginning of the tile `w` of reduction length `k` and `bytes` bytes, one of `abreast` tiles that are read together.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn new(w: *const u8, k: usize, bytes: usize, abreast: usize) -> TileReader<L> {
-        let layout = const { &FORMATS[L].layout };
-        let stride = bytes / (k / GROUP_K);
-        TileReader {
-            unit: w,
-            codes: w,
-            left: 0,
-            d: _mm512_setzero_ps(),
-            m: _mm512_setzero_ps(),
-            quants: w.wrapping_add(scale_plane_bytes(layout, k)),
-            ahead: w.wrapping_add(PREFETCH / abreast).wrapping_sub(stride),
-            stride,
-            end: w.wrapping_add(bytes),
-            skip: bytes * (abreast - 1),
-        }
-    }
-
-    /// Prefetches one of `PARTS` parts of what belongs to this step.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn prefetch<const PARTS: usize>(&self, part: usize) {
-        let lines = const {
-            let layout = &FORMATS[L].layout;
-            let scales = scale_unit_bytes(layout) / (layout.k_multiple() / GROUP_K);
-            (group_bytes(layout) + scales).div_ceil(64)
-        };
-        for line in lines * part / PARTS..lines * (part + 1) / PARTS {
-            _mm_prefetch::<_MM_HINT_T1>(self.ahead.wrapping_add(64 * line).cast());
-        }
-    }
-
-    /// The next 32 k, unpacked.
-    ///
-    /// # Safety
-    /// The tile has 32 k more.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn next(&mut self) -> Group {
-        let layout = const { &FORMATS[L].layout };
-        self.ahead = self.ahead.wrapping_add(self.stride);
-        if self.ahead >= self.end {
-            self.ahead = self.ahead.wrapping_add(self.skip);
-            self.skip = 0;
-        }
-        // SAFETY: the unit and the quants are inside the tile.
-        unsafe {
-            if self.left == 0 {
-                (self.d, self.m) = unit_halves::<L>(self.unit);
-                self.codes = self.unit.add(scale_halves_bytes(layout));
-                self.unit = self.unit.add(scale_unit_bytes(layout));
-                self.left = layout.k_multiple() / GROUP_K;
-            }
-            self.left -= 1;
-            let first = group_scale::<L>(self.d, self.m, &mut self.codes);
-            let second = match layout.group {
-                16 => group_scale::<L>(self.d, self.m, &mut self.codes),
-                _ => first,
-            };
-            let q = unpack::<L>(self.quants);
-            self.quants = self.quants.add(group_bytes(layout));
-            Group {
-                q,
-                scale: [first.0, second.0],
-                min: [first.1, second.1],
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::abi::{ACT_GROUP, Q8Row, q8_row};
+use crate::cpu::abi::{ACT_GROUP, LIFT, Q8Block, SCALE_BITS};
 use crate::cpu::scalar::quantise::AMAX_FLOOR;
 use crate::cpu::symbols::{Named, QuantiseFn, Symbol};
 use crate::cpu::tile::GROUP_K;
@@ -26,21 +26,21 @@ unsafe extern "C" fn quantise(
 ) {
     for r in 0..rows {
         // SAFETY: row r is inside both buffers.
-        unsafe { quantise_row(x.byte_add(r * x_stride), out.add(r * out_stride), k) };
+        unsafe { quantise_row(x.byte_add(r * x_stride), out.add(r * out_stride).cast(), k) };
     }
 }
 
 /// Activations whose 16 groups fill vectors of scales and of sums.
 const BLOCK: usize = 16 * ACT_GROUP;
 
-/// Quantises the activations `begin..begin + BLOCK` of a row: what belongs to a group is computed for 16 groups at once.
+/// Quantises [`BLOCK`] activations: what belongs to a group is computed for 16 groups at once.
 ///
 /// # Safety
-/// `x` holds [`BLOCK`] floats, `out` an int8 row of layout `row` that has the activations; AVX-512 is there.
+/// `x` holds [`BLOCK`] floats, `out` as many int8 activations; AVX-512 is there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn quantise_block(x: *const f32, out: *mut u8, row: &Q8Row, begin: usize) {
-    // SAFETY: promised by the caller; the planes of a row hold a scale and a z16 per 16, an s32 per 32.
+unsafe fn quantise_block(x: *const f32, out: *mut Q8Block) {
+    // SAFETY: promised by the caller.
     unsafe {
         let mut magnitudes = [_mm512_setzero_ps(); 16];
         for (g, m) in magnitudes.iter_mut().enumerate() {
@@ -69,23 +69,60 @@ unsafe fn quantise_block(x: *const f32, out: *mut u8, row: &Q8Row, begin: usize)
             let bytes = _mm512_inserti32x4::<1>(bytes, group(1));
             let bytes = _mm512_inserti32x4::<2>(bytes, group(2));
             let bytes = _mm512_inserti32x4::<3>(bytes, group(3));
-            _mm512_storeu_si512(out.add(begin + 4 * quad * ACT_GROUP).cast(), bytes);
+            let half = _mm512_extracti64x4_epi64::<1>(bytes);
+            let block = out.add(2 * quad);
+            _mm256_storeu_si256(
+                (*block).q.as_mut_ptr().cast(),
+                _mm512_castsi512_si256(bytes),
+            );
+            _mm256_storeu_si256((*block.add(1)).q.as_mut_ptr().cast(), half);
             *sums = _mm512_dpbusd_epi32(*sums, _mm512_set1_epi8(1), bytes);
         }
         let sum = group_sums(sums);
-        let (g16, g32) = (begin / ACT_GROUP, begin / GROUP_K);
-        _mm512_storeu_ps(out.add(row.d).cast::<f32>().add(g16), d);
-        let z16 = _mm512_slli_epi32::<7>(_mm512_sub_epi32(_mm512_setzero_si512(), sum));
-        _mm512_storeu_si512(out.add(row.z16).cast::<i32>().add(g16).cast(), z16);
-        let values = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum));
-        let pair = |first: i32| {
-            let lanes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
-            let lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(first));
-            _mm512_castps512_ps256(_mm512_permutexvar_ps(lanes, values))
-        };
-        let s32 = out.add(row.s32).cast::<f32>().add(g32);
-        _mm256_storeu_ps(s32, _mm256_add_ps(pair(0), pair(1)));
+        // What `Q8Block::new` computes, pairs of lanes for each block.
+        let bits = _mm512_and_si512(_mm512_castps_si512(d), _mm512_set1_epi32(SCALE_BITS as i32));
+        let d = _mm512_castsi512_ps(bits);
+        let zeros = _mm512_cvtepi32_ps(_mm512_slli_epi32::<7>(sum));
+        let start = _mm512_sub_ps(_mm512_set1_ps(LIFT), zeros);
+        let unlift = _mm512_mul_ps(_mm512_set1_ps(-LIFT), d);
+        let values = pair_sums(_mm512_mul_ps(d, _mm512_cvtepi32_ps(sum)));
+        let both = _mm512_mask_blend_ps(0xaaaa, values, pair_sums(unlift));
+        let quads = [
+            interleaved(d, start, false),
+            interleaved(d, start, true),
+            interleaved(both, unlift, false),
+            interleaved(both, unlift, true),
+        ];
+        for (i, block) in (0..8).map(|i| (i, out.add(i))) {
+            let lane = |quads: __m512| match i / 2 {
+                0 => _mm512_castps512_ps128(quads),
+                1 => _mm512_extractf32x4_ps::<1>(quads),
+                2 => _mm512_extractf32x4_ps::<2>(quads),
+                _ => _mm512_extractf32x4_ps::<3>(quads),
+            };
+            // d and start are four floats in a row, as are the sum and what is lifted.
+            _mm_storeu_ps((&raw mut (*block).d).cast(), lane(quads[i % 2]));
+            _mm_storeu_ps(&raw mut (*block).sum, lane(quads[2 + i % 2]));
+        }
     }
+}
+
+/// Both lanes of a pair become the pair's sum.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pair_sums(v: __m512) -> __m512 {
+    _mm512_add_ps(v, _mm512_permute_ps::<0b10_11_00_01>(v))
+}
+
+/// Pairs of `a` and of `b` in turn: the even pairs of both, or the odd ones.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn interleaved(a: __m512, b: __m512, odd: bool) -> __m512 {
+    let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+    _mm512_castpd_ps(match odd {
+        false => _mm512_unpacklo_pd(a, b),
+        true => _mm512_unpackhi_pd(a, b),
+    })
 }
 
 /// Lane i of the result is the largest lane of `v[i]`; no lane is a NaN.
@@ -134,48 +171,42 @@ fn group_sums(v: [__m512i; 4]) -> __m512i {
 /// As [`crate::cpu::scalar::quantise::quantise_row`], which says what is computed.
 ///
 /// # Safety
-/// `x` holds `k` floats, `out` an int8 row ([`q8_row`]) of `k` rounded up to 32; AVX-512 is there.
+/// `x` holds `k` floats, `out` the blocks of `k` rounded up to 32; AVX-512 is there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub unsafe fn quantise_row(x: *const f32, out: *mut u8, k: usize) {
-    let row = q8_row(k.next_multiple_of(GROUP_K));
+pub unsafe fn quantise_row(x: *const f32, out: *mut Q8Block, k: usize) {
     let blocks = k / BLOCK * BLOCK;
     for begin in (0..blocks).step_by(BLOCK) {
         // SAFETY: the block is inside both rows.
-        unsafe { quantise_block(x.add(begin), out, &row, begin) };
+        unsafe { quantise_block(x.add(begin), out.add(begin / GROUP_K)) };
     }
     for begin in (blocks..k).step_by(GROUP_K) {
-        let g = begin / GROUP_K;
         // Lanes past k read as zeros.
         let mask = u32::MAX >> (GROUP_K - GROUP_K.min(k - begin));
-        let mut values = [0.0; 2];
-        // SAFETY: masked lanes are not read; q, d, s32 and z16 of these 32 lie inside the row by `q8_row`.
+        let (mut q, mut d, mut sums) = ([0; GROUP_K], [0.0; 2], [0; 2]);
+        // SAFETY: masked lanes are not read; the row has a block for these 32.
         unsafe {
-            for (h, value) in values.iter_mut().enumerate() {
+            for h in 0..2 {
                 let at = begin + h * ACT_GROUP;
                 let v = _mm512_maskz_loadu_ps((mask >> (h * ACT_GROUP)) as u16, x.wrapping_add(at));
                 // A NaN lane yields the second operand, so NaNs do not count.
                 let magnitudes = _mm512_max_ps(_mm512_abs_ps(v), _mm512_setzero_ps());
                 let amax = _mm512_reduce_max_ps(magnitudes);
-                let (d, inverse) = match amax < AMAX_FLOOR {
+                let inverse;
+                (d[h], inverse) = match amax < AMAX_FLOOR {
                     true => (0.0, 0.0),
                     false => (amax / 127.0, 127.0 / amax),
                 };
                 let scaled = _mm512_mul_ps(v, _mm512_set1_ps(inverse));
-                let q = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
-                    scaled,
-                );
+                let ints = _mm512_cvt_roundps_epi32::<
+                    { _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC },
+                >(scaled);
                 // Not a number converts to i32::MIN, whose low byte is 0.
-                let bytes = _mm512_cvtepi32_epi8(q);
-                _mm_storeu_si128(out.add(at).cast(), bytes);
-                let sum = _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(bytes));
-                *value = d * sum as f32;
-                out.add(row.d).cast::<f32>().add(2 * g + h).write(d);
-                let z16 = out.add(row.z16).cast::<i32>();
-                z16.add(2 * g + h).write(-128 * sum);
+                let bytes = _mm512_cvtepi32_epi8(ints);
+                _mm_storeu_si128(q[h * ACT_GROUP..].as_mut_ptr().cast(), bytes);
+                sums[h] = _mm512_reduce_add_epi32(_mm512_cvtepi8_epi32(bytes));
             }
-            let s32 = out.add(row.s32).cast::<f32>();
-            s32.add(g).write(values[0] + values[1]);
+            out.add(begin / GROUP_K).write(Q8Block::new(q, d, sums));
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Gated activations over vectors of any ISA, quantised part by part while they are in L1.
 
 use super::{Lanes, exp};
-use crate::cpu::abi::q8_row;
-use crate::cpu::scalar::norm::{PART, PartRow};
+use crate::cpu::abi::Q8Block;
+use crate::cpu::scalar::norm::PART;
+use crate::cpu::tile::GROUP_K;
 use crate::gated::Activation;
 
 /// `x / (1 + e^exponent)`: `x` times the sigmoid of what `exponent` is the negative of.
@@ -61,8 +62,7 @@ pub unsafe fn gated_q8<V: Lanes, const A: usize>(
     up_stride: usize,
     out_stride: usize,
 ) {
-    let layout = q8_row(width);
-    let (mut floats, mut part) = ([0.0f32; PART], PartRow::new());
+    let mut floats = [0.0f32; PART];
     for r in 0..rows {
         // SAFETY: row r is inside the buffers, and each part, a multiple of 32 long, inside the row.
         unsafe {
@@ -73,8 +73,11 @@ pub unsafe fn gated_q8<V: Lanes, const A: usize>(
                     let (g, u) = (V::load(gate.add(begin + i)), V::load(up.add(begin + i)));
                     V::store(floats.as_mut_ptr().add(i), gated::<V, A>(g, u));
                 }
-                V::quantise_row(floats.as_ptr(), part.0.as_mut_ptr(), len);
-                part.place(len, out.add(r * out_stride), &layout, begin);
+                let to = out
+                    .add(r * out_stride)
+                    .cast::<Q8Block>()
+                    .add(begin / GROUP_K);
+                V::quantise_row(floats.as_ptr(), to, len);
             }
         }
     }

@@ -2,8 +2,9 @@
 //! depend on the rows around it.
 
 use super::Lanes;
-use crate::cpu::abi::q8_row;
-use crate::cpu::scalar::norm::{PART, PartRow};
+use crate::cpu::abi::Q8Block;
+use crate::cpu::scalar::norm::PART;
+use crate::cpu::tile::GROUP_K;
 
 /// `1 / sqrt(mean(x^2) + eps)` of one row.
 ///
@@ -115,8 +116,7 @@ pub unsafe fn rmsnorm_q8<V: Lanes>(
     eps_bits: usize,
 ) {
     let eps = f32::from_bits(eps_bits as u32);
-    let layout = q8_row(width);
-    let (mut floats, mut part) = ([0.0f32; PART], PartRow::new());
+    let mut floats = [0.0f32; PART];
     for r in 0..rows {
         // SAFETY: row r is inside both buffers, and each part is inside the row.
         unsafe {
@@ -126,8 +126,11 @@ pub unsafe fn rmsnorm_q8<V: Lanes>(
                 let len = PART.min(width - begin);
                 let w = if w.is_null() { w } else { w.add(begin) };
                 scale_row::<V>(x.add(begin), w, floats.as_mut_ptr(), len, inverse);
-                V::quantise_row(floats.as_ptr(), part.0.as_mut_ptr(), len);
-                part.place(len, out.add(r * out_stride), &layout, begin);
+                let to = out
+                    .add(r * out_stride)
+                    .cast::<Q8Block>()
+                    .add(begin / GROUP_K);
+                V::quantise_row(floats.as_ptr(), to, len);
             }
         }
     }

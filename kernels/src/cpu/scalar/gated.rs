@@ -1,9 +1,10 @@
 //! Portable gated activations, quantised to int8 rows. Everything is f32.
 
-use crate::cpu::abi::q8_row;
-use crate::cpu::scalar::norm::{PART, PartRow};
+use crate::cpu::abi::Q8Block;
+use crate::cpu::scalar::norm::PART;
 use crate::cpu::scalar::quantise::quantise_row;
 use crate::cpu::symbols::{Named, Symbol};
+use crate::cpu::tile::GROUP_K;
 use crate::gated::{Activation, GatedQ8Fn};
 
 /// `gated_<activation>_q8_scalar`, of type [`GatedQ8Fn`].
@@ -59,8 +60,7 @@ unsafe extern "C" fn gated_q8<const A: usize>(
     up_stride: usize,
     out_stride: usize,
 ) {
-    let layout = q8_row(width);
-    let (mut floats, mut part) = ([0.0f32; PART], PartRow::new());
+    let mut floats = [0.0f32; PART];
     for r in 0..rows {
         // SAFETY: row r is inside the buffers, and each part inside the row.
         unsafe {
@@ -71,8 +71,11 @@ unsafe extern "C" fn gated_q8<const A: usize>(
                     let (gate, up) = (*gate.add(begin + i), *up.add(begin + i));
                     *value = gated(const { Activation::ALL[A] }, gate, up);
                 }
-                quantise_row(floats.as_ptr(), part.0.as_mut_ptr(), len);
-                part.place(len, out.add(r * out_stride), &layout, begin);
+                let to = out
+                    .add(r * out_stride)
+                    .cast::<Q8Block>()
+                    .add(begin / GROUP_K);
+                quantise_row(floats.as_ptr(), to, len);
             }
         }
     }

@@ -4,7 +4,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::cpu::abi::{ACT_GROUP, TILE_N, q8_row};
+use crate::cpu::abi::{ACT_GROUP, LIFT, Q8Block, TILE_N};
 use crate::cpu::symbols::{Named, matmul_symbols};
 use crate::cpu::tile::{
     GROUP_K, group_bytes, planes, scale_codes, scale_codes_bytes, scale_halves_bytes,
@@ -42,7 +42,6 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
     let Some(bytes) = tile_bytes(layout, k) else {
         return;
     };
-    let row = q8_row(k);
     let groups_of_16 = usize::from(layout.group) * 2 == GROUP_K;
     for t in 0..tiles {
         // SAFETY: the caller passes `tiles` whole tiles.
@@ -54,21 +53,18 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
             let quads = unpack_group(layout, quants);
             for (n, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: the caller passes N int8 rows of length k.
-                let x = unsafe { std::slice::from_raw_parts(x.add(n * x_stride), row.bytes) };
-                let word = |at: usize| [x[at], x[at + 1], x[at + 2], x[at + 3]];
-                let float = |at: usize| f32::from_le_bytes(word(at));
-                let z16 = |half: usize| i32::from_le_bytes(word(row.z16 + 8 * g + 4 * half));
-                let zero = |half: usize| match layout.zero {
+                let x = unsafe { &*x.add(n * x_stride).cast::<Q8Block>().add(g) };
+                let zeros = x.start.map(|start| (start - LIFT) as i32);
+                let from = zeros.map(|zero| match layout.zero {
                     0 => 0,
-                    _ => z16(half) >> layout.zero_shift(),
-                };
-                let q = &x[g * GROUP_K..][..GROUP_K];
-                let a = dot(&quads[..4], &q[..ACT_GROUP], zero(0));
-                let b = dot(&quads[4..], &q[ACT_GROUP..], zero(1));
-                let (d0, d1) = (float(row.d + 8 * g), float(row.d + 8 * g + 4));
+                    _ => zero >> layout.zero_shift(),
+                });
+                let a = dot(&quads[..4], &x.q[..ACT_GROUP], from[0]);
+                let b = dot(&quads[4..], &x.q[ACT_GROUP..], from[1]);
+                let [d0, d1] = x.d;
                 let (scale, min) = (&scales.scale, &scales.min);
-                // Sums of the 16 activations before their scale, which z16 holds times -128.
-                let sums = [0, 1].map(|half| (z16(half) / -128) as f32);
+                // Sums of the 16 activations before their scale.
+                let sums = zeros.map(|zero| (zero / -128) as f32);
                 for (c, acc) in acc.iter_mut().enumerate() {
                     let (a, b) = (a[c] as f32, b[c] as f32);
                     match (groups_of_16, layout.min) {
@@ -84,9 +80,8 @@ unsafe extern "C" fn int_matmul<const L: usize, const N: usize>(
                     }
                 }
                 if layout.min && !groups_of_16 {
-                    let s = float(row.s32 + 4 * g);
                     for (acc, min) in acc.iter_mut().zip(&min[0]) {
-                        *acc -= min * s;
+                        *acc -= min * x.sum;
                     }
                 }
             }
@@ -218,12 +213,12 @@ fn unpack_group(layout: &PackedLayout, quants: &[u8]) -> [[u8; 64]; 8] {
 }
 
 /// Integer dot product of each output with 4 activations per quad, added to `from`.
-fn dot(quads: &[[u8; 64]], x: &[u8], from: i32) -> [i32; TILE_N] {
+fn dot(quads: &[[u8; 64]], x: &[i8], from: i32) -> [i32; TILE_N] {
     let mut sums = [from; TILE_N];
     for (quad, x) in quads.iter().zip(x.chunks_exact(4)) {
         for (sum, q) in sums.iter_mut().zip(quad.chunks_exact(4)) {
             for (&q, &x) in q.iter().zip(x) {
-                *sum += i32::from(q) * i32::from(x as i8);
+                *sum += i32::from(q) * i32::from(x);
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Portable RMSNorm, to f32 rows and to int8 rows. Squares are summed in f64; everything else is f32.
 
-use crate::cpu::abi::{Q8Row, q8_row};
+use crate::cpu::abi::Q8Block;
 use crate::cpu::scalar::quantise::quantise_row;
 use crate::cpu::symbols::{Named, Symbol};
+use crate::cpu::tile::GROUP_K;
 use crate::norm::{NormFn, NormQ8Fn};
 
 /// `rmsnorm_scalar` of type [`NormFn`] and `rmsnorm_q8_scalar` of type [`NormQ8Fn`].
@@ -64,47 +65,8 @@ unsafe extern "C" fn rmsnorm(
     }
 }
 
-/// Floats normalised on the stack before they are quantised; a multiple of 64, so that planes of a part row line up.
+/// Floats normalised on the stack before they are quantised, whole blocks of [`Q8Block`].
 pub const PART: usize = 256;
-
-/// An int8 row of [`PART`] activations.
-#[repr(align(64))]
-pub struct PartRow(pub [u8; q8_row(PART).bytes]);
-
-impl PartRow {
-    /// A row of zeros.
-    pub const fn new() -> PartRow {
-        PartRow([0; q8_row(PART).bytes])
-    }
-
-    /// Copies what `quantise` made of `len` floats to their place at float `begin` of the row `out`. `len` and `begin`
-    /// are multiples of 32, `len` at most [`PART`].
-    ///
-    /// # Safety
-    /// `out` holds an int8 row of this layout with at least `begin + len` activations.
-    pub unsafe fn place(&self, len: usize, out: *mut u8, row: &Q8Row, begin: usize) {
-        let part = q8_row(len);
-        let planes = [
-            (0, begin, len),
-            (part.d, row.d + begin / 4, len / 4),
-            (part.s32, row.s32 + begin / 8, len / 8),
-            (part.z16, row.z16 + begin / 4, len / 4),
-        ];
-        for (from, to, bytes) in planes {
-            // SAFETY: by `q8_row` each plane of the part lies inside the plane of the row.
-            unsafe {
-                out.add(to)
-                    .copy_from_nonoverlapping(self.0[from..].as_ptr(), bytes)
-            };
-        }
-    }
-}
-
-impl Default for PartRow {
-    fn default() -> PartRow {
-        PartRow::new()
-    }
-}
 
 /// # Safety
 /// The contract of [`NormQ8Fn`].
@@ -120,7 +82,6 @@ unsafe extern "C" fn rmsnorm_q8(
     eps_bits: usize,
 ) {
     let eps = f32::from_bits(eps_bits as u32);
-    let layout = q8_row(width);
     for r in 0..rows {
         // SAFETY: row r is inside both buffers, and each part is inside the row.
         unsafe {
@@ -128,11 +89,14 @@ unsafe extern "C" fn rmsnorm_q8(
             let inverse = inverse_rms(x, width, eps);
             for begin in (0..width).step_by(PART) {
                 let len = PART.min(width - begin);
-                let (mut floats, mut part) = ([0.0f32; PART], PartRow::new());
+                let mut floats = [0.0f32; PART];
                 let w = if w.is_null() { w } else { w.add(begin) };
                 scale_row(x.add(begin), w, floats.as_mut_ptr(), len, inverse);
-                quantise_row(floats.as_ptr(), part.0.as_mut_ptr(), len);
-                part.place(len, out.add(r * out_stride), &layout, begin);
+                let to = out
+                    .add(r * out_stride)
+                    .cast::<Q8Block>()
+                    .add(begin / GROUP_K);
+                quantise_row(floats.as_ptr(), to, len);
             }
         }
     }
