@@ -21,8 +21,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// First bytes of a bundle. The high bit and the line ending reveal a transfer in text mode, as in PNG.
 pub const MAGIC: [u8; 8] = *b"\x89press\r\n";
-/// Version of the layout of the header, the sections and the manifest; any change raises it.
-pub const FORMAT_VERSION: u32 = 6;
+/// Version of the layout of the header, the sections and the manifest, and of what compiled code and kernels agree on
+/// (`coldpress_kernels::cpu::abi`); any change raises it.
+pub const FORMAT_VERSION: u32 = 7;
 /// Largest header accepted, bytes.
 pub const MAX_HEADER_BYTES: u64 = 1 << 20;
 /// Most sections accepted.
