@@ -60,7 +60,7 @@ pub struct BenchArgs {
         default_value_t = 0
     )]
     pub depth: u32,
-    /// Repetitions; the medians are shown
+    /// Repetitions, one after the other through all batch sizes; the medians are shown
     #[arg(short, long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub repetitions: u32,
     /// Form of the output
@@ -94,12 +94,19 @@ struct Measurement {
     depth: u32,
     prefill: f64,
     decode: f64,
+    /// The fastest decode step of all repetitions: what others on this machine slow down is not in it.
+    fastest_step: f64,
     bucket: u32,
     /// Weights and cache read while decoding.
     decode_bytes: f64,
 }
 
 impl Measurement {
+    /// Tokens per second in the fastest step.
+    fn best(&self) -> f64 {
+        per(f64::from(self.batch), self.fastest_step)
+    }
+
     /// Generated tokens per second, all sequences together.
     fn speed(&self) -> f64 {
         per(
@@ -142,32 +149,28 @@ impl BenchArgs {
         let cases = self.cases(executor.limits())?;
         let bandwidth = measured_bandwidth(&mut executor, plan)?;
         let bar = progress(cases.len() as u64 * u64::from(self.repetitions), "runs");
-        let mut results = Vec::with_capacity(cases.len());
-        for (prompt, generated, batch) in cases {
-            let mut runs = Vec::new();
-            for _ in 0..self.repetitions {
-                runs.push(run(
-                    &mut executor,
-                    plan,
-                    prompt,
-                    generated,
-                    batch,
-                    self.depth,
-                )?);
+        let mut runs: Vec<Vec<Run>> = cases.iter().map(|_| Vec::new()).collect();
+        for _ in 0..self.repetitions {
+            for (&case, runs) in cases.iter().zip(&mut runs) {
+                runs.push(run(&mut executor, plan, case, self.depth)?);
                 bar.inc(1);
             }
-            results.push(Measurement {
+        }
+        bar.finish_and_clear();
+        let results = cases.iter().zip(&runs);
+        let results: Vec<Measurement> = results
+            .map(|(&(prompt, generated, batch), runs)| Measurement {
                 prompt,
                 generated,
                 batch,
                 depth: self.depth,
                 prefill: median(runs.iter().map(|r| r.prefill).collect()),
                 decode: median(runs.iter().map(|r| r.decode).collect()),
+                fastest_step: least(runs.iter().map(|r| r.fastest_step)),
                 bucket: runs[0].bucket,
                 decode_bytes: runs[0].decode_bytes,
-            });
-        }
-        bar.finish_and_clear();
+            })
+            .collect();
         let cliffs = cliffs::find(&results);
         cliffs.iter().flatten().for_each(|c| eprintln!("{c}"));
         print(&match self.output {
@@ -263,17 +266,16 @@ fn measured_bandwidth(executor: &mut Executor, plan: &TargetPlan) -> Result<f64,
 struct Run {
     prefill: f64,
     decode: f64,
+    fastest_step: f64,
     bucket: u32,
     decode_bytes: f64,
 }
 
-/// Runs one configuration on random tokens.
+/// Runs one configuration, of (prompt, generated, batch), on random tokens.
 fn run(
     executor: &mut Executor,
     plan: &TargetPlan,
-    prompt: u32,
-    generated: u32,
-    batch: u32,
+    (prompt, generated, batch): (u32, u32, u32),
     depth: u32,
 ) -> Result<Run, Error> {
     let slots: Vec<u32> = (0..batch).map_while(|_| executor.acquire_slot()).collect();
@@ -285,8 +287,11 @@ fn run(
         feed(executor, &slots, depth..start, &mut rng)?;
         let prefill = started.elapsed().as_secs_f64();
         let started = Instant::now();
-        let mut decode_bytes = 0.0;
+        let (mut decode_bytes, mut steps) = (0.0, Vec::new());
+        let mut last = started;
         let mut done = |stats: &StepStats, position: u32| {
+            steps.push(last.elapsed().as_secs_f64());
+            last = Instant::now();
             decode_bytes += step_bytes(plan, stats, batch, position + 1);
         };
         let end = start + generated;
@@ -305,6 +310,7 @@ fn run(
         Ok(Run {
             prefill,
             decode,
+            fastest_step: least(steps.into_iter()),
             bucket: executor.stats().bucket,
             decode_bytes,
         })
@@ -385,6 +391,11 @@ fn step_bytes(plan: &TargetPlan, stats: &StepStats, batch: u32, tokens: u32) -> 
         f64::from(seen) * layer.page_bytes as f64 / f64::from(plan.kv.page_tokens.max(1))
     });
     (program(stats.trunk_program) + head) as f64 + f64::from(batch) * cached.sum::<f64>()
+}
+
+/// 0 of nothing.
+fn least(values: impl Iterator<Item = f64>) -> f64 {
+    values.min_by(f64::total_cmp).unwrap_or(0.0)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

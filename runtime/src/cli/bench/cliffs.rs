@@ -1,17 +1,18 @@
-//! Batch sizes that decode slower than a smaller one: the batch a server should not run.
+//! Batch sizes that decode slower than a smaller one: the batch a server should not run. Judged by the fastest step of
+//! each: what others do on this machine meanwhile says nothing about batch sizes.
 
 use std::fmt;
 
 use super::Measurement;
 
-/// How far below the best smaller batch counts; less is noise on a machine that others use too.
+/// How far below the best smaller batch counts; less is noise.
 const TOLERANCE: f64 = 0.03;
 
 /// A batch with fewer tokens per second than a smaller one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Cliff {
     pub(super) batch: u32,
-    /// Tokens per second.
+    /// Tokens per second in the fastest step.
     pub(super) speed: f64,
     /// The best smaller batch measured.
     pub(super) smaller: u32,
@@ -54,12 +55,12 @@ pub(super) fn find(results: &[Measurement]) -> Vec<Option<Cliff>> {
     };
     let cliff = |m: &Measurement| {
         let smaller = results.iter().filter(|o| alike(m, o) && o.batch < m.batch);
-        let best = smaller.max_by(|a, b| a.speed().total_cmp(&b.speed()))?;
+        let best = smaller.max_by(|a, b| a.best().total_cmp(&b.best()))?;
         let cliff = Cliff {
             batch: m.batch,
-            speed: m.speed(),
+            speed: m.best(),
             smaller: best.batch,
-            smaller_speed: best.speed(),
+            smaller_speed: best.best(),
         };
         (cliff.share() > TOLERANCE).then_some(cliff)
     };

@@ -6,7 +6,7 @@ use super::cliffs::Cliff;
 use super::{Measurement, per};
 
 /// Column names in JSON and CSV, and the values of one row.
-const COLUMNS: [&str; 14] = [
+const COLUMNS: [&str; 15] = [
     "pp",
     "tg",
     "pl",
@@ -21,9 +21,10 @@ const COLUMNS: [&str; 14] = [
     "bucket",
     "gb_per_s",
     "bandwidth_share",
+    "speed_best",
 ];
 
-pub(super) fn values(m: &Measurement, bandwidth: f64) -> [f64; 14] {
+pub(super) fn values(m: &Measurement, bandwidth: f64) -> [f64; 15] {
     let [prompt, generated, batch] = [m.prompt, m.generated, m.batch].map(f64::from);
     let total = m.prefill + m.decode;
     let achieved = per(m.decode_bytes, m.decode);
@@ -42,6 +43,7 @@ pub(super) fn values(m: &Measurement, bandwidth: f64) -> [f64; 14] {
         f64::from(m.bucket),
         achieved / 1e9,
         per(achieved, bandwidth),
+        m.best(),
     ]
 }
 
@@ -49,7 +51,7 @@ pub(super) fn markdown(results: &[Measurement], bandwidth: f64) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header([
         "PP", "TG", "B", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s", "T s", "S t/s",
-        "bucket", "GB/s", "% of bw",
+        "bucket", "GB/s", "% of bw", "best t/s",
     ]);
     for m in results {
         let v = values(m, bandwidth);
@@ -68,6 +70,7 @@ pub(super) fn markdown(results: &[Measurement], bandwidth: f64) -> String {
             digits(11, 0),
             digits(12, 2),
             format!("{:.1}", v[13] * 100.0),
+            digits(14, 2),
         ]);
     }
     for column in table.column_iter_mut() {

@@ -12,6 +12,7 @@ pub(super) fn measurement(batch: u32, speed: f64) -> Measurement {
         depth: 0,
         prefill: 1.0,
         decode: f64::from(batch) * 10.0 / speed,
+        fastest_step: f64::from(batch) / speed,
         bucket: batch,
         decode_bytes: 10e9,
     }
@@ -33,6 +34,7 @@ fn speeds_and_totals_fit_together() {
         depth: 50,
         prefill: 2.0,
         decode: 0.5,
+        fastest_step: 0.04,
         bucket: 4,
         decode_bytes: 5e9,
     };
@@ -40,7 +42,7 @@ fn speeds_and_totals_fit_together() {
     assert_eq!(
         v,
         [
-            100., 10., 4., 640., 2., 200., 0.5, 80., 2.5, 176., 50., 4., 10., 0.5
+            100., 10., 4., 640., 2., 200., 0.5, 80., 2.5, 176., 50., 4., 10., 0.5, 100.
         ]
     );
     let table = markdown(std::slice::from_ref(&m), 20e9);
@@ -54,7 +56,7 @@ fn speeds_and_totals_fit_together() {
     assert!(table.contains("50.0"), "{table}");
     let csv = csv(std::slice::from_ref(&m), 20e9);
     assert!(
-        csv.ends_with("100,10,4,640,2,200,0.5,80,2.5,176,50,4,10,0.5\n"),
+        csv.ends_with("100,10,4,640,2,200,0.5,80,2.5,176,50,4,10,0.5,100\n"),
         "{csv}"
     );
     let json: serde_json::Value =
